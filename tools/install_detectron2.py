@@ -1,12 +1,13 @@
 """Install Detectron2 as plain Python, with pip alone, unless one can be imported already.
 
-Detectron2 is on no package registry under its own name, and its usual route (from git) compiles an extension that
-nothing here needs. This script installs a wheel of its Python code, pinned by hash, into the running interpreter's
-environment. Run it with the environment's python, after torch:
+Detectron2 is on no package registry under its own name, and its usual route (from git) compiles an
+extension that nothing here needs. This script installs a wheel of its Python code, pinned by hash,
+into the running interpreter's environment. Run it with the environment's python, after torch:
 
     .venv/bin/python tools/install_detectron2.py
 
-The wheel is tagged for CPython 3.10 because of that extension; the tag is overridden and the extension stays unused.
+The wheel is tagged for CPython 3.10 because of that extension; the tag is overridden and the
+extension stays unused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 WHEEL_DISTRIBUTION = "sal-detectron2"
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "detectron2.txt"
 STRAY_PACKAGE = "tools"
-# What the project uses of Detectron2, so that an unusable one is noticed here and not at the first training.
+# What the project uses of Detectron2, so that an unusable one is noticed here.
 PROBE = """
 import detectron2
 from detectron2.config import get_cfg
@@ -50,7 +51,7 @@ def probe() -> tuple[bool, str]:
     Returns:
         Whether it works, and the version and file, or the error's text.
     """
-    # -P: a folder named detectron2 (a source checkout's parent) beside the caller must not answer for the installed one.
+    # -P: a folder named detectron2 where the caller stands is not the installed package.
     result = subprocess.run(
         [sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False
     )
@@ -74,14 +75,14 @@ def install(site_packages: Path) -> None:
         *("--target", str(site_packages), "--require-hashes", "--requirement", str(REQUIREMENTS)),
     ]
     if subprocess.run(command, check=False).returncode != 0:
-        raise InstallError(f"pip could not install what {REQUIREMENTS} names (its message is above)")
+        raise InstallError(f"pip could not install what {REQUIREMENTS} names; its words are above")
 
 
 def remove_stray_package(site_packages: Path) -> list[str]:
     """Remove the top-level package `tools` that the wheel drops beside `detectron2`.
 
-    A file goes only if the wheel's own record lists it and its content is still the recorded one, so that another
-    distribution's `tools` stays.
+    A file goes only if the wheel's own record lists it and its content is still the recorded one,
+    so that another distribution's `tools` stays.
 
     Returns:
         The removed files, relative to `site_packages`.
@@ -129,41 +130,48 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def main() -> int:
-    """Run the installation and return the process' exit code."""
-    site_packages = Path(sysconfig.get_paths()["purelib"])
-    works, answer = probe()
-    if works:
-        print(f"detectron2 is there already: {answer.strip()}")
-    elif not is_missing(answer):
-        print(f"A detectron2 is installed but cannot be imported:\n{answer}{HELP}", file=sys.stderr)
-        return 1
-    else:
-        if not has_torch():
-            print(f"Install torch and torchvision first, from the same channel.{HELP}", file=sys.stderr)
-            return 1
-        try:
-            install(site_packages)
-        except InstallError as error:
-            print(f"{error}{HELP}", file=sys.stderr)
-            return 1
-    if remove_stray_package(site_packages):
-        print(f"removed the stray top-level package `{STRAY_PACKAGE}` of {WHEEL_DISTRIBUTION}")
-    if not works:
-        works, answer = probe()
-        if not works:
-            print(f"detectron2 was installed but cannot be imported:\n{answer}{HELP}", file=sys.stderr)
-            return 1
-        print(f"installed detectron2: {answer.strip()}")
-    return 0
-
-
 def has_torch() -> bool:
     """Say whether both torch and torchvision are installed."""
     try:
         return bool(metadata.version("torch") and metadata.version("torchvision"))
     except metadata.PackageNotFoundError:
         return False
+
+
+def ensure_detectron2(site_packages: Path) -> str:
+    """Install Detectron2 if there is none.
+
+    Returns:
+        One sentence on what is there now.
+
+    Raises:
+        InstallError: There is none and none could be installed, or there is one that does not work.
+    """
+    works, answer = probe()
+    if works:
+        return f"detectron2 is there already: {answer.strip()}"
+    if not is_missing(answer):
+        raise InstallError(f"A detectron2 is installed but cannot be imported:\n{answer}")
+    if not has_torch():
+        raise InstallError("Install torch and torchvision first, both from the same channel.")
+    install(site_packages)
+    works, answer = probe()
+    if not works:
+        raise InstallError(f"detectron2 was installed but cannot be imported:\n{answer}")
+    return f"installed detectron2: {answer.strip()}"
+
+
+def main() -> int:
+    """Run the installation and return the process' exit code."""
+    site_packages = Path(sysconfig.get_paths()["purelib"])
+    try:
+        print(ensure_detectron2(site_packages))
+    except InstallError as error:
+        print(f"{error}{HELP}", file=sys.stderr)
+        return 1
+    if remove_stray_package(site_packages):
+        print(f"removed the stray top-level package `{STRAY_PACKAGE}` of {WHEEL_DISTRIBUTION}")
+    return 0
 
 
 if __name__ == "__main__":
