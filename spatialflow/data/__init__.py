@@ -1,0 +1,19 @@
+"""Data: registration, the mapper, derived files and generated scenes."""
+
+from .builtin import register_builtin
+from .derived import cache_root, instances_json, panoptic_json
+from .mapper import PanopticMapper
+from .register import ensure_metadata, register_panoptic, unregister
+from .segments import panoptic_ground_truth
+
+__all__ = [
+    "PanopticMapper",
+    "cache_root",
+    "ensure_metadata",
+    "instances_json",
+    "panoptic_ground_truth",
+    "panoptic_json",
+    "register_builtin",
+    "register_panoptic",
+    "unregister",
+]
