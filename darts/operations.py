@@ -1,0 +1,150 @@
+"""Candidate operations of a flow, each (N, C, H, W) → (N, C, H, W).
+
+N images, C channels, H and W the size of a pyramid level. None has a norm or an activation at its
+end, so that ``conv_3x3`` is the flow of the published SpatialFlow. Weights start at N(0, 0.01) and
+biases at 0, as there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+INIT_STD = 0.01
+
+
+class ConvOperation(nn.Module):
+    """A convolution with bias, padded to keep the size."""
+
+    def __init__(self, channels: int, *, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
+        _initialise(self.conv)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The layer that writes the output."""
+        return self.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation, (N, C, H, W) → (N, C, H, W)."""
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class SeparableConv(nn.Module):
+    """A depthwise 3×3 convolution (optionally dilated), then a 1×1 convolution with bias."""
+
+    def __init__(self, channels: int, *, dilation: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            channels,
+            channels,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        )
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        # A depthwise filter sees nine values, not 9C: with the other operations' standard
+        # deviation its output, and the gradient through it, would all but vanish.
+        nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="linear")
+        _initialise(self.pointwise)
+
+    @property
+    def last(self) -> nn.Conv2d:
+        """The layer that writes the output."""
+        return self.pointwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation, (N, C, H, W) → (N, C, H, W)."""
+        return self.pointwise(self.depthwise(x))  # type: ignore[no-any-return]
+
+
+class ChannelGate(nn.Module):
+    """The source times a sigmoid of its own pooled channels (Hu et al. 2018, eq. 2 to 4)."""
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 4)
+        self.squeeze = nn.Conv2d(channels, hidden, 1)
+        self.excite = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation, (N, C, H, W) → (N, C, H, W)."""
+        pooled = x.mean(dim=(2, 3), keepdim=True)
+        return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))
+
+
+class SpatialGate(nn.Module):
+    """The source times a sigmoid map of its channel mean and maximum (Woo et al. 2018, eq. 3)."""
+
+    def __init__(self, *, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the operation, (N, C, H, W) → (N, C, H, W)."""
+        summary = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        return x * torch.sigmoid(self.conv(summary))
+
+
+def _initialise(conv: nn.Conv2d) -> None:
+    nn.init.normal_(conv.weight, std=INIT_STD)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+OPERATIONS = (
+    "identity",
+    "conv_1x1",
+    "conv_3x3",
+    "sep_conv_3x3",
+    "dil_conv_3x3",
+    "channel_gate",
+    "spatial_gate",
+)
+"""Names of the operations a flow can have; the absence of a flow is ``none`` in a search."""
+
+GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
+"""Those that can write a gate: their last layer starts at zero, so the gate starts open."""
+
+
+def build_operation(name: str, channels: int, *, zero_init: bool = False) -> nn.Module:
+    """Build an operation by name.
+
+    Args:
+        name: One of :data:`OPERATIONS`.
+        channels: C of source and target.
+        zero_init: Start the last layer at zero, so that the output is zero; only for
+            :data:`GATE_OPERATIONS`.
+
+    Raises:
+        ValueError: If the name is unknown or ``zero_init`` is asked of an operation without it.
+    """
+    match name:
+        case "identity":
+            operation: nn.Module = nn.Identity()
+        case "conv_1x1":
+            operation = ConvOperation(channels, kernel_size=1)
+        case "conv_3x3":
+            operation = ConvOperation(channels, kernel_size=3)
+        case "sep_conv_3x3":
+            operation = SeparableConv(channels, dilation=1)
+        case "dil_conv_3x3":
+            operation = SeparableConv(channels, dilation=2)
+        case "channel_gate":
+            operation = ChannelGate(channels)
+        case "spatial_gate":
+            operation = SpatialGate()
+        case _:
+            raise ValueError(
+                f"unknown operation {name!r}; the known ones are {', '.join(OPERATIONS)}"
+            )
+    if zero_init:
+        if not isinstance(operation, ConvOperation | SeparableConv):
+            raise ValueError(
+                f"operation {name!r} cannot write a gate; use one of {', '.join(GATE_OPERATIONS)}"
+            )
+        nn.init.zeros_(operation.last.weight)
+    return operation

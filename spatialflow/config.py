@@ -1,0 +1,128 @@
+"""Configs: the keys that SpatialFlow adds to Detectron2's, and the one way to read a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_get_cfg
+
+from darts.genotype import Genotype
+
+
+def add_spatialflow_config(cfg: CfgNode) -> None:
+    """Add SpatialFlow's keys, with their defaults, to a Detectron2 config."""
+    # "auto" takes a GPU where there is one.
+    cfg.MODEL.DEVICE = "auto"
+
+    own = cfg.MODEL.SPATIALFLOW = CfgNode()
+    # Name of a file in configs/genotypes, or a path to a JSON file.
+    own.GENOTYPE = "spatialflow"
+    # "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0" or "mobilenet_v2".
+    own.TRUNK = "resnet"
+    # Whether the last two start from their packages' weights when MODEL.WEIGHTS is empty.
+    own.TRUNK_PRETRAINED = True
+    # Levels of the mask branch. Boxes with sqrt(area) of CANONICAL_BOX_SIZE pixels are pooled from
+    # CANONICAL_LEVEL, twice the size one level up.
+    own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
+    own.MASK_CANONICAL_BOX_SIZE = 112
+    own.MASK_CANONICAL_LEVEL = 4
+    # Overlap at which a proposal learns the mask of a ground truth.
+    own.MASK_PROPOSAL_IOU = 0.5
+    # What the fusion takes for stuff: "labels" at the network's scale, resized by nearest
+    # neighbour (the reference), or the argmax of bilinear "logits" at the original size.
+    own.STUFF_FROM = "labels"
+    # Denominators of the losses: "per_process" (the reference) or "global".
+    own.LOSS_NORMALIZER = "per_process"
+    # Detections whose box is still empty to at least THRESH after fusion take the empty pixels.
+    own.BOX_FILL = CfgNode({"ENABLED": False, "THRESH": 0.5})
+
+    # One folder in COCO panoptic layout (images/, panoptic/, panoptic.json), registered as
+    # "folder_train" and "folder_val" (a split by hash of the image names) and "folder_all".
+    folder = cfg.DATASETS.FOLDER = CfgNode()
+    folder.PATH = ""
+    # "" or "supercategories": merge classes by the JSON's supercategory field.
+    folder.REMAP = ""
+    folder.VAL_FRACTION = 0.2
+    folder.SPLIT_SEED = 0
+    # Use the first images only; 0 for all.
+    folder.LIMIT = 0
+
+    # "SGD" or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Factor of the learning rate of the backbone's trunk.
+    cfg.SOLVER.TRUNK_MULTIPLIER = 1.0
+    # Batches of IMS_PER_BATCH images whose gradients are averaged into one step.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # "bfloat16" or "float16", where SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+
+
+def get_cfg(
+    config_file: str | os.PathLike[str] | None = None, opts: Sequence[object] = ()
+) -> CfgNode:
+    """Return a config with Detectron2's and SpatialFlow's keys.
+
+    Args:
+        config_file: A YAML file: a path, or one relative to the project's ``configs`` folder.
+            With none, the defaults of ``Base-SpatialFlow.yaml``.
+        opts: KEY VALUE pairs, as on the command line.
+
+    Raises:
+        ValueError: If there is no such file, or it or ``opts`` have a key that does not exist or
+            a value of another type.
+    """
+    cfg = detectron2_get_cfg()
+    add_spatialflow_config(cfg)
+    path = find_config(config_file or "Base-SpatialFlow.yaml")
+    try:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"config {path}: {error.args[0]}") from error
+    if len(opts) % 2:
+        raise ValueError(f"options must be KEY VALUE pairs, got {list(opts)}")
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"options {list(opts)}: {error.args[0]}") from error
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def configs_root() -> Path:
+    """Return the folder of configs: the repository's, or the one installed with the package."""
+    package = Path(__file__).resolve().parent
+    repository = package.parent / "configs"
+    return repository if repository.is_dir() else package / "configs"
+
+
+def find_config(name: str | os.PathLike[str]) -> Path:
+    """Return the path of a config file, given as a path or relative to :func:`configs_root`.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    candidates = [Path(name).expanduser(), configs_root() / name]
+    for path in candidates:
+        if path.is_file():
+            return path
+    tried = " and ".join(str(path) for path in candidates)
+    raise ValueError(f"config file {os.fspath(name)!r} not found; looked for {tried}")
+
+
+def load_genotype(name: str) -> Genotype:
+    """Return the genotype of ``MODEL.SPATIALFLOW.GENOTYPE``, a name or a path.
+
+    Raises:
+        ValueError: If there is none, or it is not valid.
+    """
+    folder = configs_root() / "genotypes"
+    for path in (folder / f"{name}.json", Path(name).expanduser()):
+        if path.is_file():
+            return Genotype.load(path)
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+    raise ValueError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")

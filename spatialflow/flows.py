@@ -1,0 +1,170 @@
+"""The four branches and the flows between them.
+
+Shape legend: N images, C channels, H and W the size of a pyramid level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from darts.genotype import Flow, Genotype
+from darts.operations import build_operation
+from darts.space import Branch, Node, Topology
+
+INIT_STD = 0.01
+
+DEFAULT_CHOICES = {"stuff.attention.levels": "none", "stuff.attention.merged": "none"}
+"""What a genotype may choose besides flows, with the only options that can be built so far."""
+
+
+def spatialflow_topology(
+    *,
+    box_levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"),
+    stuff_levels: Sequence[str] = ("p3", "p4", "p5"),
+    mask_levels: Sequence[str] = ("p3", "p4", "p5"),
+    stages: int = 4,
+) -> Topology:
+    """Return SpatialFlow's graph: box, stuff, mask and cls, in causal order.
+
+    Args:
+        box_levels: Levels of the box and cls branches.
+        stuff_levels: Levels of the stuff branch.
+        mask_levels: Levels of the mask branch.
+        stages: Nodes of the box, cls and stuff branches; the mask branch has one, at the last.
+    """
+    return Topology(
+        [
+            Branch("box", stages, tuple(box_levels)),
+            Branch("stuff", stages, tuple(stuff_levels)),
+            Branch("mask", 1, tuple(mask_levels), first_stage=stages),
+            Branch("cls", stages, tuple(box_levels)),
+        ]
+    )
+
+
+class FlowGraph(nn.Module):
+    """Branches side by side on a feature pyramid, joined by flows (Chen et al. 2020, sec. III).
+
+    A node is ``relu(conv_3x3(x))`` where x is the output of the node before it in its branch, or
+    the pyramid map for the first. Before the convolution x passes, in this order, the node's gates
+    (``x * (1 + tanh(operation(source)))``, zero-initialised, so identity at the start) and its
+    additive flows (``x + operation(source)``). Weights are shared over levels; gradients run back
+    through every flow into its source.
+
+    The graph knows nothing of what the branches are for. Flows are given as built modules, so
+    that a relaxation of several operations can stand in any of them.
+    """
+
+    def __init__(
+        self, *, topology: Topology, channels: int, flows: Mapping[Flow, nn.Module]
+    ) -> None:
+        """Wire nodes and flows.
+
+        Args:
+            topology: The branches; every flow must be an edge of it.
+            channels: C of the pyramid and of every branch.
+            flows: For each flow the module that carries it, (N, C, H, W) → (N, C, H, W).
+        """
+        super().__init__()
+        self.topology = topology
+        self.nodes = nn.ModuleDict(
+            {_key(node.name): _node_conv(channels) for node in topology.nodes}
+        )
+        self.flows = nn.ModuleDict({flow_key(flow): module for flow, module in flows.items()})
+        self._incoming: dict[str, list[Flow]] = {node.name: [] for node in topology.nodes}
+        for flow in flows:
+            self._incoming[flow.target].append(flow)
+
+    @classmethod
+    def from_genotype(
+        cls, genotype: Genotype, *, channels: int = 256, topology: Topology | None = None
+    ) -> FlowGraph:
+        """Build the graph that a genotype describes.
+
+        Args:
+            genotype: Flows and choices.
+            channels: C of the pyramid and of every branch.
+            topology: The branches; SpatialFlow's on P3 to P7 if absent.
+
+        Raises:
+            ValueError: If a flow is not an edge of the topology, its operation does not fit its
+                port, or a choice is unknown.
+        """
+        topology = topology or spatialflow_topology()
+        topology.check(genotype)
+        for name, option in genotype.choices.items():
+            if DEFAULT_CHOICES.get(name, _plain_convolution(name, topology)) != option:
+                raise ValueError(
+                    f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built; "
+                    f"expected {DEFAULT_CHOICES} or '<node>.conv': 'plain'"
+                )
+        flows = {flow: _flow_module(flow, channels, genotype.name) for flow in genotype.flows}
+        return cls(topology=topology, channels=channels, flows=flows)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Run all branches.
+
+        Args:
+            features: The pyramid, level name → (N, C, H, W).
+
+        Returns:
+            Branch name → level name → (N, C, H, W), the output of the branch's last node.
+        """
+        outputs: dict[str, dict[str, Tensor]] = {}
+        for node in self.topology.nodes:
+            first = node.index == 1
+            inputs = features if first else outputs[f"{node.branch.name}.{node.index - 1}"]
+            outputs[node.name] = {
+                level: self._run_node(node, level, inputs[level], outputs)
+                for level in node.branch.levels
+            }
+        return {
+            branch.name: outputs[f"{branch.name}.{branch.nodes}"]
+            for branch in self.topology.branches
+        }
+
+    def _run_node(
+        self, node: Node, level: str, x: Tensor, outputs: Mapping[str, Mapping[str, Tensor]]
+    ) -> Tensor:
+        arriving = [flow for flow in self._incoming[node.name] if level in outputs[flow.source]]
+        for flow in arriving:
+            if flow.port == "gate":
+                x = x * (1 + torch.tanh(self.flows[flow_key(flow)](outputs[flow.source][level])))
+        for flow in arriving:
+            if flow.port == "input":
+                x = x + self.flows[flow_key(flow)](outputs[flow.source][level])
+        return torch.relu(self.nodes[_key(node.name)](x))
+
+
+def flow_key(flow: Flow) -> str:
+    """Return the name of a flow's module in a state dict, such as ``box_1_to_cls_1_input``."""
+    return f"{_key(flow.source)}_to_{_key(flow.target)}_{flow.port}"
+
+
+def _key(node_name: str) -> str:
+    return node_name.replace(".", "_")
+
+
+def _plain_convolution(choice: str, topology: Topology) -> str | None:
+    nodes = {f"{node.name}.conv" for node in topology.nodes}
+    return "plain" if choice in nodes else None
+
+
+def _node_conv(channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    nn.init.normal_(conv.weight, std=INIT_STD)
+    conv.bias.data.zero_()  # type: ignore[union-attr]
+    return conv
+
+
+def _flow_module(flow: Flow, channels: int, genotype_name: str) -> nn.Module:
+    where = f"genotype {genotype_name!r}: flow {flow}"
+    if flow.port == "offset":
+        raise ValueError(f"{where}: offset ports need a deformable target, not supported yet")
+    try:
+        return build_operation(flow.operation, channels, zero_init=flow.port == "gate")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

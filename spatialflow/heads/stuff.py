@@ -1,0 +1,132 @@
+"""Stuff classes of every pixel, in the manner of Panoptic FPN.
+
+Shape legend: N images, C channels, S stuff classes + 1 (class 0 is "things").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spatialflow.losses import LossNormalizer
+
+
+class StuffHead(nn.Module):
+    """Brings all levels to a common stride, sums them and classifies (Kirillov et al. 2019b).
+
+    A level of stride s passes log2(s / common stride) blocks of 3×3 convolution, norm, ReLU and
+    ×2 upsampling. Upsampling aligns corners, as in the reference; Detectron2's own head does not.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: Mapping[str, ShapeSpec],
+        num_classes: int,
+        conv_dim: int,
+        common_stride: int,
+        norm: str,
+        loss_weight: float,
+        ignore_value: int,
+        normalizer: LossNormalizer,
+    ) -> None:
+        """Build the head.
+
+        Args:
+            input_shape: Channels and stride of each level of the stuff branch.
+            num_classes: S.
+            conv_dim: Channels inside the head.
+            common_stride: Where the levels are summed.
+            norm: Of the convolutions, a name that Detectron2 knows.
+            loss_weight: Factor of the loss.
+            ignore_value: Label of pixels that teach nothing.
+            normalizer: Of the loss, given the number of pixels that are not padding.
+        """
+        super().__init__()
+        self.common_stride = common_stride
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+        self.normalizer = normalizer
+        self.scale_heads = nn.ModuleDict()
+        for level, shape in input_shape.items():
+            blocks: list[nn.Module] = []
+            for i in range(int(math.log2(shape.stride / common_stride))):
+                conv = Conv2d(
+                    shape.channels if i == 0 else conv_dim,
+                    conv_dim,
+                    kernel_size=3,
+                    padding=1,
+                    bias=not norm,
+                    norm=get_norm(norm, conv_dim),
+                    activation=F.relu,
+                )
+                weight_init.c2_msra_fill(conv)
+                blocks += [conv, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)]
+            self.scale_heads[level] = nn.Sequential(*blocks)
+        self.predictor = Conv2d(conv_dim, num_classes, kernel_size=1)
+        weight_init.c2_msra_fill(self.predictor)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
+        """Read ``MODEL.SEM_SEG_HEAD``."""
+        keys = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {level: input_shape[level] for level in keys.IN_FEATURES},
+            "num_classes": keys.NUM_CLASSES,
+            "conv_dim": keys.CONVS_DIM,
+            "common_stride": keys.COMMON_STRIDE,
+            "norm": keys.NORM,
+            "loss_weight": keys.LOSS_WEIGHT,
+            "ignore_value": keys.IGNORE_VALUE,
+            "normalizer": normalizer,
+        }
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Classify every pixel.
+
+        Args:
+            features: The stuff branch, level name → (N, C, H, W).
+
+        Returns:
+            Logits (N, S, H', W') at the size of the padded input.
+        """
+        merged = sum(head(features[level]) for level, head in self.scale_heads.items())
+        return F.interpolate(
+            self.predictor(merged),
+            scale_factor=self.common_stride,
+            mode="bilinear",
+            align_corners=True,
+        )
+
+    def losses(self, logits: Tensor, targets: list[Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy, summed over labelled pixels, over the count of pixels without padding.
+
+        Pixels to ignore stay in the denominator, as in the reference; each image's own size
+        counts, where the reference takes the first image's for all.
+
+        Args:
+            logits: (N, S, H', W').
+            targets: Labels (h, w) of each image, at the network's scale without padding.
+
+        Returns:
+            ``loss_stuff``, a scalar in float32, weighted.
+        """
+        labels = torch.stack([self._pad(image, logits.shape[-2:]) for image in targets])
+        loss = F.cross_entropy(
+            logits.float(), labels, ignore_index=self.ignore_value, reduction="sum"
+        )
+        pixels = torch.as_tensor(sum(image.numel() for image in targets), device=logits.device)
+        return {"loss_stuff": self.loss_weight * loss / self.normalizer(pixels)}
+
+    def _pad(self, labels: Tensor, size: torch.Size) -> Tensor:
+        height, width = labels.shape
+        margin = (0, size[1] - width, 0, size[0] - height)
+        return F.pad(labels, margin, value=self.ignore_value)

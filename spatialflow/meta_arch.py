@@ -1,0 +1,194 @@
+"""The meta-architecture: wiring of backbone, flow graph, heads and fusion.
+
+Shape legend: N images, C channels, H and W the size of the padded network input, K thing classes,
+S stuff classes + 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import move_device_like
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spatialflow.config import load_genotype
+from spatialflow.flows import FlowGraph, spatialflow_topology
+from spatialflow.fusion import PanopticFusion
+from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
+from spatialflow.losses import LossNormalizer
+
+STUFF_SOURCES = ("labels", "logits")
+
+
+@META_ARCH_REGISTRY.register()
+class SpatialFlow(nn.Module):
+    """Panoptic segmentation by four parallel branches joined by flows (arXiv 1910.08787)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        flow_graph: FlowGraph,
+        box_head: DenseBoxHead,
+        mask_head: ProposalMaskHead,
+        stuff_head: StuffHead,
+        fusion: PanopticFusion,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        stuff_from: str = "labels",
+        input_format: str = "RGB",
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: Gives the pyramid that the flow graph runs on.
+            flow_graph: Branches ``box``, ``cls``, ``stuff`` and ``mask``.
+            box_head: On ``cls`` and ``box``.
+            mask_head: On ``mask``.
+            stuff_head: On ``stuff``.
+            fusion: Of detections and stuff.
+            pixel_mean: Of each channel, 0 to 255.
+            pixel_std: Of each channel.
+            stuff_from: What the fusion takes: ``labels`` at the network's scale, resized to the
+                original size by nearest neighbour as in the reference, or the argmax of bilinear
+                ``logits`` at the original size.
+            input_format: Channel order of the input images.
+        """
+        super().__init__()
+        if stuff_from not in STUFF_SOURCES:
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.STUFF_FROM: {stuff_from!r} given, {STUFF_SOURCES} expected"
+            )
+        self.backbone = backbone
+        self.flow_graph = flow_graph
+        self.box_head = box_head
+        self.mask_head = mask_head
+        self.stuff_head = stuff_head
+        self.fusion = fusion
+        self.stuff_from = stuff_from
+        self.input_format = input_format
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that a config describes."""
+        own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        normalizer = LossNormalizer(own.LOSS_NORMALIZER)
+        topology = spatialflow_topology(
+            box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
+            stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
+            mask_levels=own.MASK_IN_FEATURES,
+            stages=cfg.MODEL.RETINANET.NUM_CONVS,
+        )
+        return {
+            "backbone": backbone,
+            "flow_graph": FlowGraph.from_genotype(
+                load_genotype(own.GENOTYPE),
+                channels=cfg.MODEL.FPN.OUT_CHANNELS,
+                topology=topology,
+            ),
+            "box_head": DenseBoxHead(cfg, shapes, normalizer),
+            "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
+            "stuff_head": StuffHead(cfg, shapes, normalizer),
+            "fusion": PanopticFusion(
+                score_threshold=combine.INSTANCES_CONFIDENCE_THRESH,
+                overlap_threshold=combine.OVERLAP_THRESH,
+                stuff_area_limit=combine.STUFF_AREA_LIMIT,
+                box_fill=own.BOX_FILL.ENABLED,
+                box_fill_threshold=own.BOX_FILL.THRESH,
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "stuff_from": own.STUFF_FROM,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Run a batch, in Detectron2's format.
+
+        Args:
+            batched_inputs: For each image ``image`` (3, h, w) in the model's channel order;
+                in training ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``) and
+                ``sem_seg`` (h, w); at test time optionally ``height`` and ``width``, the size
+                that results should have.
+
+        Returns:
+            In training ``{"loss_cls", "loss_box", "loss_mask", "loss_stuff"}``; else for each
+            image ``instances``, ``sem_seg`` ((S, height, width) logits) and ``panoptic_seg``
+            (ids (height, width) and ``segments_info``).
+        """
+        images = self.preprocess_image(batched_inputs)
+        branches = self.flow_graph(self.backbone(images.tensor))
+        box_levels = list(branches["box"])
+        logits, deltas = self.box_head(
+            [branches["cls"][level] for level in box_levels], list(branches["box"].values())
+        )
+        anchors = self.box_head.anchor_generator(logits)
+        detections = self.box_head.inference(anchors, logits, deltas, images.image_sizes)
+        stuff_logits = self.stuff_head(branches["stuff"])
+        mask_features = list(branches["mask"].values())
+        if self.training:
+            targets = [item["instances"].to(self.device) for item in batched_inputs]
+            labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+            return {
+                **self.box_head.losses(anchors, logits, deltas, targets),
+                **self.mask_head(mask_features, detections, targets),
+                **self.stuff_head.losses(stuff_logits, labels),
+            }
+        detections = self.mask_head(mask_features, detections)
+        return [
+            self._postprocess(image_detections, image_logits, size, item)
+            for image_detections, image_logits, size, item in zip(
+                detections, stuff_logits, images.image_sizes, batched_inputs, strict=True
+            )
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise the images, and pad them to one size that the pyramid divides."""
+        images = [move_device_like(item["image"], self.pixel_mean) for item in batched_inputs]
+        return ImageList.from_tensors(
+            [(image - self.pixel_mean) / self.pixel_std for image in images],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _postprocess(
+        self,
+        detections: Instances,
+        stuff_logits: Tensor,
+        image_size: tuple[int, int],
+        item: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Bring one image's results to the original size and fuse them."""
+        size = (item.get("height", image_size[0]), item.get("width", image_size[1]))
+        stuff_logits = stuff_logits.float()
+        sem_seg = sem_seg_postprocess(stuff_logits, image_size, *size)
+        if self.stuff_from == "labels":
+            cropped = stuff_logits[:, : image_size[0], : image_size[1]].argmax(dim=0)
+            labels = F.interpolate(cropped[None, None].float(), size, mode="nearest")[0, 0].long()
+        else:
+            labels = sem_seg.argmax(dim=0)
+        instances = detector_postprocess(detections, *size)
+        return {
+            "instances": instances,
+            "sem_seg": sem_seg,
+            "panoptic_seg": self.fusion(instances, labels),
+        }
