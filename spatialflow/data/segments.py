@@ -1,4 +1,4 @@
-"""An image's segments: completed from the PNG where the JSON is short, and as a model gives them."""
+"""An image's segments, completed where the JSON is short, and in the form a model gives them."""
 
 from pathlib import Path
 
