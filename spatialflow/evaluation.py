@@ -1,0 +1,327 @@
+"""Panoptic quality on registered data, as tables and as JSON, with intervals.
+
+The matching is panopticapi's, one image at a time, so each image's counts are known: intervals come
+from resampling images, and no pool of processes is started. Segments are counted on the rank that
+predicted them, and only the counts are gathered.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import logging
+import math
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluators
+from detectron2.utils import comm
+from panopticapi.evaluation import PQStat, pq_compute_single_core
+from tabulate import tabulate
+
+from .data.derived import instances_json, panoptic_json
+from .data.register import ensure_metadata
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "panoptic_results.json"
+
+# Suffix of Detectron2's keys → the group's name, and which classes belong to it.
+_GROUPS = {"": ("All", (0, 1)), "_th": ("Things", (1,)), "_st": ("Stuff", (0,))}
+_COUNTS = ("iou", "tp", "fp", "fn")
+
+
+class PanopticEvaluator(COCOPanopticEvaluator):
+    """PQ, SQ and RQ for all classes, things and stuff, in Detectron2's format.
+
+    A group without classes, or whose classes are in no image, is nan in the returned dict, "n/a"
+    in the table and null in the JSON.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | Path | None = None) -> None:
+        """Reads the ground truth of a registered data set, deriving it if this is the first time.
+
+        Args:
+            dataset_name: a name given to `register_panoptic`, or a built-in one.
+            output_dir: folder for `panoptic_results.json`; None writes nothing.
+        """
+        ensure_metadata(dataset_name)
+        super().__init__(dataset_name, None if output_dir is None else str(output_dir))
+        truth = json.loads(panoptic_json(dataset_name).read_text())
+        self._dataset_name = dataset_name
+        self._categories = {c["id"]: c for c in truth["categories"]}
+        self._truth = {a["image_id"]: a for a in truth["annotations"]}
+        self._images = {i["id"]: i for i in truth["images"]}
+        self._records: dict[int | str, dict] = {}
+
+    def reset(self) -> None:
+        """Forgets the images seen so far."""
+        super().reset()
+        self._records = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Matches the segments of some images with the ground truth.
+
+        Args:
+            inputs: the mapper's dicts, with `image_id` and `file_name`.
+            outputs: the model's dicts, with `panoptic_seg`.
+
+        Raises:
+            ValueError: if an image is not in the data set, or the result has another size.
+        """
+        for one_input, output in zip(inputs, outputs, strict=True):
+            image_id = one_input["image_id"]
+            if image_id not in self._truth:
+                raise ValueError(f"image {image_id!r} is not in data set {self._dataset_name!r}")
+            ids, segments = output["panoptic_seg"]
+            image = self._images[image_id]
+            expected = (image["height"], image["width"])
+            if tuple(ids.shape) != expected:
+                raise ValueError(
+                    f"the panoptic result of image {image_id!r} is {tuple(ids.shape)} (height, "
+                    f"width), but the image is {expected}"
+                )
+            # Detectron2's process() replaces the ids of the segments it is given.
+            super().process([one_input], [{"panoptic_seg": (ids, copy.deepcopy(segments))}])
+            self._records[image_id] = self._count(self._predictions.pop())
+
+    def _count(self, prediction: dict) -> dict:
+        """Counts one image's matches; the record goes into the JSON as it is."""
+        truth = self._truth[prediction["image_id"]]
+        with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
+            (Path(folder) / prediction["file_name"]).write_bytes(prediction.pop("png_string"))
+            with contextlib.redirect_stdout(io.StringIO()):
+                stat = pq_compute_single_core(
+                    0, [(truth, prediction)], self._metadata.panoptic_root, folder, self._categories
+                )
+        return {
+            "image_id": prediction["image_id"],
+            "file_name": self._images[prediction["image_id"]]["file_name"],
+            "classes": {
+                str(category_id): {
+                    "isthing": int(self._categories[category_id]["isthing"]),
+                    "iou": float(counts.iou),
+                    "tp": int(counts.tp),
+                    "fp": int(counts.fp),
+                    "fn": int(counts.fn),
+                }
+                for category_id, counts in sorted(stat.pq_per_cat.items())
+                if counts.tp + counts.fp + counts.fn
+            },
+        }
+
+    def evaluate(self) -> OrderedDict | None:
+        """Gathers the counts of all ranks, logs the tables and writes the JSON.
+
+        Returns:
+            {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", …, "RQ_st"}} in percent on rank 0, None on
+            the others.
+
+        Raises:
+            ValueError: if an image of the data set has no result.
+        """
+        comm.synchronize()
+        gathered = comm.gather(list(self._records.values()))
+        if not comm.is_main_process():
+            return None
+        records = {r["image_id"]: r for r in itertools.chain(*gathered)}
+        missing = [image_id for image_id in self._truth if image_id not in records]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self._truth)} images of data set {self._dataset_name!r} "
+                f"have no panoptic result, the first is {missing[0]!r}; to evaluate fewer images "
+                "register the data set with limit="
+            )
+        per_image = [records[image_id] for image_id in self._truth]
+        results = summarize(per_image, self._categories)
+        results = {"dataset": self._dataset_name, "images": len(per_image), **results}
+        results["interval_95"] = bootstrap_pq(per_image)
+        results["per_image"] = per_image
+        logger.info("panoptic quality on %s:\n%s", self._dataset_name, results_table(results))
+        if self._output_dir is not None:
+            path = Path(self._output_dir) / RESULTS_FILE
+            path.write_text(json.dumps(results, indent=1, allow_nan=False))
+        returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
+        return OrderedDict(panoptic_seg=returned)
+
+
+def summarize(per_image: Iterable[dict], categories: Mapping[int, dict]) -> dict:
+    """Sums the counts of images up to PQ, SQ and RQ in percent.
+
+    Args:
+        per_image: the `per_image` records of `panoptic_results.json`.
+        categories: category id → entry of the JSON's `categories`.
+
+    Returns:
+        "summary": {"PQ", "SQ", "RQ", "PQ_th", …}, None where a group has no class; "per_class": one
+        dict for each class with its counts, None for the three numbers where it occurs nowhere;
+        "classes_counted": how many classes stand behind PQ, PQ_th and PQ_st.
+    """
+    total = PQStat()
+    for record in per_image:
+        for category_id, counts in record["classes"].items():
+            for key in _COUNTS:
+                entry = total[int(category_id)]
+                setattr(entry, key, getattr(entry, key) + counts[key])
+    per_class = [_class_result(category, total) for category in categories.values()]
+    summary: dict[str, float | None] = {}
+    counted: dict[str, int] = {}
+    for suffix, (_, kinds) in _GROUPS.items():
+        members = [c for c in per_class if c["isthing"] in kinds and c["PQ"] is not None]
+        counted[f"PQ{suffix}"] = len(members)
+        for key in ("PQ", "SQ", "RQ"):
+            mean = sum(c[key] for c in members) / len(members) if members else None
+            summary[key + suffix] = mean
+    return {"summary": summary, "classes_counted": counted, "per_class": per_class}
+
+
+def _class_result(category: dict, total: PQStat) -> dict:
+    """One class's numbers in percent and its counts."""
+    # pq_average divides by the number of classes seen, so it is asked only about one that is.
+    entry = total.pq_per_cat.get(category["id"])
+    result = {
+        "id": category["id"],
+        "name": category["name"],
+        "isthing": int(category["isthing"]),
+        "PQ": None,
+        "SQ": None,
+        "RQ": None,
+        **{key: getattr(entry, key) if entry else 0 for key in _COUNTS},
+    }
+    if entry and entry.tp + entry.fp + entry.fn:
+        average, _ = total.pq_average({category["id"]: category}, isthing=None)
+        result |= {key: 100 * average[key.lower()] for key in ("PQ", "SQ", "RQ")}
+    return result
+
+
+def bootstrap_pq(
+    per_image: list[dict], n: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+    """Estimates 95 % intervals of PQ by resampling images with replacement.
+
+    Args:
+        per_image: the `per_image` records of `panoptic_results.json`.
+        n: number of resamples.
+        seed: seed of the resampling.
+
+    Returns:
+        {"PQ", "PQ_th", "PQ_st"} → (2.5 %, 97.5 %) percentiles in percent, None for a group without
+        a class. A class that a resample does not contain is left out of that resample's mean, as
+        panopticapi leaves out classes that do not occur.
+
+    Raises:
+        ValueError: if there is no image or no resample.
+    """
+    if not per_image or n < 1:
+        raise ValueError(
+            f"{len(per_image)} images and {n} resamples; at least one of each expected"
+        )
+    ids = sorted({int(c) for record in per_image for c in record["classes"]})
+    position = {category_id: i for i, category_id in enumerate(ids)}
+    counts = np.zeros((len(per_image), len(ids), 2))  # sum of IoU, and the denominator of PQ
+    isthing = np.zeros(len(ids), dtype=int)
+    for row, record in enumerate(per_image):
+        for category_id, c in record["classes"].items():
+            column = position[int(category_id)]
+            counts[row, column] = c["iou"], c["tp"] + 0.5 * (c["fp"] + c["fn"])
+            isthing[column] = c["isthing"]
+    rng = np.random.default_rng(seed)
+    share = np.full(len(per_image), 1 / len(per_image))
+    times_drawn = rng.multinomial(len(per_image), share, size=n).astype(float)
+    iou_sum, denominator = np.moveaxis(np.tensordot(times_drawn, counts, axes=1), -1, 0)
+    intervals: dict[str, tuple[float, float] | None] = {}
+    for suffix, (_, kinds) in _GROUPS.items():
+        member = np.isin(isthing, kinds)
+        present = denominator[:, member] > 0
+        quality = iou_sum[:, member] / np.where(present, denominator[:, member], 1)
+        drawn = present.any(axis=1)
+        if not drawn.any():
+            intervals[f"PQ{suffix}"] = None
+            continue
+        means = 100 * quality[drawn].sum(axis=1) / present[drawn].sum(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        intervals[f"PQ{suffix}"] = (float(low), float(high))
+    return intervals
+
+
+def results_table(results: dict) -> str:
+    """Writes results as two tables, the groups and the classes.
+
+    Args:
+        results: the content of `panoptic_results.json`.
+
+    Returns:
+        text of several lines; "n/a" where there is nothing to measure.
+    """
+    groups = []
+    for suffix, (group, _) in _GROUPS.items():
+        interval = results["interval_95"][f"PQ{suffix}"]
+        groups.append(
+            [
+                group,
+                *(_number(results["summary"][key + suffix]) for key in ("PQ", "SQ", "RQ")),
+                "n/a" if interval is None else "{:.1f} to {:.1f}".format(*interval),
+                results["classes_counted"][f"PQ{suffix}"],
+            ]
+        )
+    classes = [
+        [
+            c["name"],
+            "thing" if c["isthing"] else "stuff",
+            *(_number(c[key]) for key in ("PQ", "SQ", "RQ")),
+            *(c[key] for key in ("tp", "fp", "fn")),
+        ]
+        for c in results["per_class"]
+    ]
+    headers = ["", "PQ", "SQ", "RQ", "PQ, 95 %", "classes"]
+    class_headers = ["class", "", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
+    return "\n\n".join(
+        tabulate(rows, headers=head, tablefmt="pipe", disable_numparse=True)
+        for rows, head in ((groups, headers), (classes, class_headers))
+    )
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.2f}"
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None
+) -> DatasetEvaluators:
+    """Builds the evaluators of a registered panoptic data set.
+
+    Args:
+        cfg: TEST.DETECTIONS_PER_IMAGE raises COCO's limit of 100 detections an image.
+        dataset_name: a name given to `register_panoptic`, or a built-in one.
+        output_folder: where results are written; None means OUTPUT_DIR/inference.
+
+    Returns:
+        PQ, and box and mask AP (by object size too) if the data set has things. All ranks have to
+        call this.
+    """
+    folder = Path(cfg.OUTPUT_DIR) / "inference" if output_folder is None else Path(output_folder)
+    has_things = bool(ensure_metadata(dataset_name).thing_classes)
+    if comm.is_main_process():
+        # Derived once here, so that the other ranks find the files ready.
+        panoptic_json(dataset_name)
+        if has_things:
+            instances_json(dataset_name)
+    comm.synchronize()
+    evaluators = [PanopticEvaluator(dataset_name, folder)]
+    if has_things:
+        detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        evaluators.append(
+            COCOEvaluator(
+                dataset_name,
+                tasks=("bbox", "segm"),
+                output_dir=str(folder),
+                max_dets_per_image=detections if detections > 100 else None,
+                use_fast_impl=False,
+            )
+        )
+    return DatasetEvaluators(evaluators)
