@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone import FPN, build_resnet_backbone
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 TRUNK_FEATURES = ("res3", "res4", "res5")
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 NORMS = ("EvalBN", "FrozenBN", "BN", "SyncBN", "GN")
 
 
@@ -87,19 +97,54 @@ def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Feat
     )
 
 
-def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    missing = set(TRUNK_FEATURES) - set(cfg.MODEL.RESNETS.OUT_FEATURES)
-    if missing:
-        raise ValueError(
-            f"MODEL.RESNETS.OUT_FEATURES: {cfg.MODEL.RESNETS.OUT_FEATURES} given, "
-            f"{list(TRUNK_FEATURES)} expected"
+def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build a ResNet of Detectron2's blocks, at any width.
+
+    Detectron2's own builder fixes the widths of ResNet-18 and 34.
+    """
+    keys = cfg.MODEL.RESNETS
+    _check_resnet_keys(keys)
+    # To the blocks EvalBN is ordinary batch norm; FeaturePyramid keeps it in eval mode.
+    norm = "BN" if keys.NORM == "EvalBN" else keys.NORM
+    stem = BasicStem(
+        in_channels=input_shape.channels, out_channels=keys.STEM_OUT_CHANNELS, norm=norm
+    )
+    stages = []
+    in_channels = keys.STEM_OUT_CHANNELS
+    for i, num_blocks in enumerate(BLOCKS[keys.DEPTH]):
+        options: dict[str, Any] = {"norm": norm, "out_channels": keys.RES2_OUT_CHANNELS * 2**i}
+        if keys.DEPTH >= 50:
+            options["bottleneck_channels"] = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP * 2**i
+            options["num_groups"] = keys.NUM_GROUPS
+            options["stride_in_1x1"] = keys.STRIDE_IN_1X1
+        stages.append(
+            ResNet.make_stage(
+                BottleneckBlock if keys.DEPTH >= 50 else BasicBlock,
+                num_blocks,
+                stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                **options,
+            )
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    if cfg.MODEL.RESNETS.NORM == "EvalBN":
-        # To Detectron2 this is ordinary batch norm; FeaturePyramid keeps it in eval mode.
-        cfg.MODEL.RESNETS.NORM = "BN"
-    return build_resnet_backbone(cfg, input_shape)
+        in_channels = options["out_channels"]
+    return ResNet(stem, stages, out_features=keys.OUT_FEATURES).freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+def _check_resnet_keys(keys: CfgNode) -> None:
+    missing = set(TRUNK_FEATURES) - set(keys.OUT_FEATURES)
+    for name, value, expected, wrong in (
+        ("DEPTH", keys.DEPTH, f"one of {list(BLOCKS)}", keys.DEPTH not in BLOCKS),
+        ("OUT_FEATURES", keys.OUT_FEATURES, list(TRUNK_FEATURES), bool(missing)),
+        ("RES5_DILATION", keys.RES5_DILATION, 1, keys.RES5_DILATION != 1),
+        (
+            "DEFORM_ON_PER_STAGE",
+            keys.DEFORM_ON_PER_STAGE,
+            "no deformable stage",
+            any(keys.DEFORM_ON_PER_STAGE),
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"MODEL.RESNETS.{name}: {value} given, {expected} expected")
 
 
 def _other_trunk(cfg: CfgNode) -> Backbone:

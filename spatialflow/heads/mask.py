@@ -91,6 +91,8 @@ class ProposalMaskHead(nn.Module):
             In training ``{"loss_mask": scalar}``; else the detections, with ``pred_masks``
             (M, 1, 28, 28), probabilities in the box.
         """
+        # Pooling is not implemented in half precision on every device.
+        features = [level.float() for level in features]
         if not self.training:
             boxes = [image.pred_boxes for image in detections]
             mask_rcnn_inference(self.fcn.layers(self.pooler(features, boxes)), detections)

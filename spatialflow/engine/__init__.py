@@ -1,0 +1,7 @@
+"""Training and evaluation on Detectron2's ``DefaultTrainer``."""
+
+from spatialflow.engine.setup import prepare_config, setup
+from spatialflow.engine.step import StepTrainer
+from spatialflow.engine.trainer import Trainer
+
+__all__ = ["StepTrainer", "Trainer", "prepare_config", "setup"]

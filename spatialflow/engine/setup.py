@@ -1,0 +1,100 @@
+"""From command-line arguments to a config that is complete, checked and saved."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from spatialflow.config import find_config, get_cfg, load_genotype
+from spatialflow.data import ensure_metadata, register_panoptic
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, register its data, complete it, and start logging.
+
+    Args:
+        args: From Detectron2's ``default_argument_parser``.
+
+    Returns:
+        The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``.
+
+    Raises:
+        ValueError: If the config is not valid or does not fit its data.
+    """
+    args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
+    cfg = get_cfg(args.config_file, args.opts)
+    prepare_config(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    for name in ("spatialflow", "darts"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    if comm.is_main_process():
+        genotype = load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE)
+        genotype.save(Path(cfg.OUTPUT_DIR) / "genotype.json")
+    return cfg
+
+
+def prepare_config(cfg: CfgNode) -> None:
+    """Register ``DATASETS.FOLDER`` and fill in or check the numbers of classes, in place.
+
+    ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
+    data. Nothing is read from disk where both are given and no folder is.
+
+    Raises:
+        ValueError: If the numbers do not fit the data, or the data sets' classes differ.
+    """
+    _register_folder(cfg)
+    things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
+    if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
+        return
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names:
+        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
+    classes = {name: _class_names(name) for name in names}
+    first = classes[names[0]]
+    for name, other in classes.items():
+        if other != first:
+            raise ValueError(f"data sets {names[0]!r} and {name!r} have different classes")
+    for key, node, count in (
+        ("MODEL.RETINANET.NUM_CLASSES", things, len(first[0])),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", stuff, len(first[1])),
+    ):
+        if node.NUM_CLASSES not in (-1, count):
+            raise ValueError(
+                f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
+                f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
+            )
+        node.NUM_CLASSES = count
+
+
+def _class_names(name: str) -> tuple[list[str], list[str]]:
+    metadata = ensure_metadata(name)
+    return list(metadata.thing_classes), list(metadata.stuff_classes)
+
+
+def _register_folder(cfg: CfgNode) -> None:
+    folder = cfg.DATASETS.FOLDER
+    if not folder.PATH:
+        return
+    root = Path(folder.PATH).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
+    if folder.REMAP not in ("", "supercategories"):
+        raise ValueError(
+            f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
+        )
+    for side in ("all", "train", "val"):
+        register_panoptic(
+            f"folder_{side}",
+            root / "images",
+            root / "panoptic.json",
+            root / "panoptic",
+            remap=folder.REMAP or None,
+            split=None if side == "all" else (side, folder.VAL_FRACTION, folder.SPLIT_SEED),
+            limit=folder.LIMIT or None,
+        )

@@ -1,0 +1,157 @@
+"""The trainer: Detectron2's ``DefaultTrainer`` on any device, with panoptic data and evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spatialflow.data import PanopticMapper
+from spatialflow.engine.step import StepTrainer
+from spatialflow.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates SpatialFlow from a config."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build model, optimiser, data and hooks.
+
+        ``DefaultTrainer.__init__`` is not called: its distributed model refuses CPU modules and
+        its mixed precision needs CUDA. What it sets up is set up here.
+        """
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = _distributed(model)
+        self._trainer = StepTrainer(
+            model,
+            data_loader,
+            optimizer,
+            amp_dtype=_amp_dtype(cfg),
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Return Detectron2's hooks, and one that keeps the checkpoint with the best PQ."""
+        built = super().build_hooks()
+        period = self.cfg.TEST.EVAL_PERIOD
+        if comm.is_main_process() and period > 0 and self.cfg.DATASETS.TEST:
+            prefix = f"{self.cfg.DATASETS.TEST[0]}/" if len(self.cfg.DATASETS.TEST) > 1 else ""
+            best = hooks.BestCheckpointer(period, self.checkpointer, f"{prefix}panoptic_seg/PQ")
+            after_evaluation = 1 + next(
+                i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook)
+            )
+            built.insert(after_evaluation, best)
+        return built
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Return SGD or AdamW over all trainable parameters, by ``SOLVER.OPTIMIZER``."""
+        solver = cfg.SOLVER
+        optimizers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+            "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
+            "AdamW": (torch.optim.AdamW, {}),
+        }
+        if solver.OPTIMIZER not in optimizers:
+            raise ValueError(
+                f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} given, one of {list(optimizers)} expected"
+            )
+        params = get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: (
+                solver.TRUNK_MULTIPLIER if "backbone.bottom_up." in name else 1.0
+            ),
+        )
+        kind, options = optimizers[solver.OPTIMIZER]
+        return maybe_add_gradient_clipping(cfg, kind)(
+            params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Return batches of ``SOLVER.IMS_PER_BATCH`` mapped images, for ever."""
+        return build_detection_train_loader(cfg, mapper=PanopticMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Return the images of a data set, one a batch, in order."""
+        mapper = PanopticMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
+        """Return evaluators of PQ and of box and mask AP."""
+        folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
+        return build_evaluator(cfg, dataset_name, str(folder))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
+        """Evaluate on every data set of ``DATASETS.TEST``; also writes ``results.json``."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            path = Path(cfg.OUTPUT_DIR) / "results.json"
+            path.write_text(json.dumps(_without_nan(results), indent=2) + "\n")
+            logger.info("Results written to %s", path)
+        return results
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    """Wrap the model where there are several processes, on CPU as on GPU."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+    )
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    amp = cfg.SOLVER.AMP
+    if amp.DTYPE not in AMP_DTYPES:
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE: {amp.DTYPE!r} given, one of {list(AMP_DTYPES)} expected"
+        )
+    return AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None
+
+
+def _without_nan(value: Any) -> Any:
+    """Return nested results with NaN, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
