@@ -51,6 +51,12 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # Use the first images only; 0 for all.
     folder.LIMIT = 0
 
+    # Generated scenes, registered as "scenes_train" and "scenes_val" where a config names them.
+    scenes = cfg.DATASETS.SCENES = CfgNode()
+    scenes.TRAIN = 400
+    scenes.VAL = 40
+    scenes.SIZE = 192
+
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Factor of the learning rate of the backbone's trunk.

@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from spatialflow.config import find_config, get_cfg, load_genotype
 from spatialflow.data import ensure_metadata, register_panoptic
+from spatialflow.data.generated import register_scenes
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -40,19 +41,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def prepare_config(cfg: CfgNode) -> None:
-    """Register ``DATASETS.FOLDER`` and fill in or check the numbers of classes, in place.
+    """Register the config's own data and fill in or check the numbers of classes, in place.
 
-    ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
+    The data are ``DATASETS.FOLDER`` and, where named, ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
     data. Nothing is read from disk where both are given and no folder is.
 
     Raises:
         ValueError: If the numbers do not fit the data, or the data sets' classes differ.
     """
     _register_folder(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if any(name.startswith("scenes_") for name in names):
+        scenes = cfg.DATASETS.SCENES
+        register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
     things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
     if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
         return
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
         raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
     classes = {name: _class_names(name) for name in names}
