@@ -41,10 +41,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def prepare_config(cfg: CfgNode) -> None:
-    """Register the config's own data and fill in or check the numbers of classes, in place.
+    """Register the config's own data and complete or check the numbers of classes, in place.
 
-    The data are ``DATASETS.FOLDER`` and, where named, ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
-    data. Nothing is read from disk where both are given and no folder is.
+    The data are ``DATASETS.FOLDER`` and, where named, ``DATASETS.SCENES``.
+    ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
+    data. Nothing is read from disk where both are given and the data are neither.
 
     Raises:
         ValueError: If the numbers do not fit the data, or the data sets' classes differ.
