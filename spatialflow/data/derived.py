@@ -214,6 +214,8 @@ def _derive_instances(
         for segment, mask in zip(
             segments, segment_masks(ids, [s["id"] for s in segments]), strict=True
         ):
+            if mask["area"] == 0:  # in the JSON, but not in the PNG
+                continue
             annotations.append(
                 {
                     "id": len(annotations) + 1,
