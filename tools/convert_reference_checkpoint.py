@@ -1,0 +1,118 @@
+"""Converts a checkpoint of the authors' SpatialFlow code into one for this project.
+
+Usage: python tools/convert_reference_checkpoint.py --input IN.pth --output OUT.pth \
+    --config-file CFG [--things-other-index N] [KEY VALUE ...]
+
+Evaluate the result with: python train_net.py --eval-only --config-file CFG MODEL.WEIGHTS OUT.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from spatialflow import get_cfg
+from spatialflow.reference import (
+    Conversion,
+    ReferenceLayout,
+    convert_reference,
+    default_things_other_index,
+    read_reference_checkpoint,
+    stuff_outputs,
+)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Convert a checkpoint of the authors' code.")
+    parser.add_argument("--input", required=True, type=Path, help="checkpoint of their code")
+    parser.add_argument("--output", required=True, type=Path, help="checkpoint to write")
+    parser.add_argument("--config-file", required=True, help="describes the model to be filled")
+    parser.add_argument(
+        "--things-other-index",
+        type=int,
+        help="index of things-other among the stuff outputs (default: 36 if there are 54)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys")
+    return parser.parse_intermixed_args(argv)
+
+
+def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
+    """Read and converts a checkpoint.
+
+    Args:
+        source: a checkpoint of the authors' code.
+        cfg: describes the model to be filled.
+        things_other: index of things-other among the authors' stuff outputs.
+
+    Raises:
+        ValueError: if the file cannot be read, does not fit the model, or the index is needed.
+    """
+    reference = read_reference_checkpoint(source)
+    if things_other is None:
+        outputs = stuff_outputs(reference)
+        things_other = default_things_other_index(outputs)
+        if things_other is None:
+            raise ValueError(
+                f"--things-other-index is needed: {source} has {outputs} stuff outputs, and only "
+                "of those with 54 (COCO) is it known that things-other has index 36"
+            )
+    layout = ReferenceLayout.from_config(cfg, reference, things_other)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return convert_reference(reference, build_model(cfg).state_dict(), layout)
+
+
+def write_atomically(content: dict[str, object], path: Path) -> None:
+    """Save a checkpoint such that the path holds a whole file or what it held before.
+
+    Raises:
+        ValueError: if the folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: the folder {path.parent} does not exist")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        # mkstemp gives a private file; a checkpoint is as readable as other files of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert one file and return the exit status."""
+    arguments = parse_arguments(argv)
+    try:
+        cfg = get_cfg(arguments.config_file, arguments.opts)
+        conversion = convert(arguments.input, cfg, arguments.things_other_index)
+        content = {
+            "model": conversion.state,
+            "__author__": "SpatialFlow (converted from the authors' code)",
+            "matching_heuristics": False,
+        }
+        write_atomically(content, arguments.output)
+    except ValueError as error:
+        print(f"convert_reference_checkpoint: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.input}: {conversion.summary()}")
+    print(f"written: {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
