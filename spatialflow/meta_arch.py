@@ -155,7 +155,7 @@ class SpatialFlow(nn.Module):
             }
         detections = self.mask_head(mask_features, detections)
         return [
-            self._postprocess(image_detections, image_logits, size, item)
+            self.postprocess(image_detections, image_logits, size, item)
             for image_detections, image_logits, size, item in zip(
                 detections, stuff_logits, images.image_sizes, batched_inputs, strict=True
             )
@@ -170,7 +170,7 @@ class SpatialFlow(nn.Module):
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def _postprocess(
+    def postprocess(
         self,
         detections: Instances,
         stuff_logits: Tensor,

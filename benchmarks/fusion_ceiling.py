@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""The PQ that ground truth itself gets when it passes through a config's fusion.
+
+    python benchmarks/fusion_ceiling.py --config-file coco/spatialflow_lite0_27.yaml KEY VALUE ...
+
+No network can do better in the same setting: images are resized as at test time, masks are cut to
+their boxes at the mask head's 28×28, stuff goes through labels at the network's scale, and the
+fusion's thresholds drop what they drop. Boxes and classes are perfect, scores are 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import inference_on_dataset
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from spatialflow import SpatialFlow
+from spatialflow.data import PanopticMapper
+from spatialflow.engine import setup
+from spatialflow.evaluation import PanopticEvaluator
+
+MASK_SIDE = 28
+
+
+class GroundTruth(nn.Module):
+    """Gives the ground truth of its inputs in the form that SpatialFlow's heads give theirs."""
+
+    def __init__(self, model: SpatialFlow, num_stuff: int) -> None:
+        """Take the model whose post-processing is to be passed.
+
+        Args:
+            model: Only its fusion and sizes matter, not its weights.
+            num_stuff: S, stuff classes and "things".
+        """
+        super().__init__()
+        self.model = model
+        self.num_stuff = num_stuff
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Pass each image's ground truth through the model's post-processing."""
+        return [self._pass(item) for item in batched_inputs]
+
+    def _pass(self, item: dict[str, Any]) -> dict[str, Any]:
+        truth = item["instances"]
+        masks = truth.gt_masks.crop_and_resize(truth.gt_boxes.tensor, MASK_SIDE)
+        truth.pred_boxes, truth.pred_classes = truth.gt_boxes, truth.gt_classes
+        truth.pred_masks = masks[:, None].float()
+        truth.scores = torch.ones(len(truth))
+        for field in ("gt_boxes", "gt_classes", "gt_masks"):
+            truth.remove(field)
+        # Unlabelled pixels, which PQ does not judge, go to "things", which fusion leaves alone.
+        labels = item["sem_seg"].where(item["sem_seg"] < self.num_stuff, 0)
+        logits = F.one_hot(labels, self.num_stuff).permute(2, 0, 1).float()
+        return self.model.postprocess(truth, logits, item["image"].shape[-2:], item)
+
+
+def fusion_ceiling(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
+    """Return PQ, SQ, RQ … of a data set's ground truth after fusion, in percent."""
+    mapper = PanopticMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False))
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    model = GroundTruth(SpatialFlow(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    results = inference_on_dataset(model, loader, PanopticEvaluator(dataset_name))
+    return dict(results["panoptic_seg"])
+
+
+def main() -> None:
+    """Print the ceiling of every test set of a config as JSON."""
+    args = default_argument_parser(__doc__).parse_args()
+    cfg = setup(args)
+    print(json.dumps({name: fusion_ceiling(cfg, name) for name in cfg.DATASETS.TEST}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
