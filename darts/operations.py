@@ -1,16 +1,27 @@
 """Candidate operations of a flow, each (N, C, H, W) → (N, C, H, W).
 
 N images, C channels, H and W the size of a pyramid level. None has a norm or an activation at its
-end, so that ``conv_3x3`` is the flow of the published SpatialFlow. Weights start at N(0, 0.01) and
-biases at 0, as there.
+end, so that ``conv_3x3`` is the flow of the published SpatialFlow. At its 256 channels weights
+start at N(0, 0.01) as there, and at any other width so that a signal keeps the same share of its
+variance; biases start at 0.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-INIT_STD = 0.01
+
+def initialise(conv: nn.Conv2d) -> None:
+    """Draw weights from N(0, 0.01 · sqrt(256 / C)), C input channels, and set biases to 0.
+
+    With a fixed deviation four narrow layers without norm would let no signal through.
+    """
+    nn.init.normal_(conv.weight, std=0.01 * math.sqrt(256 / conv.in_channels))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 class ConvOperation(nn.Module):
@@ -19,7 +30,7 @@ class ConvOperation(nn.Module):
     def __init__(self, channels: int, *, kernel_size: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2)
-        _initialise(self.conv)
+        initialise(self.conv)
 
     @property
     def last(self) -> nn.Conv2d:
@@ -49,7 +60,7 @@ class SeparableConv(nn.Module):
         # A depthwise filter sees nine values, not 9C: with the other operations' standard
         # deviation its output, and the gradient through it, would all but vanish.
         nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="linear")
-        _initialise(self.pointwise)
+        initialise(self.pointwise)
 
     @property
     def last(self) -> nn.Conv2d:
@@ -87,12 +98,6 @@ class SpatialGate(nn.Module):
         """Apply the operation, (N, C, H, W) → (N, C, H, W)."""
         summary = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
         return x * torch.sigmoid(self.conv(summary))
-
-
-def _initialise(conv: nn.Conv2d) -> None:
-    nn.init.normal_(conv.weight, std=INIT_STD)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
 
 
 OPERATIONS = (

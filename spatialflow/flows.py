@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from darts.genotype import Flow, Genotype
-from darts.operations import build_operation
+from darts.operations import build_operation, initialise
 from darts.space import Branch, Node, Topology
-
-INIT_STD = 0.01
 
 DEFAULT_CHOICES = {"stuff.attention.levels": "none", "stuff.attention.merged": "none"}
 """What a genotype may choose besides flows, with the only options that can be built so far."""
@@ -155,8 +153,7 @@ def _plain_convolution(choice: str, topology: Topology) -> str | None:
 
 def _node_conv(channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels, channels, 3, padding=1)
-    nn.init.normal_(conv.weight, std=INIT_STD)
-    conv.bias.data.zero_()  # type: ignore[union-attr]
+    initialise(conv)
     return conv
 
 
