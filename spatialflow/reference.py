@@ -29,6 +29,7 @@ COCO_STUFF_OUTPUTS = 54
 COCO_THINGS_OTHER_INDEX = 36
 
 _COUNTER = ".num_batches_tracked"
+_BOXES = "bbox_head.retina_reg"
 _CLASSES = "bbox_head.retina_cls"
 _STUFF = "stuff_head.conv"
 _DEFORMABLE_CHANNELS = 27
@@ -116,7 +117,7 @@ class ReferenceLayout:
         num_sizes, num_ratios = len(generator.SIZES[0]), len(generator.ASPECT_RATIOS[0])
         anchors = num_sizes * num_ratios
         for key, given, tensor, values in (
-            ("MODEL.ANCHOR_GENERATOR sizes x ratios", anchors, "bbox_head.retina_reg", 4),
+            ("MODEL.ANCHOR_GENERATOR, SIZES times ASPECT_RATIOS", anchors, _BOXES, 4),
             ("MODEL.RETINANET.NUM_CLASSES", cfg.MODEL.RETINANET.NUM_CLASSES, _CLASSES, anchors),
             ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, _STUFF, 1),
         ):
@@ -175,9 +176,10 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"checkpoint {path}: not readable as a file of tensors by torch.save: it is cut off, "
-            f"of another kind, or holds other Python objects ({str(error).splitlines()[0]})"
+            f"of another kind, or holds other Python objects ({reason})"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state:

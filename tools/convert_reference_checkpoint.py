@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "matching_heuristics": False,
         }
         write_atomically(content, arguments.output)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"convert_reference_checkpoint: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.input}: {conversion.summary()}")
