@@ -76,6 +76,8 @@ _SMALL = (12.0, 22.0)
 _LARGE = (28.0, 62.0)
 _MIN_VISIBLE_PIXELS = 80
 _MIN_VISIBLE_SHARE = 0.45
+_MIN_INSIDE_SHARE = 0.75  # the rest may lie outside the picture
+_STRETCH = 0.15  # things are up to exp(2 * 0.15) times as long as wide
 _MIN_STUFF_PIXELS = 400
 _PLACING_ATTEMPTS = 12
 
@@ -227,55 +229,62 @@ class _Painter:
 
     def _try_thing(self, name: str, side: float) -> bool:
         """Draws a thing of a given square root of its area, if it would hide no other too much."""
-        distance = self._outline_distance(name, side)
+        window, distance = self._outline_distance(name, side)
         inside = distance < 0
-        if inside.sum() < 0.75 * side**2:
+        if inside.sum() < _MIN_INSIDE_SHARE * side**2:
             return False
-        covered, counts = np.unique(self.ids[inside], return_counts=True)
-        visible = dict(zip(*np.unique(self.ids, return_counts=True), strict=True))
-        for hidden_id, count in zip(covered, counts, strict=True):
+        least = _MIN_VISIBLE_PIXELS * self.scale**2
+        for hidden_id in np.unique(self.ids[window][inside]):
             if hidden_id in self.full_areas:
-                left = visible[hidden_id] - count
-                if left < max(
-                    _MIN_VISIBLE_PIXELS * self.scale**2,
-                    _MIN_VISIBLE_SHARE * self.full_areas[hidden_id],
-                ):
+                left = (self.ids == hidden_id).sum() - (self.ids[window][inside] == hidden_id).sum()
+                if left < max(least, _MIN_VISIBLE_SHARE * self.full_areas[hidden_id]):
                     return False
-        self._draw_thing(distance)
+        self._draw_thing(window, distance)
         segment_id = self._new_id(name)
-        self.ids[inside] = segment_id
+        self.ids[window][inside] = segment_id
         self.full_areas[segment_id] = side**2
         return True
 
-    def _outline_distance(self, name: str, side: float) -> np.ndarray:
-        """(H, W) signed distance in pixels to the outline of a thing somewhere in the picture."""
+    def _outline_distance(self, name: str, side: float) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Puts an outline somewhere.
+
+        Returns:
+            the window of the picture that the thing and its shadow lie in, and the (h, w) signed
+            distance in pixels to the outline there, negative inside.
+        """
         shape, unit_area = SHAPES[name]
         radius = side / np.sqrt(unit_area)
-        height, width = self.ids.shape
-        center_y, center_x = self.rng.uniform(0.05, 0.95, 2) * (height, width)
+        size = np.array(self.ids.shape)
+        center = self.rng.uniform(0.05, 0.95, 2) * size
         angle = self.rng.uniform(0, 2 * np.pi)
-        stretch = np.exp(self.rng.uniform(-0.15, 0.15))
-        dy, dx = self.y - center_y, self.x - center_x
+        stretch = np.exp(self.rng.uniform(-_STRETCH, _STRETCH))
+        # The farthest that an outline reaches is the corner of a square.
+        reach = np.sqrt(2) * np.exp(_STRETCH) * radius + 8 * self.scale
+        first = np.maximum(center - reach, 0).astype(int)
+        last = np.minimum(center + reach + 1, size).astype(int)
+        window = slice(first[0], last[0]), slice(first[1], last[1])
+        dy, dx = self.y[window] - center[0], self.x[window] - center[1]
         v = (np.cos(angle) * dy - np.sin(angle) * dx) / (radius * stretch)
         u = (np.sin(angle) * dy + np.cos(angle) * dx) / (radius / stretch)
-        return shape(v, u) * radius
+        return window, shape(v, u) * radius
 
-    def _draw_thing(self, distance: np.ndarray) -> None:
+    def _draw_thing(self, window: tuple[slice, slice], distance: np.ndarray) -> None:
         """Blends a thing and its shadow into the picture."""
-        rng, scale = self.rng, self.scale
+        rng, scale, color = self.rng, self.scale, self.color[window]
         drop = max(1, round(2 * scale))
         height, width = distance.shape
         moved = np.pad(distance, ((drop, 0), (drop, 0)), mode="edge")[:height, :width]
         shadow = np.clip(0.5 - moved / (4 * scale), 0, 1)
-        self.color *= 1 - 0.35 * shadow[..., None]
-        texture = rng.choice(np.array(THING_TEXTURES))(self.y, self.x, rng, scale)
-        first, second = self._two_colors(away_from=self.color[distance < 0].mean(axis=0))
-        paint = first + texture[..., None] * (second - first)
+        color *= 1 - 0.35 * shadow[..., None]
+        texture = THING_TEXTURES[rng.integers(len(THING_TEXTURES))]
+        blend = texture(self.y[window], self.x[window], rng, scale)[..., None]
+        first, second = self._two_colors(away_from=color[distance < 0].mean(axis=0))
+        paint = first + blend * (second - first)
         # A darker rim, so that a thing can be told from a ground of its own colour.
         rim = np.clip(1 + distance / (2.2 * scale), 0, 1)
         paint *= 1 - 0.35 * rim[..., None]
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        self.color += cover * (paint - self.color)
+        color += cover * (paint - color)
 
     def _two_colors(self, away_from: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Two different colours of the palette, slightly changed.

@@ -225,6 +225,21 @@ def test_intervals_are_those_of_the_mean():
     assert high == pytest.approx(100 * qualities.mean() + half, abs=0.15)
 
 
+def test_intervals_by_hand():
+    # False and missed segments weigh one half each.
+    halved = record(0.8)
+    halved["classes"]["1"] |= {"fp": 1, "fn": 2}
+    assert bootstrap_pq([halved], n=10)["PQ"] == pytest.approx((32, 32))
+    # Two images: drawn twice, the first one has PQ 80, since the class of the other is not there;
+    # the second one alone has (0 + 60) / 2.
+    second = record(0.6, 0, "2")
+    second["classes"]["1"] = {"isthing": 1, "iou": 0.0, "tp": 0, "fp": 0, "fn": 1}
+    intervals = bootstrap_pq([record(0.8), second], n=500)
+    assert intervals["PQ"] == pytest.approx((30, 80))
+    assert intervals["PQ_th"] == pytest.approx((0, 80))
+    assert intervals["PQ_st"] == pytest.approx((60, 60))
+
+
 def test_intervals_depend_on_the_seed_alone():
     records = [record(q) for q in (0.5, 0.7, 0.9)] + [record(0.8, 0, "2")]
     assert bootstrap_pq(records, n=100, seed=1) == bootstrap_pq(records, n=100, seed=1)
