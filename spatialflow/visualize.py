@@ -5,6 +5,7 @@ Shape legend: H and W the size of an image in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 # Pictures whose longer side is shorter are drawn larger: text does not fit into 200 pixels.
 LEGIBLE_SIDE = 640
-# Detectron2 draws the names of small objects at 0.6 of it.
+# Least size of names in points, as Detectron2's default is; it draws those of small objects at 0.6.
 FONT_SIZE = 14.0
 # Share of a segment's colour in an overlay.
 OPACITY = 0.55
@@ -37,7 +38,7 @@ class _RepeatableVisualizer(Visualizer):
 
     def __init__(self, image_rgb: np.ndarray, metadata: Metadata) -> None:
         super().__init__(image_rgb, metadata)
-        self._default_font_size = max(self._default_font_size, FONT_SIZE)
+        self._default_font_size = max(FONT_SIZE, math.sqrt(math.prod(image_rgb.shape[:2])) / 90)
         self._generator = np.random.default_rng(0)
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:

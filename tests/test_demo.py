@@ -1,0 +1,156 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import Checkpointer
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from spatialflow.data import register_panoptic
+from spatialflow.data.panoptic_png import read_panoptic_png
+
+DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("spatialflow_demo", DEMO)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path, tiny_cfg, scenes):
+    """A config file of a tiny model with random weights that finds something everywhere."""
+    changes = {
+        "DATASETS.TRAIN": (scenes,),
+        "DATASETS.TEST": (scenes,),
+        "MODEL.RETINANET.NUM_CLASSES": 5,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+        "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
+        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 1,
+        "TEST.DETECTIONS_PER_IMAGE": 4,
+    }
+    cfg = tiny_cfg(changes)
+    model = build_model(cfg)
+    with torch.no_grad():
+        model.box_head.cls_score.bias.fill_(-1.0)
+        model.stuff_head.predictor.bias.copy_(torch.tensor([0.0, 0, 9, 0, 0]))
+    Checkpointer(model, str(tmp_path)).save("weights")
+    config = tmp_path / "config.yaml"
+    config.write_text(cfg.dump())
+    return config, tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def predict(demo, run, tmp_path):
+    """Returns a function that runs the demo on inputs and returns exit code and output folder."""
+
+    def call(*inputs):
+        config, weights = run
+        output = tmp_path / "predictions"
+        arguments = ["--config-file", str(config), "--input", *map(str, inputs)]
+        arguments += ["--output", str(output), "MODEL.WEIGHTS", str(weights)]
+        return demo.main(arguments), output
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in (("odd.jpg", (75, 101, 3)), ("grey.png", (60, 90))):
+        Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes((folder / "odd.jpg").read_bytes()[:700])
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+def test_good_images_are_written_and_bad_inputs_named_and_counted(
+    predict, folder, tmp_path, capsys
+):
+    code, output = predict(folder, tmp_path / "absent.jpg")
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "absent.jpg: no such file or folder" in printed.err
+    assert "broken.jpg: not read as an image" in printed.err
+    assert "2 input(s) failed" in printed.err
+    assert "2 image(s)" in printed.out
+    assert "notes.txt" not in printed.err
+    for kind in ("overlays", "panoptic"):
+        assert sorted(p.name for p in (output / kind).iterdir()) == ["grey.png", "odd.png"]
+    with Image.open(output / "overlays" / "odd.png") as overlay:
+        assert overlay.size == (640, 475)
+
+
+def test_result_is_a_coco_panoptic_data_set_with_the_categories_of_the_data(
+    predict, folder, tmp_path, scenes, scenes_root
+):
+    code, output = predict(folder / "odd.jpg", folder / "grey.png")
+    assert code == 0
+    content = json.loads((output / "panoptic.json").read_text())
+    truth = json.loads((scenes_root / "panoptic.json").read_text())
+    wanted = [{k: c[k] for k in ("id", "name", "isthing", "color")} for c in truth["categories"]]
+    assert content["categories"] == wanted
+    assert [(i["height"], i["width"]) for i in content["images"]] == [(75, 101), (60, 90)]
+    kinds = set()
+    is_thing = {c["id"]: c["isthing"] for c in wanted}
+    for annotation in content["annotations"]:
+        ids = read_panoptic_png(output / "panoptic" / annotation["file_name"])
+        present, areas = np.unique(ids[ids > 0], return_counts=True)
+        segments = {s["id"]: s for s in annotation["segments_info"]}
+        assert sorted(segments) == present.tolist()
+        assert [segments[i]["area"] for i in present] == areas.tolist()
+        kinds |= {is_thing[s["category_id"]] for s in segments.values()}
+    assert kinds == {0, 1}
+    # Stuff label 2 is the second stuff class, brick.
+    stuff = {s["category_id"] for a in content["annotations"] for s in a["segments_info"]} - {
+        c["id"] for c in wanted if c["isthing"]
+    }
+    assert [c["name"] for c in wanted if c["id"] in stuff] == ["brick"]
+    register_panoptic("predicted", tmp_path, output / "panoptic.json", output / "panoptic")
+    metadata = MetadataCatalog.get("predicted")
+    assert metadata.thing_classes == MetadataCatalog.get(scenes).thing_classes
+
+
+def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(demo, tmp_path, scenes):
+    writer = demo.ResultWriter(tmp_path, MetadataCatalog.get(scenes))
+    result = (torch.zeros(8, 8, dtype=torch.int32), [])
+    for folder in ("a", "b", "c"):
+        writer.add(Path(folder) / "same.jpg", np.zeros((8, 8, 3), np.uint8), result)
+    names = [a["file_name"] for a in writer.annotations]
+    assert names == ["same.png", "same-2.png", "same-3.png"]
+    assert sorted(p.name for p in (tmp_path / "panoptic").iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: absent.pth"),
+    ],
+)
+def test_missing_weights_are_reported(demo, run, folder, tmp_path, capsys, weights, message):
+    arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
+    assert demo.main([*arguments, *weights]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_classes_that_do_not_fit_the_data_are_reported(demo, run, folder, tmp_path, capsys):
+    arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
+    opts = ["MODEL.WEIGHTS", str(run[1]), "MODEL.RETINANET.NUM_CLASSES", "7"]
+    assert demo.main([*arguments, *opts]) == 1
+    assert "(5, 5) classes" in capsys.readouterr().err
+
+
+def test_options_taken_for_files_are_refused(demo, capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--config-file", "c", "--output", "o", "--input", "a.jpg", "MODEL.WEIGHTS", "w"])
+    assert "give KEY VALUE pairs last" in capsys.readouterr().err
