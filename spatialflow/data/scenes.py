@@ -72,12 +72,12 @@ _CATEGORY_IDS = {c["name"]: c["id"] for c in SCENE_CATEGORIES}
 # Sizes and areas are meant for scenes of 192 px, and grow with the shorter side.
 _NOMINAL_SIDE = 192
 _THINGS = (4, 9)
-_SMALL = (12.0, 22.0)
+_SMALL = (15.0, 26.0)
 _LARGE = (28.0, 62.0)
 _MIN_VISIBLE_PIXELS = 80
 _MIN_VISIBLE_SHARE = 0.45
 _MIN_INSIDE_SHARE = 0.75  # the rest may lie outside the picture
-_STRETCH = 0.15  # things are up to exp(2 * 0.15) times as long as wide
+_STRETCH = 0.08  # things are up to exp(2 * 0.08) times as long as wide
 _MIN_STUFF_PIXELS = 400
 _PLACING_ATTEMPTS = 12
 
@@ -214,7 +214,7 @@ class _Painter:
     def paint_things(self) -> None:
         """Puts things on the picture, mostly large ones first."""
         number = int(self.rng.integers(_THINGS[0], _THINGS[1] + 1))
-        small = self.rng.random(number) < 0.45
+        small = self.rng.random(number) < 0.4
         sizes = np.where(
             small,
             np.exp(self.rng.uniform(*np.log(_SMALL), number)),
@@ -282,7 +282,7 @@ class _Painter:
         paint = first + blend * (second - first)
         # A darker rim, so that a thing can be told from a ground of its own colour.
         rim = np.clip(1 + distance / (2.2 * scale), 0, 1)
-        paint *= 1 - 0.35 * rim[..., None]
+        paint *= 1 - 0.5 * rim[..., None]
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
         color += cover * (paint - color)
 
@@ -295,7 +295,7 @@ class _Painter:
         colors = SCENE_COLORS + self.rng.normal(0, 8, SCENE_COLORS.shape)
         order = self.rng.permutation(len(colors))
         if away_from is not None:
-            far = np.linalg.norm(colors[order] - away_from, axis=1) > 70
+            far = np.linalg.norm(colors[order] - away_from, axis=1) > 90
             order = np.concatenate([order[far], order[~far]])
         first = colors[order[0]]
         distances = np.linalg.norm(colors[order[1:]] - first, axis=1)

@@ -107,7 +107,7 @@ STUFF_TEXTURES: dict[str, Texture] = {
 }
 """Class → texture, in the order from top to bottom that most scenes follow."""
 
-THING_TEXTURES: tuple[Texture, ...] = (plain, plain, stripes, checks, dots, clouds)
+THING_TEXTURES: tuple[Texture, ...] = (plain, plain, plain, stripes, checks, dots, clouds)
 """Any thing wears any of these."""
 
 
