@@ -179,18 +179,14 @@ def check_panopticapi() -> str:
 
 
 def check_registration() -> str:
-    """Check that ``import spatialflow`` registers the meta-architecture."""
+    """Check that ``import spatialflow`` registers the model and finds the configs."""
     return run_python(
         "import spatialflow\n"
         "from detectron2.modeling import META_ARCH_REGISTRY as registry\n"
-        "print('registered:', registry.get('SpatialFlow').__name__)"
-    )
-
-
-def check_configs() -> str:
-    """Check that the configs are found."""
-    return run_python(
-        "from spatialflow.config import configs_root, get_cfg\nget_cfg()\nprint(configs_root())"
+        "from spatialflow.config import configs_root\n"
+        "registry.get('SpatialFlow')\n"
+        "spatialflow.get_cfg()\n"
+        "print('the model is registered, the configs are in', configs_root())"
     )
 
 
@@ -239,7 +235,6 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("detectron2", check_detectron2),
     ("panoptic quality", check_panopticapi),
     ("import spatialflow", check_registration),
-    ("configs", check_configs),
     ("device", check_accelerator),
     ("cache", check_cache),
     ("pretrained trunks", check_trunks),
