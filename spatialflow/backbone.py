@@ -67,6 +67,7 @@ class FeaturePyramid(FPN):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        self.train()  # a new module is in training mode without this having been called
 
     def train(self, mode: bool = True) -> FeaturePyramid:
         """Switch modes, with the trunk's batch norms left in eval mode where asked for."""

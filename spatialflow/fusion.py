@@ -56,7 +56,10 @@ class PanopticFusion:
         )
         if self.box_fill:
             self._fill_boxes(ids, segments, instances)
-        return ids, segments
+        # With an overlap limit of 1 or an area limit of 0, Detectron2 lists segments for which no
+        # pixel is left; the evaluator refuses them.
+        present = set(ids.unique().tolist())
+        return ids, [info for info in segments if info["id"] in present]
 
     def _fill_boxes(self, ids: Tensor, segments: Segments, instances: Instances) -> None:
         height, width = ids.shape

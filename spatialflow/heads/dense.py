@@ -235,6 +235,9 @@ class DenseBoxHead(nn.Module):
                 )
             )
         boxes, scores = Boxes(cat(kept_boxes)), cat(kept_scores)
+        # A model that diverges is the trainer's to report; clip() would fail an assertion first.
+        finite = boxes.tensor.isfinite().all(dim=1)
+        boxes, scores = boxes[finite], scores[finite]
         boxes.clip(image_size)
         index, classes = (scores > self.selection.score_threshold).nonzero(as_tuple=True)
         pair_scores = scores[index, classes]
