@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from darts.operations import build_operation, initialise
@@ -46,18 +48,23 @@ def spatialflow_topology(
 class FlowGraph(nn.Module):
     """Branches side by side on a feature pyramid, joined by flows (Chen et al. 2020, sec. III).
 
-    A node is ``relu(conv_3x3(x))`` where x is the output of the node before it in its branch, or
-    the pyramid map for the first. Before the convolution x passes, in this order, the node's gates
-    (``x * (1 + tanh(operation(source)))``, zero-initialised, so identity at the start) and its
-    additive flows (``x + operation(source)``). Weights are shared over levels; gradients run back
-    through every flow into its source.
+    A node is ``relu(conv_3x3(x))``, where asked for with a norm between, where x is the output of
+    the node before it in its branch, or the pyramid map for the first. Before the convolution x
+    passes, in this order, the node's gates (``x * (1 + tanh(operation(source)))``,
+    zero-initialised, so identity at the start) and its additive flows (``x + operation(source)``).
+    Weights are shared over levels; gradients run back through every flow into its source.
 
     The graph knows nothing of what the branches are for. Flows are given as built modules, so
     that a relaxation of several operations can stand in any of them.
     """
 
     def __init__(
-        self, *, topology: Topology, channels: int, flows: Mapping[Flow, nn.Module]
+        self,
+        *,
+        topology: Topology,
+        channels: int,
+        flows: Mapping[Flow, nn.Module],
+        norm: str = "",
     ) -> None:
         """Wire nodes and flows.
 
@@ -65,11 +72,13 @@ class FlowGraph(nn.Module):
             topology: The branches; every flow must be an edge of it.
             channels: C of the pyramid and of every branch.
             flows: For each flow the module that carries it, (N, C, H, W) → (N, C, H, W).
+            norm: Of the nodes, between convolution and ReLU, a name that Detectron2 knows; ""
+                for none, as published.
         """
         super().__init__()
         self.topology = topology
         self.nodes = nn.ModuleDict(
-            {_key(node.name): _node_conv(channels) for node in topology.nodes}
+            {_key(node.name): _node_conv(channels, norm) for node in topology.nodes}
         )
         self.flows = nn.ModuleDict({flow_key(flow): module for flow, module in flows.items()})
         self._incoming: dict[str, list[Flow]] = {node.name: [] for node in topology.nodes}
@@ -78,7 +87,12 @@ class FlowGraph(nn.Module):
 
     @classmethod
     def from_genotype(
-        cls, genotype: Genotype, *, channels: int = 256, topology: Topology | None = None
+        cls,
+        genotype: Genotype,
+        *,
+        channels: int = 256,
+        topology: Topology | None = None,
+        norm: str = "",
     ) -> FlowGraph:
         """Build the graph that a genotype describes.
 
@@ -86,6 +100,7 @@ class FlowGraph(nn.Module):
             genotype: Flows and choices.
             channels: C of the pyramid and of every branch.
             topology: The branches; SpatialFlow's on P3 to P7 if absent.
+            norm: Of the nodes, as in the constructor.
 
         Raises:
             ValueError: If a flow is not an edge of the topology, its operation does not fit its
@@ -100,7 +115,7 @@ class FlowGraph(nn.Module):
                     f"expected {DEFAULT_CHOICES} or '<node>.conv': 'plain'"
                 )
         flows = {flow: _flow_module(flow, channels, genotype.name) for flow in genotype.flows}
-        return cls(topology=topology, channels=channels, flows=flows)
+        return cls(topology=topology, channels=channels, flows=flows, norm=norm)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Run all branches.
@@ -134,7 +149,7 @@ class FlowGraph(nn.Module):
         for flow in arriving:
             if flow.port == "input":
                 x = x + self.flows[flow_key(flow)](outputs[flow.source][level])
-        return torch.relu(self.nodes[_key(node.name)](x))
+        return self.nodes[_key(node.name)](x)
 
 
 def flow_key(flow: Flow) -> str:
@@ -151,8 +166,16 @@ def _plain_convolution(choice: str, topology: Topology) -> str | None:
     return "plain" if choice in nodes else None
 
 
-def _node_conv(channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, channels, 3, padding=1)
+def _node_conv(channels: int, norm: str) -> Conv2d:
+    conv = Conv2d(
+        channels,
+        channels,
+        kernel_size=3,
+        padding=1,
+        bias=not norm,
+        norm=get_norm(norm, channels),
+        activation=F.relu,
+    )
     initialise(conv)
     return conv
 

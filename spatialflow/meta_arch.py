@@ -96,6 +96,7 @@ class SpatialFlow(nn.Module):
                 load_genotype(own.GENOTYPE),
                 channels=cfg.MODEL.FPN.OUT_CHANNELS,
                 topology=topology,
+                norm=cfg.MODEL.RETINANET.NORM,
             ),
             "box_head": DenseBoxHead(cfg, shapes, normalizer),
             "mask_head": ProposalMaskHead(cfg, shapes, normalizer),

@@ -13,6 +13,8 @@ from .scenes import generate_scenes
 
 logger = logging.getLogger(__name__)
 
+# Part of the cache's name: raise it when the generator changes.
+VERSION = 2
 SEEDS = {"train": 0, "val": 1}
 
 
@@ -25,7 +27,7 @@ def register_scenes(*, train: int, val: int, size: int) -> None:
         size: Height and width of a scene, in pixels.
     """
     for side, count in (("train", train), ("val", val)):
-        root = cache_root() / "scenes" / f"{side}-{count}-{size}-seed{SEEDS[side]}"
+        root = cache_root() / "scenes" / f"{side}-{count}-{size}-seed{SEEDS[side]}-v{VERSION}"
         if not root.is_dir():
             logger.info("Generating %d scenes in %s", count, root)
             root.parent.mkdir(parents=True, exist_ok=True)
