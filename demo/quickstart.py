@@ -9,6 +9,7 @@ real data, with a fifth of the images held out.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.utils.logger import setup_logger
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,16 +40,21 @@ def main() -> None:
     if args.data:
         opts += ["DATASETS.FOLDER.PATH", str(args.data)]
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
+    show_progress_only(args.output)
     try:
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
     except ValueError as error:
         sys.exit(f"demo: {error}")
+    print(
+        f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
+    )
     start = time.perf_counter()
     trainer = Trainer(cfg)
     trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]
     train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
+    print("\nThe colour classifier, for comparison:")
     colours = evaluate_colour_classifier(train, test)
     picture = draw_examples(cfg, test, Path(cfg.OUTPUT_DIR) / "predictions.png", args.pictures)
     images = len(DatasetCatalog.get(test))
@@ -69,6 +76,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=6, help="how many scenes to draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     return parser.parse_args()
+
+
+def show_progress_only(output: str) -> None:
+    """Keep the console to progress and results; everything goes to ``log.txt``."""
+    shown = ("detectron2.utils.events", "spatialflow")
+    for name in ("detectron2", "fvcore"):
+        # What setup_logger returns is kept, so that the training finds these handlers.
+        arguments = {} if name == "detectron2" else {"name": name}
+        for handler in setup_logger(output, distributed_rank=0, **arguments).handlers:
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(
+                    lambda record: record.levelno > logging.INFO or record.name.startswith(shown)
+                )
 
 
 def row(results: dict[str, float]) -> str:

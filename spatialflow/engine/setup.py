@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -31,6 +32,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg(args.config_file, args.opts)
     prepare_config(cfg)
     cfg.freeze()
+    # What PyTorch warns of here, tracing and compiling for CUDA, Detectron2 merely asks about.
+    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     default_setup(cfg, args)
     for name in ("spatialflow", "darts"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
