@@ -35,6 +35,8 @@ def run(tmp_path, tiny_cfg, scenes):
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 1,
         "TEST.DETECTIONS_PER_IMAGE": 4,
+        # Group norm needs more than the one pixel that such a small image has on P7.
+        "MODEL.RETINANET.NORM": "",
     }
     cfg = tiny_cfg(changes)
     model = build_model(cfg)
