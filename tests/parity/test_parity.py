@@ -74,6 +74,19 @@ def test_every_expected_value_is_compared(compact_folder, narrow_config):
     assert failed(check_parity(fixture, get_cfg(narrow_config))) == outputs
 
 
+def test_one_wrong_detection_is_enough(compact_folder, narrow_config):
+    fixture = read_fixture(compact_folder)
+    fixture.arrays["final.masks_packed"][7] ^= 0xFF
+    fixture.arrays["detections.labels"][7] += 1
+    assert failed(check_parity(fixture, get_cfg(narrow_config))) == {
+        "final.masks_packed",
+        "detections.boxes_network_scale",
+        "detections.scores",
+        "detections.labels",
+        "detections.mask_logits",
+    }
+
+
 def test_nan_does_not_hold(compact_folder, narrow_config):
     fixture = read_fixture(compact_folder)
     outputs = {"fpn.p3", "train.loss_cls", "detections.scores"}
