@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 
@@ -86,8 +87,10 @@ def get_cfg(
     path = find_config(config_file or "Base-SpatialFlow.yaml")
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"config {path}: {error.args[0]}") from error
+    except (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
+        # Detectron2 has no common error for YAML that is none, is no mapping, or lacks its base.
+        reason = error.args[0] if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"config {path}: {' '.join(reason.split())}") from error
     if len(opts) % 2:
         raise ValueError(f"options must be KEY VALUE pairs, got {list(opts)}")
     try:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -61,7 +62,9 @@ def prepare_config(cfg: CfgNode) -> None:
         register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
     things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
     if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
-        return
+        names = tuple(name for name in names if _classes_are_known(name))
+        if not names:
+            return
     if not names:
         raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
     classes = {name: _class_names(name) for name in names}
@@ -79,6 +82,13 @@ def prepare_config(cfg: CfgNode) -> None:
                 f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
             )
         node.NUM_CLASSES = count
+
+
+def _classes_are_known(name: str) -> bool:
+    """Tell whether a data set's classes are there without reading a file."""
+    if name not in DatasetCatalog:
+        return False
+    return {"thing_classes", "stuff_classes"} <= MetadataCatalog.get(name).as_dict().keys()
 
 
 def _class_names(name: str) -> tuple[list[str], list[str]]:
