@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 TRUNK_FEATURES = ("res3", "res4", "res5")
@@ -40,8 +41,18 @@ class ExtraLevels(nn.Module):
 
     def forward(self, c5: Tensor) -> list[Tensor]:
         """Return P6 and P7 from C5, (N, C, H, W)."""
-        p6 = self.p6(c5)
-        return [p6, self.p7(p6)]
+        p6 = self.p6(_two_wide(c5))
+        return [p6, self.p7(_two_wide(p6))]
+
+
+def _two_wide(x: Tensor) -> Tensor:
+    """Give a map of one column, which small images have, a second one of zeros.
+
+    The next convolution pads with zeros and halves either width to one, so its output is the same;
+    but PyTorch (2.14) leaves the weights' gradient uninitialised where the input has one column and
+    the CPU computes in bfloat16.
+    """
+    return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
 
 
 class FeaturePyramid(FPN):
