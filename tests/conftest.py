@@ -1,0 +1,116 @@
+"""Small models and inputs for the whole suite: nothing here takes more than a second."""
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Instances
+from hypothesis import settings
+
+import spatialflow
+from spatialflow.data import generate_scenes, register_panoptic, unregister
+
+# The machine's speed is no property of the code.
+settings.register_profile("suite", deadline=None, max_examples=50)
+settings.load_profile("suite")
+
+# Small images need small anchors: from 2 × stride.
+ANCHORS = tuple(tuple(2 * 2**i * 2 ** (j / 3) for j in range(3)) for i in range(3, 8))
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "EvalBN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ANCHOR_GENERATOR.SIZES": ANCHORS,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 2,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.RETINANET.NUM_CLASSES": 3,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4,
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": 64,
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATALOADER.NUM_WORKERS": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_cfg(tmp_path):
+    """Returns a function that gives the config of a tiny ResNet-18 model, KEY=VALUE changed."""
+
+    def build(changes=None, file=None):
+        keys = {**TINY, "OUTPUT_DIR": str(tmp_path / "output"), **(changes or {})}
+        return spatialflow.get_cfg(file, [item for pair in keys.items() for item in pair])
+
+    return build
+
+
+def _rectangles(height, width, count, num_classes):
+    """Ground truth of `count` rectangles that grow from the top left corner on."""
+    masks = torch.zeros(count, height, width, dtype=torch.bool)
+    for i in range(count):
+        top, left = i * height // (count + 1), i * width // (count + 1)
+        masks[i, top : top + height // 3 + 4 * i, left : left + width // 3 + 4 * i] = True
+    instances = Instances((height, width))
+    instances.gt_masks = BitMasks(masks)
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+    instances.gt_classes = torch.arange(count) % num_classes
+    return instances
+
+
+@pytest.fixture
+def make_input():
+    """Returns a function that makes one image with ground truth, as the mapper would.
+
+    With `stuff=False` all that is not a thing is void; without things the stuff goes on under them.
+    """
+
+    def make(height=100, width=130, *, things=2, stuff=True, num_classes=3, num_stuff=3, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        instances = _rectangles(height, width, things, num_classes)
+        sem_seg = torch.full((height, width), 255)
+        if stuff:
+            rows = torch.arange(height) * num_stuff // height
+            sem_seg = (1 + rows)[:, None].repeat(1, width)
+        sem_seg[instances.gt_masks.tensor.any(dim=0)] = 0
+        return {
+            "image": image,
+            "instances": instances,
+            "sem_seg": sem_seg,
+            "height": height,
+            "width": width,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory):
+    """The folder of a generated data set of six scenes of 96 px."""
+    root = tmp_path_factory.mktemp("scenes") / "set"
+    generate_scenes(root, count=6, seed=3, size=(96, 96))
+    return root
+
+
+@pytest.fixture
+def scenes(scenes_root, tmp_path, monkeypatch):
+    """The name of that data set, registered as long as the test runs."""
+    monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
+    before = set(DatasetCatalog) | set(MetadataCatalog)
+    register_panoptic(
+        "tiny_scenes",
+        scenes_root / "images",
+        scenes_root / "panoptic.json",
+        scenes_root / "panoptic",
+    )
+    yield "tiny_scenes"
+    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
+        unregister(name)

@@ -1,0 +1,188 @@
+"""Configs: what they accept, what they say of what they refuse, and that each of ours works."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from spatialflow import get_cfg
+from spatialflow.config import configs_root, find_config, load_genotype
+from spatialflow.engine import prepare_config
+
+FILES = sorted(str(path.relative_to(configs_root())) for path in configs_root().rglob("*.yaml"))
+GENOTYPES = sorted(path.stem for path in (configs_root() / "genotypes").glob("*.json"))
+# Reference settings of full width build in seconds; their widths and depths are given small.
+NARROW = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.RETINANET.NUM_CLASSES": 2,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
+    "MODEL.WEIGHTS": "",
+    "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": False,
+}
+
+
+def options(keys):
+    return [item for pair in keys.items() for item in pair]
+
+
+def test_defaults_are_the_references():
+    cfg = get_cfg()
+    assert cfg.MODEL.META_ARCHITECTURE == "SpatialFlow"
+    assert cfg.MODEL.SPATIALFLOW.GENOTYPE == "spatialflow"
+    combine = cfg.MODEL.PANOPTIC_FPN.COMBINE
+    assert (combine.INSTANCES_CONFIDENCE_THRESH, combine.OVERLAP_THRESH) == (0.37, 0.37)
+    assert (combine.STUFF_AREA_LIMIT, cfg.MODEL.SPATIALFLOW.BOX_FILL.ENABLED) == (4900, True)
+    retinanet = cfg.MODEL.RETINANET
+    assert (retinanet.SCORE_THRESH_TEST, retinanet.NMS_THRESH_TEST) == (0.05, 0.4)
+    assert (retinanet.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (1000, 100)
+    assert tuple(retinanet.BBOX_REG_WEIGHTS) == (1.0, 1.0, 1.0, 1.0)
+    assert (retinanet.FOCAL_LOSS_ALPHA, retinanet.FOCAL_LOSS_GAMMA) == (0.25, 2.0)
+    assert (retinanet.IOU_THRESHOLDS, retinanet.PRIOR_PROB) == ([0.4, 0.5], 0.01)
+    assert cfg.MODEL.ANCHOR_GENERATOR.OFFSET == 0.0
+    assert cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO == 0
+    assert (cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT, cfg.MODEL.SEM_SEG_HEAD.NORM) == (0.25, "GN")
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MASK_FORMAT) == ("RGB", "bitmask")
+    assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    for sizes, stride in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, (8, 16, 32, 64, 128), strict=True):
+        assert sizes == pytest.approx([4 * stride * 2 ** (i / 3) for i in range(3)], rel=1e-5)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("coco/spatialflow_r")])
+def test_reference_schedule(file):
+    solver = get_cfg(file).SOLVER
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.MOMENTUM) == (0.005, 8, 0.9)
+    assert (solver.WEIGHT_DECAY, solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (1e-4, 500, 0.001)
+    assert [step / solver.MAX_ITER for step in solver.STEPS] == [16 / 20, 19 / 20]
+    assert (solver.GAMMA, solver.OPTIMIZER, solver.CLIP_GRADIENTS.ENABLED) == (0.1, "SGD", False)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_builds_its_model(file):
+    cfg = get_cfg(file, options(NARROW))
+    assert load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE).name
+    model = build_model(cfg).eval()
+    size = model.backbone.size_divisibility
+    result = model([{"image": torch.zeros(3, 2 * size, 2 * size)}])[0]
+    assert result["sem_seg"].shape == (2, 2 * size, 2 * size)
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_genotype_by_name_and_by_path(name, tmp_path):
+    path = tmp_path / "copy.json"
+    by_name = load_genotype(name)
+    assert by_name.name == name
+    by_name.save(path)
+    assert load_genotype(str(path)) == by_name
+
+
+def test_genotype_of_a_path_reaches_the_model(tmp_path, tiny_cfg):
+    path = tmp_path / "own.json"
+    flow = {"from": "box.2", "to": "stuff.2", "port": "gate", "operation": "conv_1x1"}
+    path.write_text(json.dumps({"version": 1, "name": "own", "flows": [flow]}))
+    model = build_model(tiny_cfg({"MODEL.SPATIALFLOW.GENOTYPE": str(path)}))
+    assert list(model.flow_graph.flows) == ["box_2_to_stuff_2_gate"]
+
+
+@pytest.mark.parametrize("name", ["absent", "", "/absent.json"])
+def test_unknown_genotype(name):
+    with pytest.raises(ValueError, match=r"MODEL\.SPATIALFLOW\.GENOTYPE.*parallel, spatialflow"):
+        load_genotype(name)
+
+
+def test_device_auto(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert get_cfg().MODEL.DEVICE == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert get_cfg().MODEL.DEVICE == "cuda"
+    assert get_cfg(opts=["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("opts", "problem"),
+    [
+        (["MODEL.SPATIALFLOW.GENOTYP", "parallel"], "GENOTYP"),
+        (["MODEL.SPATIALFLOW.BOX_FILL.THRESH", "half"], "THRESH"),
+        (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
+        (["SOLVER.MAX_ITER"], "KEY VALUE"),
+        (["SOLVER", "1"], "SOLVER"),
+    ],
+)
+def test_wrong_options_are_named(opts, problem):
+    with pytest.raises(ValueError, match=problem):
+        get_cfg(opts=opts)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("MODEL: {SPATIALFLOW: {GENOTYP: parallel}}", "GENOTYP"),
+        ("SOLVER: {MAX_ITER: many}", "MAX_ITER"),
+        ("SOLVER: {MAX_ITER: 3", "own.yaml"),
+        ("_BASE_: absent.yaml", "absent.yaml"),
+        ("- 1", "own.yaml"),
+    ],
+    ids=["unknown key", "type", "not YAML", "no base", "not a mapping"],
+)
+def test_wrong_files_are_named(tmp_path, text, problem):
+    path = tmp_path / "own.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match=problem) as error:
+        get_cfg(path)
+    assert "own.yaml" in str(error.value)
+
+
+def test_missing_file():
+    with pytest.raises(ValueError, match=r"absent\.yaml.*configs"):
+        find_config("absent.yaml")
+
+
+def test_numbers_of_classes_come_from_the_data(tiny_cfg, scenes):
+    cfg = tiny_cfg({"DATASETS.TRAIN": (scenes,), "DATASETS.TEST": (scenes,)})
+    cfg.MODEL.RETINANET.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = -1
+    prepare_config(cfg)
+    assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (5, 5)
+
+
+@pytest.mark.parametrize("key", ["MODEL.RETINANET.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"])
+@pytest.mark.parametrize("other", [-1, 5])
+def test_numbers_of_classes_that_do_not_fit_the_data(tiny_cfg, scenes, key, other):
+    counts = {f"MODEL.{node}.NUM_CLASSES": other for node in ("RETINANET", "SEM_SEG_HEAD")}
+    cfg = tiny_cfg({"DATASETS.TRAIN": (scenes,), "DATASETS.TEST": (), **counts, key: 7})
+    with pytest.raises(ValueError, match=f"{key}: 7 given.* 5 "):
+        prepare_config(cfg)
+
+
+def test_folder_of_data(tiny_cfg, scenes, scenes_root):
+    cfg = tiny_cfg(
+        {
+            "DATASETS.FOLDER.PATH": str(scenes_root),
+            "DATASETS.FOLDER.REMAP": "supercategories",
+            "DATASETS.TRAIN": ("folder_train",),
+            "DATASETS.TEST": ("folder_val", "folder_all"),
+            "MODEL.RETINANET.NUM_CLASSES": -1,
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,
+        }
+    )
+    prepare_config(cfg)
+    assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"DATASETS.FOLDER.PATH": "/absent"}, "DATASETS.FOLDER.PATH.*/absent"),
+        ({"DATASETS.TRAIN": (), "DATASETS.TEST": ()}, "DATASETS.TRAIN"),
+        ({"DATASETS.TRAIN": ("unheard_of",)}, "unheard_of"),
+    ],
+)
+def test_data_that_is_not_there(tiny_cfg, scenes, changes, problem):
+    unknown = {"MODEL.RETINANET.NUM_CLASSES": -1, "DATASETS.TRAIN": (scenes,), "DATASETS.TEST": ()}
+    with pytest.raises(ValueError, match=problem):
+        prepare_config(tiny_cfg({**unknown, **changes}))
