@@ -136,12 +136,8 @@ def class_metadata(cfg: CfgNode) -> Metadata:
     if not names:
         raise ValueError("DATASETS.TEST and DATASETS.TRAIN are empty: no data to name classes by")
     metadata = ensure_metadata(names[0])
-    found = (len(metadata.thing_classes), len(metadata.stuff_classes))
-    if found != (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES):
-        raise ValueError(
-            f"data set {names[0]!r} has {found} classes (things, stuff), but the config has "
-            f"{(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)}"
-        )
+    # A built-in data set's classes are known, and can be checked, only now.
+    prepare_config(cfg)
     return metadata
 
 

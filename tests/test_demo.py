@@ -149,7 +149,7 @@ def test_classes_that_do_not_fit_the_data_are_reported(demo, run, folder, tmp_pa
     arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
     opts = ["MODEL.WEIGHTS", str(run[1]), "MODEL.RETINANET.NUM_CLASSES", "7"]
     assert demo.main([*arguments, *opts]) == 1
-    assert "(5, 5) classes" in capsys.readouterr().err
+    assert "MODEL.RETINANET.NUM_CLASSES: 7 given" in capsys.readouterr().err
 
 
 def test_options_taken_for_files_are_refused(demo, capsys):
