@@ -11,8 +11,6 @@ fusion's thresholds drop what they drop. Boxes and classes are perfect, scores a
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +21,6 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import inference_on_dataset
 from torch import nn
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from spatialflow import SpatialFlow
 from spatialflow.data import PanopticMapper

@@ -22,8 +22,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.colour_classifier import evaluate_colour_classifier
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
 from spatialflow.engine import Trainer, setup
