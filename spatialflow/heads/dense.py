@@ -89,7 +89,7 @@ class DenseBoxHead(nn.Module):
         initial_biases = (-math.log(1 / prior_probability - 1), 0.0)
         for predictor, bias in zip((self.cls_score, self.bbox_pred), initial_biases, strict=True):
             nn.init.normal_(predictor.weight, std=0.01)
-            predictor.bias.data.fill_(bias)  # type: ignore[union-attr]
+            predictor.bias.data.fill_(bias)
 
     @classmethod
     def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
