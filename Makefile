@@ -14,6 +14,8 @@ DATA ?=
 SUPPORTED := "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))"
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Detectron2 and fvcore compile with torch.jit.script when they are imported, which newer PyTorch warns of.
+QUIET := -W ignore::FutureWarning:torch.jit._script
 INSTALLED := .venv/.installed
 INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobilenet.txt tools/install_detectron2.py
 
@@ -27,7 +29,7 @@ help:  ## List the targets
 install: $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
 
 demo: $(INSTALLED)  ## Train on a small data set, print PQ, write pictures (DATA=… for your own data)
-	@$(BIN)/python demo/quickstart.py $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python $(QUIET) demo/quickstart.py $(if $(DATA),--data "$(DATA)")
 
 test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -39,7 +41,7 @@ lint: $(INSTALLED)  ## Check style, format, types and the layer rule
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)  ## Measure the speed of the forward pass
-	@$(BIN)/python benchmarks/forward.py
+	@$(BIN)/python $(QUIET) benchmarks/forward.py
 
 clean:  ## Remove caches and build results (.venv and what training wrote stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
