@@ -23,17 +23,16 @@ def main(args: argparse.Namespace) -> Any:
     """Run in one process, of which there may be several."""
     try:
         cfg = setup(args)
+        built = Trainer.build_model(cfg) if args.eval_only else Trainer(cfg)
     except ValueError as error:
         sys.exit(f"train_net.py: {error}")
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+        DetectionCheckpointer(built, cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
-        return Trainer.test(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        return Trainer.test(cfg, built)
+    built.resume_or_load(resume=args.resume)
+    return built.train()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     prepare_config(cfg)
     cfg.freeze()
     # What PyTorch warns of here, tracing and compiling for CUDA, Detectron2 merely asks about.
