@@ -1,0 +1,128 @@
+"""train_net.py as a user starts it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "generated/spatialflow.yaml"
+
+
+@pytest.fixture
+def train_net(tmp_path):
+    """Returns a function that runs train_net.py elsewhere than in the repository."""
+
+    def run(*arguments):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            [sys.executable, str(ROOT / "train_net.py"), *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--config-file", CONFIG, "SOLVER.MAX_ITERS", "3"], "SOLVER.MAX_ITERS"),
+        (["--config-file", "absent.yaml"], "absent.yaml"),
+    ],
+    ids=["key", "file"],
+)
+def test_a_mistake_gives_one_clear_line(train_net, arguments, problem):
+    result = train_net(*arguments)
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("train_net.py: ")
+    assert problem in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--eval-only", "MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS.*absent.pth"),
+        (["DATASETS.FOLDER.PATH", "absent"], "DATASETS.FOLDER.PATH.*absent"),
+        (["MODEL.RETINANET.NUM_CLASSES", "7"], "MODEL.RETINANET.NUM_CLASSES.*7"),
+    ],
+    ids=["weights", "folder", "classes"],
+)
+def test_mistakes_found_before_anything_is_written(
+    monkeypatch, tmp_path, scenes, arguments, problem
+):
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,)]
+    parsed = default_argument_parser().parse_args(["--config-file", CONFIG, *arguments])
+    parsed.opts = [*parsed.opts, *data]
+    with pytest.raises(SystemExit, match=f"train_net.py: {problem}"):
+        module.main(parsed)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.fixture
+def tiny_options(tmp_path):
+    """KEY VALUE pairs that make training a matter of seconds."""
+    keys = {
+        "OUTPUT_DIR": tmp_path / "output",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.SPATIALFLOW.TRUNK": "resnet",
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.NORM": "GN",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+        "DATASETS.SCENES.TRAIN": 4,
+        "DATASETS.SCENES.VAL": 2,
+        "DATASETS.SCENES.SIZE": 96,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TEST": 64,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 4,
+    }
+    return [str(item) for pair in keys.items() for item in pair]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_train_evaluate_and_resume(train_net, tiny_options, tmp_path):
+    config = ["--config-file", CONFIG]
+    output = tmp_path / "output"
+    trained = train_net(*config, *tiny_options, "SOLVER.CHECKPOINT_PERIOD", 2)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    for name in ("config.yaml", "genotype.json", "metrics.json", "model_final.pth", "log.txt"):
+        assert (output / name).is_file(), name
+    assert "PQ" in trained.stdout
+    results = json.loads((output / "results.json").read_text())
+
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    again = train_net(*config, "--eval-only", *tiny_options, *weights)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads((output / "results.json").read_text()) == results
+
+    (output / "model_final.pth").unlink()
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = train_net(*config, "--resume", *tiny_options)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "Starting training from iteration 2" in resumed.stdout
+    assert (output / "model_final.pth").is_file()
