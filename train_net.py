@@ -27,9 +27,12 @@ def main(args: argparse.Namespace) -> Any:
     except ValueError as error:
         sys.exit(f"train_net.py: {error}")
     if args.eval_only:
-        DetectionCheckpointer(built, cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
+        built.eval()  # in which weights of another genotype are refused
+        checkpointer = DetectionCheckpointer(built, cfg.OUTPUT_DIR)
+        try:
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        except ValueError as error:
+            sys.exit(f"train_net.py: {error}")
         return Trainer.test(cfg, built)
     built.resume_or_load(resume=args.resume)
     return built.train()

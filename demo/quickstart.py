@@ -41,13 +41,13 @@ def main() -> None:
     show_progress_only(args.output)
     try:
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
+        trainer = Trainer(cfg)
     except ValueError as error:
         sys.exit(f"demo: {error}")
     print(
         f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
     )
     start = time.perf_counter()
-    trainer = Trainer(cfg)
     trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,6 +13,8 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+logger = logging.getLogger(__name__)
 
 TRUNK_FEATURES = ("res3", "res4", "res5")
 BLOCKS = {
@@ -157,19 +160,40 @@ def _check_resnet_keys(keys: CfgNode) -> None:
     ):
         if wrong:
             raise ValueError(f"MODEL.RESNETS.{name}: {value} given, {expected} expected")
+    if keys.DEPTH < 50 and keys.RES2_OUT_CHANNELS != keys.STEM_OUT_CHANNELS:
+        # Detectron2's default of 256 is meant for bottlenecks.
+        logger.warning(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS is %d; ResNet-%d is published with %d, as its stem",
+            keys.RES2_OUT_CHANNELS,
+            keys.DEPTH,
+            keys.STEM_OUT_CHANNELS,
+        )
 
 
 def _other_trunk(cfg: CfgNode) -> Backbone:
-    from spatialflow.trunks import build_trunk
+    from spatialflow.trunks import TIMM_PREFIX, build_trunk, preferred_pixel_statistics
 
+    name = cfg.MODEL.SPATIALFLOW.TRUNK
     if cfg.MODEL.RESNETS.NORM not in ("EvalBN", "FrozenBN", "BN"):
         raise ValueError(
             f"MODEL.RESNETS.NORM: {cfg.MODEL.RESNETS.NORM!r} given; the trunk "
-            f"{cfg.MODEL.SPATIALFLOW.TRUNK!r} has batch norm: EvalBN, FrozenBN or BN expected"
+            f"{name!r} has batch norm: EvalBN, FrozenBN or BN expected"
         )
     # A checkpoint that is to be loaded brings the trunk's weights with it.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
-    trunk = build_trunk(cfg.MODEL.SPATIALFLOW.TRUNK, pretrained=pretrained)
+    trunk = build_trunk(name, pretrained=pretrained)
+    if name.startswith(TIMM_PREFIX) and not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
+        logger.warning(
+            "Trunk %s starts from random weights; MODEL.BACKBONE.FREEZE_AT is not 0", name
+        )
+    if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != preferred_pixel_statistics(
+        name
+    ):
+        logger.warning(
+            "Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s",
+            name,
+            preferred_pixel_statistics(name),
+        )
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         for module in trunk.modules():
             if isinstance(module, _BatchNorm):

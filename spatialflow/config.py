@@ -16,9 +16,6 @@ from darts.genotype import Genotype
 
 def add_spatialflow_config(cfg: CfgNode) -> None:
     """Add SpatialFlow's keys, with their defaults, to a Detectron2 config."""
-    # "auto" takes a GPU where there is one.
-    cfg.MODEL.DEVICE = "auto"
-
     own = cfg.MODEL.SPATIALFLOW = CfgNode()
     # Name of a file in configs/genotypes, or a path to a JSON file.
     own.GENOTYPE = "spatialflow"
@@ -84,6 +81,7 @@ def get_cfg(
     """
     cfg = detectron2_get_cfg()
     add_spatialflow_config(cfg)
+    cfg.MODEL.DEVICE = "auto"  # a GPU where there is one, unless something else is asked for
     path = find_config(config_file or "Base-SpatialFlow.yaml")
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
@@ -103,10 +101,10 @@ def get_cfg(
 
 
 def configs_root() -> Path:
-    """Return the folder of configs: the repository's, or the one installed with the package."""
+    """Return the folder of configs: the one installed with the package, or the repository's."""
     package = Path(__file__).resolve().parent
-    repository = package.parent / "configs"
-    return repository if repository.is_dir() else package / "configs"
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
@@ -123,15 +121,19 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     raise ValueError(f"config file {os.fspath(name)!r} not found; looked for {tried}")
 
 
+def builtin_genotypes() -> list[str]:
+    """Return the names of the genotypes in ``configs/genotypes``."""
+    return sorted(path.stem for path in (configs_root() / "genotypes").glob("*.json"))
+
+
 def load_genotype(name: str) -> Genotype:
     """Return the genotype of ``MODEL.SPATIALFLOW.GENOTYPE``, a name or a path.
 
     Raises:
         ValueError: If there is none, or it is not valid.
     """
-    folder = configs_root() / "genotypes"
-    for path in (folder / f"{name}.json", Path(name).expanduser()):
+    for path in (configs_root() / "genotypes" / f"{name}.json", Path(name).expanduser()):
         if path.is_file():
             return Genotype.load(path)
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+    known = ", ".join(builtin_genotypes())
     raise ValueError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")

@@ -6,6 +6,7 @@ Shape legend: N images, C channels, H and W the size of a pyramid level.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, get_norm
@@ -138,6 +139,29 @@ class FlowGraph(nn.Module):
             branch.name: outputs[f"{branch.name}.{branch.nodes}"]
             for branch in self.topology.branches
         }
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse, in eval mode, weights of a graph with other flows.
+
+        Detectron2's checkpointer only warns of missing and unexpected keys, and a network with
+        random flows still gives results. Training may start from another graph's weights.
+        """
+        stored = {
+            key.removeprefix(f"{prefix}flows.").split(".")[0]
+            for key in state_dict
+            if key.startswith(f"{prefix}flows.")
+        }
+        own = {key for key, flow in self.flows.items() if list(flow.parameters())}
+        graph_is_stored = any(key.startswith(f"{prefix}nodes.") for key in state_dict)
+        if graph_is_stored and not self.training and stored != own:
+            raise ValueError(
+                "the checkpoint has other flows than MODEL.SPATIALFLOW.GENOTYPE: "
+                f"only in the checkpoint {sorted(stored - own)}, only in the genotype "
+                f"{sorted(own - stored)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _run_node(
         self, node: Node, level: str, x: Tensor, outputs: Mapping[str, Mapping[str, Tensor]]

@@ -81,6 +81,15 @@ class SpatialFlow(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a config describes."""
         own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+        for key, node in (
+            ("RETINANET", cfg.MODEL.RETINANET),
+            ("SEM_SEG_HEAD", cfg.MODEL.SEM_SEG_HEAD),
+        ):
+            if node.NUM_CLASSES < 1:
+                raise ValueError(
+                    f"MODEL.{key}.NUM_CLASSES: {node.NUM_CLASSES} given, 1 or more expected; "
+                    "spatialflow.engine.prepare_config(cfg) takes -1 from the data"
+                )
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         normalizer = LossNormalizer(own.LOSS_NORMALIZER)

@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from detectron2.engine import default_argument_parser
+
+from darts.genotype import Flow, Genotype
+from spatialflow.config import load_genotype
+from spatialflow.engine import setup
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "generated/spatialflow.yaml"
@@ -116,8 +121,10 @@ def test_train_evaluate_and_resume(train_net, tiny_options, tmp_path):
     results = json.loads((output / "results.json").read_text())
 
     weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
-    again = train_net(*config, "--eval-only", *tiny_options, *weights)
+    saved = (output / "config.yaml").read_text()
+    again = train_net("--config-file", output / "config.yaml", "--eval-only", *weights)
     assert again.returncode == 0, again.stderr[-2000:]
+    assert (output / "config.yaml").read_text() == saved
     assert json.loads((output / "results.json").read_text()) == results
 
     (output / "model_final.pth").unlink()
@@ -126,3 +133,73 @@ def test_train_evaluate_and_resume(train_net, tiny_options, tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert "Starting training from iteration 2" in resumed.stdout
     assert (output / "model_final.pth").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(600)
+def test_two_processes_train_and_evaluate(train_net, tiny_options, tmp_path):
+    options = [*tiny_options, "MODEL.SPATIALFLOW.LOSS_NORMALIZER", "global"]
+    port = ["--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    trained = train_net("--config-file", CONFIG, "--num-gpus", 2, *port, *options)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert "panoptic_seg" in json.loads((tmp_path / "output" / "results.json").read_text())
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_genotype_given_by_path_travels_with_the_run(tmp_path, monkeypatch, scenes):
+    monkeypatch.chdir(tmp_path)
+    Genotype("mine", (Flow("box.4", "mask.1"),)).save(tmp_path / "mine.json")
+    data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,), "OUTPUT_DIR", "run"]
+    parsed = default_argument_parser().parse_args(["--config-file", CONFIG])
+    parsed.opts = [*data, "MODEL.SPATIALFLOW.GENOTYPE", "mine.json"]
+    cfg = setup(parsed)
+    (tmp_path / "mine.json").unlink()
+    monkeypatch.chdir("/")
+    assert load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE).name == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quickstart_on_a_folder(scenes_root, tiny_options, tmp_path):
+    options = [item for item in tiny_options if "output" not in item and item != "OUTPUT_DIR"]
+    run = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "demo" / "quickstart.py",
+            "--data",
+            scenes_root,
+            "--output",
+            tmp_path / "demo",
+            "--pictures",
+            "1",
+            *options,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SPATIALFLOW_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "colour classifier" in run.stdout
+    assert (tmp_path / "demo" / "predictions.png").is_file()
+
+
+def test_quickstart_names_a_folder_that_is_not_there(tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / "demo" / "quickstart.py", "--data", "absent"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "DATASETS.FOLDER.PATH: 'absent' is not a folder" in run.stderr

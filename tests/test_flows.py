@@ -206,3 +206,16 @@ def test_what_cannot_be_built(genotype, problem):
 def test_default_choices_can_be_written_out():
     choices = {"stuff.attention.levels": "none", "cls.1.conv": "plain", "mask.1.conv": "plain"}
     FlowGraph.from_genotype(genotype_of(**choices), channels=4)
+
+
+def test_weights_of_other_flows_are_refused_in_eval_mode_only():
+    human = graph_of(load_genotype("spatialflow")).state_dict()
+    parallel = FlowGraph.from_genotype(load_genotype("parallel"), channels=CHANNELS)
+    parallel.train().load_state_dict(human, strict=False)
+    with pytest.raises(ValueError, match=r"only in the checkpoint \['box_1_to_cls_1_input'"):
+        parallel.eval().load_state_dict(human, strict=False)
+    target = FlowGraph.from_genotype(load_genotype("spatialflow"), channels=CHANNELS).eval()
+    with pytest.raises(ValueError, match=r"only in the genotype \['box_1_to_cls_1_input'"):
+        target.load_state_dict(parallel.state_dict(), strict=False)
+    target.load_state_dict(human)
+    target.load_state_dict({"unrelated.weight": torch.zeros(1)}, strict=False)

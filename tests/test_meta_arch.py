@@ -96,8 +96,22 @@ def test_one_class_and_one_stuff_class(build, make_input):
     assert result["sem_seg"].shape == (2, 100, 130)
 
 
-def test_padding_changes_no_loss_but_by_the_image(build, make_input):
-    """An image's own stuff loss does not depend on what it is batched with, but for borders."""
+def test_data_of_things_alone(build, make_input):
+    model = build({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 1, **EAGER})
+    batch = [make_input(stuff=False)]
+    assert train_step(model, batch)["loss_stuff"] == 0
+    assert all(segment["isthing"] for segment in model.eval()(batch)[0]["panoptic_seg"][1])
+
+
+@pytest.mark.parametrize("head", ["RETINANET", "SEM_SEG_HEAD"])
+@pytest.mark.parametrize("count", [-1, 0])
+def test_numbers_of_classes_must_be_known(build, head, count):
+    with pytest.raises(ValueError, match=f"MODEL.{head}.NUM_CLASSES: {count}"):
+        build({f"MODEL.{head}.NUM_CLASSES": count})
+
+
+def test_losses_are_means_over_the_batch(build, make_input):
+    """An image twice costs what it costs once, and the order of a batch does not matter."""
     model = build().train()
     small, large = make_input(64, 64), make_input(64, 96, seed=1)
     with EventStorage():

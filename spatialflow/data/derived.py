@@ -6,6 +6,7 @@ They are made when first asked for, in a cache folder (`SPATIALFLOW_CACHE`, else
 such a name into a local file, so Detectron2's own evaluators work on splits and remaps unchanged.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -146,7 +147,7 @@ def _derive_panoptic(
             path = folder / "panoptic" / file_name
             path.parent.mkdir(parents=True, exist_ok=True)
             rewritten = _replace_ids(ids, new_ids)
-            _write_atomically(path, lambda part, ids=rewritten: write_panoptic_png(part, ids))
+            _write_atomically(path, functools.partial(write_panoptic_png, ids=rewritten))
             file_name = str(path.absolute())
         annotations.append(
             {"image_id": image["id"], "file_name": file_name, "segments_info": merged}

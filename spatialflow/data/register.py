@@ -74,7 +74,7 @@ def register_panoptic(
         annotations_json=str(Path(annotations_json).absolute()),
         panoptic_root=str(Path(panoptic_root).absolute()),
         remap=tuple(sorted(remap.items(), key=str)) if isinstance(remap, Mapping) else remap,
-        split=None if split is None else tuple(split),
+        split=None if split is None else (split[0], split[1], split[2]),
         limit=limit,
     )
     if is_registered(source):

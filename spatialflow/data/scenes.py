@@ -10,6 +10,7 @@ H, W: height and width of a scene in pixels.
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,8 +218,8 @@ class _Painter:
         small = self.rng.random(number) < 0.4
         sizes = np.where(
             small,
-            np.exp(self.rng.uniform(*np.log(_SMALL), number)),
-            np.exp(self.rng.uniform(*np.log(_LARGE), number)),
+            np.exp(self.rng.uniform(math.log(_SMALL[0]), math.log(_SMALL[1]), number)),
+            np.exp(self.rng.uniform(math.log(_LARGE[0]), math.log(_LARGE[1]), number)),
         )
         order = np.argsort(-sizes * self.rng.uniform(0.5, 1.5, number))
         for side in sizes[order] * self.scale:

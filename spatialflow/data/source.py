@@ -200,7 +200,8 @@ def _new_names(categories: list[dict], remap: Remap | tuple, where: str) -> dict
                 f"missing for {without}"
             )
         return {c["id"]: c["supercategory"] for c in categories}
-    wanted = dict(remap or {})
+    # What is not the string is a mapping or, after registration, its items.
+    wanted: dict[str | int, str] = dict(remap or {})  # type: ignore[arg-type]
     known = {c["id"] for c in categories} | {c["name"] for c in categories}
     unknown = [key for key in wanted if key not in known]
     if unknown:

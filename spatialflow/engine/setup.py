@@ -12,7 +12,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from spatialflow.config import find_config, get_cfg, load_genotype
+from spatialflow.config import builtin_genotypes, find_config, get_cfg, load_genotype
 from spatialflow.data import ensure_metadata, register_panoptic
 from spatialflow.data.generated import register_scenes
 
@@ -24,7 +24,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: From Detectron2's ``default_argument_parser``.
 
     Returns:
-        The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``.
+        The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``; for
+        an evaluation to ``OUTPUT_DIR/inference``, so that a training's own files stay.
 
     Raises:
         ValueError: If the config is not valid or does not fit its data.
@@ -32,20 +33,37 @@ def setup(args: argparse.Namespace) -> CfgNode:
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not Path(weights).is_file():
+    resume = getattr(args, "resume", False)
+    if weights and not resume and "://" not in weights and not Path(weights).is_file():
         raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     prepare_config(cfg)
+    evaluation = getattr(args, "eval_only", False)
+    log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
+    _keep_genotype(cfg, log_folder)
     cfg.freeze()
+    saved = cfg.clone()
+    saved.defrost()
+    saved.OUTPUT_DIR = str(log_folder)
     # What PyTorch warns of here, tracing and compiling for CUDA, Detectron2 merely asks about.
     for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    default_setup(cfg, args)
+    default_setup(saved, args)
     for name in ("spatialflow", "darts"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
-    if comm.is_main_process():
-        genotype = load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE)
-        genotype.save(Path(cfg.OUTPUT_DIR) / "genotype.json")
+        setup_logger(str(log_folder), distributed_rank=comm.get_rank(), name=name)
     return cfg
+
+
+def _keep_genotype(cfg: CfgNode, folder: Path) -> None:
+    """Copy the genotype to a run's folder; a config that gave a path takes the copy's."""
+    own = cfg.MODEL.SPATIALFLOW
+    genotype = load_genotype(own.GENOTYPE)
+    copy = (folder / "genotype.json").absolute()
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        genotype.save(copy)
+    comm.synchronize()
+    if own.GENOTYPE not in builtin_genotypes():
+        own.GENOTYPE = str(copy)
 
 
 def prepare_config(cfg: CfgNode) -> None:
@@ -85,6 +103,10 @@ def prepare_config(cfg: CfgNode) -> None:
                 f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
             )
         node.NUM_CLASSES = count
+    if not first[0]:
+        raise ValueError(
+            f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
+        )
 
 
 def _classes_are_known(name: str) -> bool:

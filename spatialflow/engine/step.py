@@ -64,13 +64,11 @@ class StepTrainer(SimpleTrainer):
     def _backward(self, data: list[dict[str, Any]], *, last: bool) -> dict[str, Tensor]:
         """Add one batch's share of the gradient; return its share of the losses."""
         waiting = isinstance(self.model, DistributedDataParallel) and not last
-        with (
-            self.model.no_sync() if waiting else contextlib.nullcontext(),
-            torch.autocast(
+        with self.model.no_sync() if waiting else contextlib.nullcontext():
+            with torch.autocast(
                 self.device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-            ),
-        ):
-            losses = {k: v / self.accumulation_steps for k, v in self.model(data).items()}
+            ):
+                losses = {k: v / self.accumulation_steps for k, v in self.model(data).items()}
             total = torch.stack(list(losses.values())).sum()
             self.grad_scaler.scale(total).backward()
         return {name: value.detach() for name, value in losses.items()}

@@ -103,8 +103,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Return batches of ``SOLVER.IMS_PER_BATCH`` mapped images, for ever."""
-        return build_detection_train_loader(cfg, mapper=PanopticMapper(cfg, is_train=True))
+        """Return batches of ``SOLVER.IMS_PER_BATCH`` mapped images, for ever.
+
+        Raises:
+            ValueError: If no image is left to train on.
+        """
+        mapper = PanopticMapper(cfg, is_train=True)
+        try:
+            return build_detection_train_loader(cfg, mapper=mapper)
+        except AssertionError as error:
+            raise ValueError(
+                f"DATASETS.TRAIN: {list(cfg.DATASETS.TRAIN)}: {error} "
+                "Images without a thing that is not crowd are left out while "
+                "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True."
+            ) from error
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

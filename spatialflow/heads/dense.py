@@ -58,6 +58,7 @@ class DenseBoxHead(nn.Module):
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         prior_probability: float = 0.01,
+        smooth_l1_beta: float = 0.0,
     ) -> None:
         """Build the predictors.
 
@@ -73,6 +74,7 @@ class DenseBoxHead(nn.Module):
             focal_alpha: α of the focal loss (Lin et al. 2017, eq. 5).
             focal_gamma: γ of the focal loss.
             prior_probability: Score of every class at the start.
+            smooth_l1_beta: Where the box loss turns from quadratic to linear; 0 is plain L1.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -83,6 +85,7 @@ class DenseBoxHead(nn.Module):
         self.normalizer = normalizer
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.smooth_l1_beta = smooth_l1_beta
         num_anchors = anchor_generator.num_cell_anchors[0]
         self.cls_score = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
@@ -95,6 +98,11 @@ class DenseBoxHead(nn.Module):
     def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
         """Read ``MODEL.RETINANET``, ``MODEL.ANCHOR_GENERATOR`` and ``TEST``."""
         keys = cfg.MODEL.RETINANET
+        if keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
+            raise ValueError(
+                f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE: {keys.BBOX_REG_LOSS_TYPE!r} given, "
+                "'smooth_l1' expected"
+            )
         shapes = [input_shape[level] for level in keys.IN_FEATURES]
         return {
             "channels": shapes[0].channels,
@@ -112,6 +120,7 @@ class DenseBoxHead(nn.Module):
             "focal_alpha": keys.FOCAL_LOSS_ALPHA,
             "focal_gamma": keys.FOCAL_LOSS_GAMMA,
             "prior_probability": keys.PRIOR_PROB,
+            "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
         }
 
     def forward(
@@ -164,7 +173,9 @@ class DenseBoxHead(nn.Module):
             gamma=self.focal_gamma,
             reduction="sum",
         )
-        loss_box = smooth_l1_loss(all_deltas[positive], goals[positive], beta=0.0, reduction="sum")
+        loss_box = smooth_l1_loss(
+            all_deltas[positive], goals[positive], beta=self.smooth_l1_beta, reduction="sum"
+        )
         return {"loss_cls": loss_cls / normalizer, "loss_box": loss_box / normalizer}
 
     @torch.no_grad()
