@@ -138,6 +138,15 @@ def test_wrong_files_are_named(tmp_path, text, problem):
     assert "own.yaml" in str(error.value)
 
 
+def test_a_file_is_looked_for_here_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("SOLVER: {MAX_ITER: 7}\n")
+    assert get_cfg("own.yaml").SOLVER.MAX_ITER == 7
+    assert find_config("Base-SpatialFlow.yaml") == configs_root() / "Base-SpatialFlow.yaml"
+    (tmp_path / "Base-SpatialFlow.yaml").write_text("SOLVER: {MAX_ITER: 8}\n")
+    assert get_cfg("Base-SpatialFlow.yaml").SOLVER.MAX_ITER == 8
+
+
 def test_missing_file():
     with pytest.raises(ValueError, match=r"absent\.yaml.*configs"):
         find_config("absent.yaml")

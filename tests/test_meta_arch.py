@@ -110,6 +110,19 @@ def test_numbers_of_classes_must_be_known(build, head, count):
         build({f"MODEL.{head}.NUM_CLASSES": count})
 
 
+def test_images_are_normalised_then_padded_with_zeros(build, make_input):
+    batch = [make_input(33, 64), make_input(40, 50, seed=1)]
+    images = build().preprocess_image(batch)
+    assert images.image_sizes == [(33, 64), (40, 50)]
+    assert images.tensor.shape == (2, 3, 64, 64)
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    for padded, item in zip(images.tensor, batch, strict=True):
+        height, width = item["height"], item["width"]
+        expected = torch.zeros(3, 64, 64)
+        expected[:, :height, :width] = (item["image"] - mean[:, None, None]) / std[:, None, None]
+        torch.testing.assert_close(padded, expected)
+
+
 def test_losses_are_means_over_the_batch(build, make_input):
     """An image twice costs what it costs once, and the order of a batch does not matter."""
     model = build().train()
