@@ -64,10 +64,11 @@ def test_a_mistake_gives_one_clear_line(train_net, arguments, problem):
     ("arguments", "problem"),
     [
         (["--eval-only", "MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS.*absent.pth"),
+        (["--eval-only"], "MODEL.WEIGHTS is empty"),
         (["DATASETS.FOLDER.PATH", "absent"], "DATASETS.FOLDER.PATH.*absent"),
         (["MODEL.RETINANET.NUM_CLASSES", "7"], "MODEL.RETINANET.NUM_CLASSES.*7"),
     ],
-    ids=["weights", "folder", "classes"],
+    ids=["weights", "no weights", "folder", "classes"],
 )
 def test_mistakes_found_before_anything_is_written(
     monkeypatch, tmp_path, scenes, arguments, problem

@@ -34,10 +34,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg(args.config_file, args.opts)
     weights = cfg.MODEL.WEIGHTS
     resume = getattr(args, "resume", False)
+    evaluation = getattr(args, "eval_only", False)
+    if evaluation and not weights and not resume:
+        raise ValueError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
     if weights and not resume and "://" not in weights and not Path(weights).is_file():
         raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     prepare_config(cfg)
-    evaluation = getattr(args, "eval_only", False)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     _keep_genotype(cfg, log_folder)
     cfg.freeze()
