@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from spatialflow import get_cfg
 from spatialflow.config import configs_root, find_config, load_genotype
-from spatialflow.engine import prepare_config
+from spatialflow.data import unregister
+from spatialflow.engine import Trainer, prepare_config
 
 FILES = sorted(str(path.relative_to(configs_root())) for path in configs_root().rglob("*.yaml"))
 GENOTYPES = sorted(path.stem for path in (configs_root() / "genotypes").glob("*.json"))
@@ -195,3 +197,61 @@ def test_data_that_is_not_there(tiny_cfg, scenes, changes, problem):
     unknown = {"MODEL.RETINANET.NUM_CLASSES": -1, "DATASETS.TRAIN": (scenes,), "DATASETS.TEST": ()}
     with pytest.raises(ValueError, match=problem):
         prepare_config(tiny_cfg({**unknown, **changes}))
+
+
+def rewritten_folder(scenes_root, target, change):
+    """A copy of a data set's folder whose categories and segments were changed."""
+    content = json.loads((scenes_root / "panoptic.json").read_text())
+    change(content)
+    target.mkdir()
+    for name in ("images", "panoptic"):
+        (target / name).symlink_to(scenes_root / name)
+    (target / "panoptic.json").write_text(json.dumps(content))
+    return target
+
+
+def drop_things(content):
+    content["categories"] = [c for c in content["categories"] if not c["isthing"]]
+    stuff = {c["id"] for c in content["categories"]}
+    for annotation in content["annotations"]:
+        segments = annotation["segments_info"]
+        annotation["segments_info"] = [s for s in segments if s["category_id"] in stuff]
+
+
+def all_things_crowd(content):
+    things = {c["id"] for c in content["categories"] if c["isthing"]}
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = int(segment["category_id"] in things)
+
+
+@pytest.fixture
+def folder_cfg(scenes_root, tiny_cfg, tmp_path, monkeypatch):
+    """Returns a function that gives the config of a changed copy of the scenes."""
+    monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
+    before = set(DatasetCatalog) | set(MetadataCatalog)
+
+    def build(change):
+        folder = rewritten_folder(scenes_root, tmp_path / "folder", change)
+        names = {"DATASETS.TRAIN": ("folder_all",), "DATASETS.TEST": ("folder_all",)}
+        classes = {"MODEL.RETINANET.NUM_CLASSES": -1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1}
+        return tiny_cfg({"DATASETS.FOLDER.PATH": str(folder), **names, **classes})
+
+    yield build
+    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
+        unregister(name)
+
+
+def test_data_without_thing_classes_is_named(folder_cfg):
+    with pytest.raises(ValueError, match="'folder_all' has no thing classes"):
+        prepare_config(folder_cfg(drop_things))
+
+
+def test_data_of_crowds_only_names_the_filter(folder_cfg):
+    cfg = folder_cfg(all_things_crowd)
+    prepare_config(cfg)
+    with pytest.raises(ValueError, match="FILTER_EMPTY_ANNOTATIONS"):
+        Trainer.build_train_loader(cfg)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    batch = next(iter(Trainer.build_train_loader(cfg)))
+    assert all(len(item["instances"]) == 0 for item in batch)
