@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def initialise(conv: nn.Conv2d) -> None:
     """Draw weights from N(0, 0.01 · sqrt(256 / C)), C input channels, and set biases to 0.
 
-    With a fixed deviation four narrow layers without norm would let no signal through.
+    With a fixed deviation a signal would shrink the faster, layer by layer, the narrower they are.
     """
     nn.init.normal_(conv.weight, std=0.01 * math.sqrt(256 / conv.in_channels))
     if conv.bias is not None:
