@@ -10,41 +10,26 @@ python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
 from __future__ import annotations
 
 import argparse
-import sys
-from typing import Any
+import functools
 
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
-from spatialflow.engine import Trainer, setup
+from spatialflow.engine import Checkpointer, Trainer, setup
+from spatialflow.engine.program import Work, run
 
 
-def main(args: argparse.Namespace) -> Any:
-    """Run in one process, of which there may be several."""
-    try:
-        cfg = setup(args)
-        built = Trainer.build_model(cfg) if args.eval_only else Trainer(cfg)
-    except ValueError as error:
-        sys.exit(f"train_net.py: {error}")
+def prepare(args: argparse.Namespace) -> Work:
+    """Build what a process needs, and return what it is to do."""
+    cfg = setup(args)
     if args.eval_only:
-        built.eval()  # in which weights of another genotype are refused
-        checkpointer = DetectionCheckpointer(built, cfg.OUTPUT_DIR)
-        try:
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        except ValueError as error:
-            sys.exit(f"train_net.py: {error}")
-        return Trainer.test(cfg, built)
-    built.resume_or_load(resume=args.resume)
-    return built.train()
+        model = Trainer.build_model(cfg)
+        model.eval()  # in which every tensor has to be in the checkpoint
+        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return functools.partial(Trainer.test, cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser(__doc__).parse_args()
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    run(prepare, default_argument_parser(__doc__).parse_args())

@@ -28,14 +28,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 import spatialflow
 from spatialflow.data import ensure_metadata
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
-from spatialflow.engine import prepare_config
+from spatialflow.engine import Predictor, prepare_config
 from spatialflow.visualize import draw_panoptic
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -50,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cfg = read_config(args.config_file, args.opts)
         metadata = class_metadata(cfg)
+        predictor = Predictor(cfg)
     except ValueError as error:
         print(f"demo.py: {error}", file=sys.stderr)
         return 1
-    predictor = DefaultPredictor(cfg)
     writer = ResultWriter(Path(args.output), metadata)
     for path in paths:
         try:

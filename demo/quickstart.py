@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.colour_classifier import evaluate_colour_classifier
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
-from spatialflow.engine import Trainer, setup
+from spatialflow.engine import Predictor, Trainer, setup
+from spatialflow.engine.program import PREPARING, WORKING, one_line
 from spatialflow.visualize import draw_panoptic, side_by_side
 
 SCENES_CONFIG = "generated/spatialflow.yaml"
@@ -39,16 +39,15 @@ def main() -> None:
         opts += ["DATASETS.FOLDER.PATH", str(args.data)]
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
     show_progress_only(args.output)
-    try:
+    with one_line(PREPARING):
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
         trainer = Trainer(cfg)
-    except ValueError as error:
-        sys.exit(f"demo: {error}")
     print(
         f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
     )
     start = time.perf_counter()
-    trainer.train()
+    with one_line(WORKING):
+        trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]
     train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
@@ -99,7 +98,7 @@ def draw_examples(cfg: CfgNode, name: str, path: Path, count: int) -> Path:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
-    predictor = DefaultPredictor(cfg)
+    predictor = Predictor(cfg)
     metadata = ensure_metadata(name)
     rows = []
     for item in DatasetCatalog.get(name)[:count]:

@@ -63,6 +63,11 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # "bfloat16" or "float16", where SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # A step whose loss or gradient is NaN or infinite: "stop" the training, or "skip" the step.
+    cfg.SOLVER.NON_FINITE = "stop"
+
+    # An image with a broken or contradictory file: "stop" the training, or "skip" the image.
+    cfg.DATALOADER.BAD_DATA = "stop"
 
 
 def get_cfg(
@@ -89,12 +94,18 @@ def get_cfg(
         # Detectron2 has no common error for YAML that is none, is no mapping, or lacks its base.
         reason = error.args[0] if isinstance(error, KeyError) else str(error)
         raise ValueError(f"config {path}: {' '.join(reason.split())}") from error
+    flags = [word for word in opts if str(word).startswith("--")]
+    if flags:
+        raise ValueError(f"{flags[0]} has to come before the KEY VALUE pairs")
     if len(opts) % 2:
-        raise ValueError(f"options must be KEY VALUE pairs, got {list(opts)}")
-    try:
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"options {list(opts)}: {error.args[0]}") from error
+        raise ValueError(
+            f"options must be KEY VALUE pairs, got {len(opts)} words that end with {opts[-1]!r}"
+        )
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, AttributeError, KeyError, ValueError) as error:
+            raise ValueError(f"option {key} {value!r}: {error.args[0]}") from error
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg

@@ -80,8 +80,8 @@ def test_mistakes_found_before_anything_is_written(
     data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,)]
     parsed = default_argument_parser().parse_args(["--config-file", CONFIG, *arguments])
     parsed.opts = [*parsed.opts, *data]
-    with pytest.raises(SystemExit, match=f"train_net.py: {problem}"):
-        module.main(parsed)
+    with pytest.raises(ValueError, match=problem):
+        module.prepare(parsed)
     assert not (tmp_path / "output").exists()
 
 

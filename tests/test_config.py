@@ -114,6 +114,7 @@ def test_device_auto(monkeypatch):
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
         (["SOLVER.MAX_ITER"], "KEY VALUE"),
         (["SOLVER", "1"], "SOLVER"),
+        (["SOLVER.MAX_ITER", "3", "--resume"], "--resume has to come before"),
     ],
 )
 def test_wrong_options_are_named(opts, problem):

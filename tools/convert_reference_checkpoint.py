@@ -9,9 +9,7 @@ Evaluate the result with: python train_net.py --eval-only --config-file CFG MODE
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from spatialflow import get_cfg
+from spatialflow.files import write_atomically
 from spatialflow.reference import (
     Conversion,
     ReferenceLayout,
@@ -72,28 +71,6 @@ def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
     return convert_reference(reference, build_model(cfg).state_dict(), layout)
 
 
-def write_atomically(content: dict[str, object], path: Path) -> None:
-    """Save a checkpoint such that the path holds a whole file or what it held before.
-
-    Raises:
-        ValueError: if the folder does not exist.
-    """
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: the folder {path.parent} does not exist")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        # mkstemp gives a private file; a checkpoint is as readable as other files of the user.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert one file and return the exit status."""
     arguments = parse_arguments(argv)
@@ -105,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "__author__": "SpatialFlow (converted from the authors' code)",
             "matching_heuristics": False,
         }
-        write_atomically(content, arguments.output)
+        write_atomically(arguments.output, lambda file: torch.save(content, file))
     except (OSError, ValueError) as error:
         print(f"convert_reference_checkpoint: {error}", file=sys.stderr)
         return 2

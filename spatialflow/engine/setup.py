@@ -39,6 +39,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise ValueError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
     if weights and not resume and "://" not in weights and not Path(weights).is_file():
         raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
+    if cfg.SEED < 0:
+        cfg.SEED = _draw_seed(cfg.OUTPUT_DIR, resume=resume)
     prepare_config(cfg)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     _keep_genotype(cfg, log_folder)
@@ -53,6 +55,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     for name in ("spatialflow", "darts"):
         setup_logger(str(log_folder), distributed_rank=comm.get_rank(), name=name)
     return cfg
+
+
+def _draw_seed(output_dir: str, *, resume: bool) -> int:
+    """Return a seed where a config has none: the run's own if it goes on, else a new one.
+
+    The seed is in the run's ``config.yaml``, so that any run can be repeated and resumed exactly.
+    """
+    previous = Path(output_dir, "config.yaml")
+    if resume and previous.is_file():
+        seed = get_cfg(previous).SEED
+        if seed >= 0:
+            return int(seed)
+    return comm.shared_random_seed()
 
 
 def _keep_genotype(cfg: CfgNode, folder: Path) -> None:

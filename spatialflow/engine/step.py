@@ -1,32 +1,54 @@
-"""One optimisation step: mixed precision on any device, and accumulation of gradients."""
+"""One optimisation step: mixed precision on any device, accumulated gradients, finite numbers."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from spatialflow.data.loader import TrainLoader
+from spatialflow.errors import NonFiniteError
+from spatialflow.randomness import mix_seeds, seed_generators
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("stop", "skip")
+# After so many steps in a row the weights themselves are broken, and no data will mend them.
+MAX_SKIPPED_IN_A_ROW = 20
+
+Batch = list[dict[str, Any]]
 
 
 class StepTrainer(SimpleTrainer):
     """Detectron2's ``SimpleTrainer``, with autocast and gradient accumulation.
 
     Detectron2's ``AMPTrainer`` needs CUDA. The heads compute their losses in float32 in any case.
+    What is random in a step (in the model, not in the data) is a function of the seed and the
+    iteration, so nothing of it needs to be saved.
     """
+
+    data_loader: TrainLoader
 
     def __init__(
         self,
         model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]],
+        data_loader: TrainLoader,
         optimizer: torch.optim.Optimizer,
         *,
+        seed: int = 0,
         amp_dtype: torch.dtype | None = None,
         accumulation_steps: int = 1,
+        non_finite: str = "stop",
     ) -> None:
         """Keep what a step needs.
 
@@ -34,34 +56,55 @@ class StepTrainer(SimpleTrainer):
             model: Gives a dict of losses in training.
             data_loader: Gives batches.
             optimizer: Of the model's parameters.
+            seed: Of the random generators in each step.
             amp_dtype: Of autocast; None for none. With float16 the loss is scaled.
             accumulation_steps: Batches whose mean gradient makes one step.
+            non_finite: What happens where a loss or gradient is NaN or infinite: ``stop`` raises,
+                ``skip`` leaves the step out and counts it.
         """
         super().__init__(model, data_loader, optimizer)
+        if non_finite not in POLICIES:
+            raise ValueError(f"SOLVER.NON_FINITE: {non_finite!r} given, one of {POLICIES} expected")
+        self.seed = seed
         self.amp_dtype = amp_dtype
         self.accumulation_steps = accumulation_steps
+        self.skip_non_finite = non_finite == "skip"
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype == torch.float16
         )
 
     def run_step(self) -> None:
-        """Draw the step's batches, accumulate their gradients, and step the optimiser."""
+        """Draw the step's batches, accumulate their gradients, and step the optimiser.
+
+        Raises:
+            NonFiniteError: If a loss or a gradient is not finite, unless such steps are skipped.
+        """
+        seed_generators(mix_seeds(self.seed, self.iter, comm.get_rank()))
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
+        batches: list[Batch] = []
         data_time = 0.0
         for i in range(self.accumulation_steps):
             start = time.perf_counter()
-            data = next(self._data_loader_iter)
+            batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
-            for name, value in self._backward(data, last=i == self.accumulation_steps - 1).items():
+            last = i == self.accumulation_steps - 1
+            for name, value in self._backward(batches[-1], last=last).items():
                 losses[name] = losses.get(name, 0) + value
         self.after_backward()
+        if not self._is_finite(losses):
+            self._report_non_finite(losses, batches)
+            return
+        self._skipped_in_a_row = 0
         self._write_metrics(losses, data_time)
+        self._write_counts()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _backward(self, data: list[dict[str, Any]], *, last: bool) -> dict[str, Tensor]:
+    def _backward(self, data: Batch, *, last: bool) -> dict[str, Tensor]:
         """Add one batch's share of the gradient; return its share of the losses."""
         waiting = isinstance(self.model, DistributedDataParallel) and not last
         with self.model.no_sync() if waiting else contextlib.nullcontext():
@@ -73,11 +116,79 @@ class StepTrainer(SimpleTrainer):
             self.grad_scaler.scale(total).backward()
         return {name: value.detach() for name, value in losses.items()}
 
+    def _is_finite(self, losses: dict[str, Tensor]) -> bool:
+        """Tell whether losses and gradients are finite in all processes.
+
+        With a scaled loss an infinite gradient is the scaler's business, which leaves the step out
+        and lowers the scale.
+        """
+        finite = torch.stack(list(losses.values())).isfinite().all()
+        if not self.grad_scaler.is_enabled():
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            finite &= get_total_norm(gradients).isfinite()
+        finite = finite.float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return bool(finite)
+
+    def _report_non_finite(self, losses: dict[str, Tensor], batches: list[Batch]) -> None:
+        images = [image for batch in batches for image in batch]
+        mine = {
+            "losses": {name: value.item() for name, value in losses.items()},
+            "images": [_name(image) for image in images],
+            "not finite": [_name(image) for image in images if not _pixels_are_finite(image)],
+        }
+        message = _describe(self.iter, comm.all_gather(mine))
+        self.optimizer.zero_grad()
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if not self.skip_non_finite:
+            raise NonFiniteError(f"{message}. SOLVER.NON_FINITE skip leaves such steps out")
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{message}; {self._skipped_in_a_row} steps in a row")
+        logger.warning("step left out, number %d: %s", self.skipped_steps, message)
+        self._write_counts()
+
+    def _write_counts(self) -> None:
+        """Log how much was left out since the start of this process, where anything was."""
+        counts = {
+            "skipped_steps": self.skipped_steps,
+            "bad_images": getattr(self.data_loader, "bad_images", 0),
+        }
+        get_event_storage().put_scalars(
+            smoothing_hint=False, **{name: count for name, count in counts.items() if count}
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's and the scaler's state."""
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        """Return the state of optimiser, scaler and data."""
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "data": self.data_loader.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.data_loader.load_state_dict(state_dict["data"])
+        self._data_loader_iter_obj = None
+
+
+def _name(image: dict[str, Any]) -> str:
+    return str(image.get("file_name", "an image without file_name"))
+
+
+def _pixels_are_finite(image: dict[str, Any]) -> bool:
+    return bool(torch.isfinite(image["image"]).all())
+
+
+def _describe(iteration: int, reports: list[dict[str, Any]]) -> str:
+    """Say in a line what is not finite, from the reports of all processes."""
+    values = [pair for report in reports for pair in report["losses"].items()]
+    bad = {f"{name} is {value}" for name, value in values if not abs(value) < float("inf")}
+    names = list(itertools.chain.from_iterable(report["images"] for report in reports))
+    broken = list(itertools.chain.from_iterable(report["not finite"] for report in reports))
+    what = ", ".join(sorted(bad)) or "a gradient is NaN or infinite"
+    pixels = f"; NaN or infinite pixels in {', '.join(broken)}" if broken else ""
+    return f"iteration {iteration}: {what}; images: {', '.join(names)}{pixels}"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -22,8 +21,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.data import PanopticMapper
+from spatialflow.data.loader import TrainLoader, build_train_loader
+from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
+from spatialflow.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -49,29 +52,30 @@ class Trainer(DefaultTrainer):
             model,
             data_loader,
             optimizer,
+            seed=data_loader.stream.seed,
             amp_dtype=_amp_dtype(cfg),
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            non_finite=cfg.SOLVER.NON_FINITE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, and one that keeps the checkpoint with the best PQ."""
+        """Return Detectron2's hooks, with an evaluation that keeps the best model by PQ."""
         built = super().build_hooks()
-        period = self.cfg.TEST.EVAL_PERIOD
-        if comm.is_main_process() and period > 0 and self.cfg.DATASETS.TEST:
-            prefix = f"{self.cfg.DATASETS.TEST[0]}/" if len(self.cfg.DATASETS.TEST) > 1 else ""
-            best = hooks.BestCheckpointer(period, self.checkpointer, f"{prefix}panoptic_seg/PQ")
-            after_evaluation = 1 + next(
-                i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook)
-            )
-            built.insert(after_evaluation, best)
+        test = self.cfg.DATASETS.TEST
+        prefix = f"{test[0]}/" if len(test) > 1 else ""
+        position = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
+        built[position] = EvaluationHook(
+            self.cfg.TEST.EVAL_PERIOD,
+            built[position]._func,
+            self.checkpointer,
+            f"{prefix}panoptic_seg/PQ",
+        )
         return built
 
     @classmethod
@@ -102,21 +106,15 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Return batches of ``SOLVER.IMS_PER_BATCH`` mapped images, for ever.
 
         Raises:
+            DataError: If data are bad.
             ValueError: If no image is left to train on.
         """
-        mapper = PanopticMapper(cfg, is_train=True)
-        try:
-            return build_detection_train_loader(cfg, mapper=mapper)
-        except AssertionError as error:
-            raise ValueError(
-                f"DATASETS.TRAIN: {list(cfg.DATASETS.TRAIN)}: {error} "
-                "Images without a thing that is not crowd are left out while "
-                "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True."
-            ) from error
+        # Without a seed the processes agree on one, and a resumed training gets another.
+        return build_train_loader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -136,7 +134,8 @@ class Trainer(DefaultTrainer):
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "results.json"
-            path.write_text(json.dumps(_without_nan(results), indent=2) + "\n")
+            content = json.dumps(_without_nan(results), indent=2) + "\n"
+            write_atomically(path, lambda file: file.write(content.encode()))
             logger.info("Results written to %s", path)
         return results
 

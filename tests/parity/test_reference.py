@@ -288,18 +288,3 @@ def test_tool_asks_for_the_index(convert_tool, compact_folder, narrow_config, tm
     assert "got 7, expected 0 to 4" in capsys.readouterr().err
     assert target.read_bytes() == b"what was there before"
     assert {file.name for file in tmp_path.iterdir()} == {"theirs.pth", "ours.pth"}
-
-
-def test_interrupted_writing_leaves_the_old_file(convert_tool, tmp_path, monkeypatch):
-    target = tmp_path / "ours.pth"
-    target.write_bytes(b"what was there before")
-
-    def fail(content, file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(convert_tool.torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        convert_tool.write_atomically({}, target)
-    assert target.read_bytes() == b"what was there before"
-    assert [file.name for file in tmp_path.iterdir()] == ["ours.pth"]

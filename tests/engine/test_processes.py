@@ -1,0 +1,240 @@
+"""Trainings in processes of their own: two at a time, killed ones, and how mistakes are told."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spatialflow.data import generate_scenes
+from tests.conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "generated/spatialflow.yaml"
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Returns a function that runs a script elsewhere than in the repository."""
+
+    def start(script, *arguments):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return start
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Returns a function that gives the KEY VALUE pairs of a small training."""
+
+    def pairs(**changes):
+        keys = {
+            **TINY,
+            "MODEL.SPATIALFLOW.TRUNK": "resnet",
+            "MODEL.RETINANET.NORM": "",
+            "MODEL.RETINANET.NUM_CLASSES": -1,
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,
+            "DATASETS.SCENES.TRAIN": 6,
+            "DATASETS.SCENES.VAL": 3,
+            "DATASETS.SCENES.SIZE": 96,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.MAX_ITER": 3,
+            "OUTPUT_DIR": tmp_path / "output",
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        return [str(item) for pair in keys.items() for item in pair]
+
+    return pairs
+
+
+def address():
+    """Where two processes meet: a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def in_processes(count):
+    return ["--config-file", CONFIG, "--num-gpus", count, "--dist-url", address()]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_compute_what_one_does(program, options, tmp_path):
+    """Gradients, weights and results, under LOSS_NORMALIZER global; every parameter is used."""
+    runs = {}
+    for count in (1, 2):
+        output = tmp_path / f"processes-{count}"
+        keys = options(MODEL__SPATIALFLOW__LOSS_NORMALIZER="global", OUTPUT_DIR=output)
+        done = program("tests/engine/gradients.py", *in_processes(count), *keys)
+        assert done.returncode == 0, done.stderr[-2000:]
+        runs[count] = torch.load(output / "gradients.pth", weights_only=True)
+    for one, two in zip(runs[1], runs[2], strict=True):
+        assert one.keys() == two.keys()
+        for name, gradient in one.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+    assert any(gradient.abs().max() > 0 for gradient in runs[1][0].values())
+
+    # The same weights, evaluated by one process and by two.
+    weights = ["MODEL.WEIGHTS", tmp_path / "processes-1" / "model_final.pth"]
+    results, counts = [], []
+    for count in (1, 2):
+        output = tmp_path / f"evaluation-{count}"
+        keys = options(OUTPUT_DIR=output)
+        done = program("train_net.py", *in_processes(count), "--eval-only", *keys, *weights)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(json.loads((output / "results.json").read_text()))
+        counts.append(json.loads(next(output.rglob("panoptic_results.json")).read_text()))
+    assert results[0] == results[1]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_process_without_things_keeps_step(program, options, tmp_path):
+    """One process's images have no thing: its parameters still take part in the exchange."""
+    generate_scenes(tmp_path / "set", count=4, seed=0, size=(96, 96))
+    path = tmp_path / "set" / "panoptic.json"
+    content = json.loads(path.read_text())
+    isthing = {c["id"]: c["isthing"] for c in content["categories"]}
+    for annotation in content["annotations"][:2]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = isthing[segment["category_id"]]
+    path.write_text(json.dumps(content))
+    keys = options(
+        DATASETS__FOLDER__PATH=tmp_path / "set",
+        DATASETS__TRAIN="('folder_all',)",
+        DATASETS__TEST="()",
+        DATALOADER__FILTER_EMPTY_ANNOTATIONS=False,
+        SOLVER__IMS_PER_BATCH=2,
+        SOLVER__MAX_ITER=6,
+    )
+    done = program("tests/engine/gradients.py", *in_processes(2), *keys)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_killed_trainings_end_as_undisturbed_ones(program):
+    places = ("step", "evaluation", "checkpoint", "tag")
+    done = program("tests/engine/killing.py", "--at", *places, "--random", 2)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("the same end True") >= 5
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A data set of scenes in which one PNG is truncated, and that PNG."""
+    generate_scenes(tmp_path / "set", count=6, seed=0, size=(96, 96))
+    victim = tmp_path / "set" / "panoptic" / "000001.png"
+    victim.write_bytes(victim.read_bytes()[:100])
+    return tmp_path / "set", victim
+
+
+def folder(root):
+    return {
+        "DATASETS__FOLDER__PATH": root,
+        "DATASETS__TRAIN": "('folder_all',)",
+        "DATASETS__TEST": "()",
+        "SOLVER__IMS_PER_BATCH": 2,
+        "SOLVER__MAX_ITER": 12,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bad_data_met_in_training_are_one_line(program, options, broken, processes):
+    root, victim = broken
+    keys = options(**folder(root), DATALOADER__NUM_WORKERS=2)
+    done = program("train_net.py", *in_processes(processes), *keys)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("train_net.py: ")]
+    assert str(victim) in line
+    log = (Path(keys[keys.index("OUTPUT_DIR") + 1]) / "log.txt").read_text()
+    assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_bad_data_may_be_skipped(program, options, broken, tmp_path):
+    root, victim = broken
+    keys = options(**folder(root), DATALOADER__BAD_DATA="skip")
+    done = program("train_net.py", *in_processes(1), *keys)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"left out: {victim}" in done.stdout
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["bad_images"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"OUTPUT_DIR": "/sys/output"}, "/sys/output"),
+        ({"OUTPUT_DIR": "/dev/null/output"}, "/dev/null/output"),
+        ({"MODEL__WEIGHTS": "broken.pth"}, "broken.pth: not a whole file of weights"),
+    ],
+    ids=["read-only", "no folder", "weights"],
+)
+def test_an_environment_that_does_not_work_is_one_line(
+    program, options, tmp_path, changes, problem
+):
+    (tmp_path / "broken.pth").write_bytes(b"PK")
+    done = program("train_net.py", *in_processes(1), *options(**changes))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("train_net.py: ")
+    assert problem in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_line_and_is_gone_on_from(program, options, tmp_path):
+    """A limit of a file's size, under which a write fails in the middle, as on a full disk."""
+    keys = options(SOLVER__CHECKPOINT_PERIOD=1, DATASETS__TEST="()")
+    limit = "ulimit -f 400; trap '' XFSZ; exec \"$@\""
+    command = [sys.executable, ROOT / "train_net.py", *in_processes(1), *keys]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+        "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        ["bash", "-c", limit, "bash", *map(str, command)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = tmp_path / "output"
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"train_net.py: {output}/model_")
+    assert "File too large" in last
+    assert not list(output.glob("*.pth"))
+    assert not list(output.glob(".*.partial"))
+    shutil.rmtree(tmp_path / "cache")
+    done = program("train_net.py", *in_processes(1), "--resume", *keys)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,151 @@
+"""N + M steps equal N steps, a stop, and M more: bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from spatialflow.data.loader import TrainLoader
+from spatialflow.data.stream import BatchStream
+from spatialflow.engine import StepTrainer, Trainer
+from tests.engine.conftest import GROUP_NORM
+
+
+def equal(first, second, where=""):
+    """Compares nested states to the bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key, value in first.items():
+            equal(value, second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, (one, other) in enumerate(zip(first, second, strict=True)):
+            equal(one, other, f"{where}[{i}]")
+    elif isinstance(first, torch.Tensor | np.ndarray):
+        assert torch.equal(torch.as_tensor(first), torch.as_tensor(second)), where
+    else:
+        assert first == second, where
+
+
+def train(cfg, *, resume=False, seed=0):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer.start_iter
+
+
+def checkpoint(cfg, name="model_final"):
+    return torch.load(f"{cfg.OUTPUT_DIR}/{name}.pth", weights_only=True)
+
+
+CASES = {
+    "plain": {},
+    "workers": {"DATALOADER.NUM_WORKERS": 2},
+    "no grouping": {"DATALOADER.ASPECT_RATIO_GROUPING": False},
+    "sgd with momentum": {"SOLVER.OPTIMIZER": "SGD", "SOLVER.STEPS": (2, 4)},
+    "bfloat16": {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "bfloat16", **GROUP_NORM},
+    "float16": {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "float16", **GROUP_NORM},
+    "accumulation": {"SOLVER.ACCUMULATION_STEPS": 2},
+    "batch norm": {"MODEL.RESNETS.NORM": "BN"},
+    "evaluations": {"TEST.EVAL_PERIOD": 2},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resumed_equals_uninterrupted(scenes_cfg, scenes, tmp_path, case):
+    changes = {
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.SIZE": (0.8, 0.8),
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR",
+        "SOLVER.WARMUP_ITERS": 3,
+        "SOLVER.CHECKPOINT_PERIOD": 3,
+        "SOLVER.MAX_ITER": 5,
+        "DATASETS.TEST": (scenes,) if case == "evaluations" else (),
+        **CASES[case],
+    }
+    if case == "sgd with momentum":
+        changes["SOLVER.LR_SCHEDULER_NAME"] = "WarmupMultiStepLR"
+    whole = scenes_cfg({**changes, "OUTPUT_DIR": str(tmp_path / "whole")})
+    train(whole)
+    stopped = scenes_cfg({**changes, "OUTPUT_DIR": str(tmp_path / "stopped")})
+    train(stopped)
+    # What an interruption after the first checkpoint leaves.
+    (tmp_path / "stopped" / "model_final.pth").unlink()
+    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000002.pth")
+    assert train(stopped, resume=True, seed=123) == 3
+    equal(checkpoint(stopped), checkpoint(whole))
+    if case == "evaluations":
+        equal(checkpoint(stopped, "model_best"), checkpoint(whole, "model_best"))
+        results = [
+            json.loads((tmp_path / run / "results.json").read_text())
+            for run in ("stopped", "whole")
+        ]
+        assert results[0] == results[1]
+
+
+class Random(nn.Module):
+    """A model that draws random numbers, as one with dropout or sampled proposals does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, batch):
+        noise = torch.rand(3) + float(np.random.rand())
+        return {"loss": (self.weight * noise).sum() + sum(batch)}
+
+
+def random_weights(steps, *, state=None):
+    model = Random()
+    loader = TrainLoader([0.5] * 4, lambda item: item, BatchStream(4, batch_size=2, seed=0))
+    trainer = StepTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), seed=7)
+    first = 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        trainer.load_state_dict(state["trainer"])
+        first = trainer.iter + 1
+    with EventStorage():
+        for trainer.iter in range(first, first + steps):
+            trainer.run_step()
+    return {"model": model.state_dict(), "trainer": trainer.state_dict()}
+
+
+def test_what_is_random_in_a_model_is_a_function_of_the_step():
+    whole = random_weights(5)
+    half = random_weights(2)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    equal(random_weights(3, state=half), whole)
+    assert not torch.equal(whole["model"]["weight"], half["model"]["weight"])
+
+
+def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, monkeypatch):
+    """An evaluation that was cut off is made up for, and an older, better model stays the best."""
+    qualities = iter([50.0, 40.0, 45.0, 41.0])
+    evaluated = []
+
+    def test(cls, cfg, model, evaluators=None):
+        evaluated.append(next(qualities))
+        return {"panoptic_seg": {"PQ": evaluated[-1]}}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    changes = {"TEST.EVAL_PERIOD": 2, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": (scenes,)}
+    cfg = scenes_cfg({**changes, "SOLVER.MAX_ITER": 4})
+    train(cfg)
+    assert evaluated == [50.0, 40.0]
+    output = tmp_path / "output"
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    best = (output / "model_best.pth").read_bytes()
+    longer = scenes_cfg({**changes, "SOLVER.MAX_ITER": 6})
+    # The checkpoint of iteration 4 was written before the evaluation that follows it.
+    assert train(longer, resume=True) == 4
+    assert evaluated == [50.0, 40.0, 45.0, 41.0]
+    assert (output / "model_best.pth").read_bytes() == best
+    state = checkpoint(longer)["trainer"]["hooks"]["EvaluationHook"]
+    assert state == {"best": 50.0, "best_iterations": 2}

@@ -1,0 +1,115 @@
+"""Numbers that are not finite are noticed at the step, with the images' names."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from spatialflow.engine import StepTrainer, Trainer
+from spatialflow.engine.step import MAX_SKIPPED_IN_A_ROW
+from spatialflow.errors import NonFiniteError
+
+
+class Given:
+    """A loader of given batches."""
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def __iter__(self):
+        while True:
+            yield from self.batches
+
+
+@pytest.fixture
+def named(make_input):
+    def build(name, value=None, seed=0):
+        image = {**make_input(64, 64, seed=seed), "file_name": name}
+        if value is not None:
+            image["image"] = image["image"].float()
+            image["image"][0, 3, 5] = value
+        return image
+
+    return build
+
+
+def steps(model, batches, count, **options):
+    """Runs some steps; returns the trainer and what it logged last."""
+    trainer = StepTrainer(
+        model, Given(*batches), torch.optim.SGD(model.parameters(), 1e-3), **options
+    )
+    with EventStorage() as storage:
+        for trainer.iter in range(count):
+            trainer.run_step()
+    return trainer, storage.latest()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_image_that_is_not_finite_is_named(tiny_cfg, named, value, dtype):
+    model = build_model(tiny_cfg())
+    batch = [named("good.png"), named("bad.png", value)]
+    with pytest.raises(NonFiniteError) as raised:
+        steps(model, [batch], 1, amp_dtype=dtype)
+    message = str(raised.value)
+    assert message.startswith("iteration 0: loss_")
+    assert "images: good.png, bad.png; NaN or infinite pixels in bad.png" in message
+
+
+def test_a_step_may_be_skipped_and_changes_nothing(tiny_cfg, named, caplog):
+    model = build_model(tiny_cfg())
+    good, bad = [named("good.png")], [named("bad.png", float("nan"))]
+    trainer, logged = steps(model, [good, bad, good], 3, non_finite="skip")
+    assert trainer.skipped_steps == 1
+    assert logged["skipped_steps"][0] == 1
+    assert "step left out" in caplog.text
+    assert "bad.png" in caplog.text
+    torch.manual_seed(0)
+    other = build_model(tiny_cfg())
+    other.load_state_dict(build_model(tiny_cfg()).state_dict())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_skipped_step_leaves_the_weights(tiny_cfg, named):
+    model = build_model(tiny_cfg())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    steps(model, [[named("bad.png", float("nan"))]], 2, non_finite="skip")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_broken_weights_are_not_skipped_for_ever(tiny_cfg, named):
+    model = build_model(tiny_cfg())
+    torch.nn.init.constant_(model.box_head.bbox_pred.bias, float("nan"))
+    with pytest.raises(NonFiniteError, match=f"{MAX_SKIPPED_IN_A_ROW} steps in a row"):
+        steps(model, [[named("good.png")]], MAX_SKIPPED_IN_A_ROW + 1, non_finite="skip")
+
+
+def test_a_gradient_that_is_not_finite_is_noticed():
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch):
+            return {"loss": self.weight.sqrt().sum()}
+
+    with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite; images: one.png"):
+        steps(Root(), [[{"file_name": "one.png", "image": torch.zeros(1)}]], 1)
+
+
+def test_the_key_reaches_the_step(scenes_cfg, tmp_path):
+    cfg = scenes_cfg({"SOLVER.NON_FINITE": "skip", "SOLVER.MAX_ITER": 2, "DATASETS.TEST": ()})
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    torch.nn.init.constant_(trainer.model.box_head.bbox_pred.bias, float("nan"))
+    trainer.train()
+    lines = (tmp_path / "output" / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["skipped_steps"] == 2
+
+
+def test_a_wrong_policy_is_named(scenes_cfg):
+    with pytest.raises(ValueError, match="SOLVER.NON_FINITE: 'ignore' given"):
+        Trainer(scenes_cfg({"SOLVER.NON_FINITE": "ignore"}))
