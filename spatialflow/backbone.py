@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spatialflow.config_check import TRUNK_FEATURES, check_backbone_config
+from spatialflow.norms import norm_builder
+
 logger = logging.getLogger(__name__)
 
-TRUNK_FEATURES = ("res3", "res4", "res5")
 BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -24,7 +27,6 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-NORMS = ("EvalBN", "FrozenBN", "BN", "SyncBN", "GN")
 
 
 class ExtraLevels(nn.Module):
@@ -75,13 +77,32 @@ class FeaturePyramid(FPN):
             eval_norm: Whether the trunk's batch norms always run in eval mode.
         """
         top = ExtraLevels(trunk.output_shape()["res5"].channels, channels)
-        super().__init__(trunk, list(TRUNK_FEATURES), channels, norm=norm, top_block=top)
+        super().__init__(
+            trunk, list(TRUNK_FEATURES), channels, norm=norm_builder(norm), top_block=top
+        )
         self.eval_norm = eval_norm
         for module in (*self.lateral_convs, *self.output_convs, top.p6, top.p7):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         self.train()  # a new module is in training mode without this having been called
+
+    def freeze_unread(self, levels: Iterable[str]) -> None:
+        """Freeze what no level of the pyramid that is read depends on.
+
+        In distributed training a parameter that learns must get a gradient in every step.
+
+        Args:
+            levels: Names of the levels that are read.
+        """
+        read = {int(level.removeprefix("p")) for level in levels}
+        for i, lateral, output in zip(
+            (5, 4, 3), self.lateral_convs, self.output_convs, strict=True
+        ):
+            output.requires_grad_(i in read)
+            lateral.requires_grad_(bool(read & set(range(3, i + 1))))
+        self.top_block.p6.requires_grad_(bool(read & {6, 7}))
+        self.top_block.p7.requires_grad_(7 in read)
 
     def train(self, mode: bool = True) -> FeaturePyramid:
         """Switch modes, with the trunk's batch norms left in eval mode where asked for."""
@@ -100,9 +121,8 @@ def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Feat
     Raises:
         ValueError: If a key has a value that is not allowed.
     """
+    check_backbone_config(cfg)
     name, norm = cfg.MODEL.SPATIALFLOW.TRUNK, cfg.MODEL.RESNETS.NORM
-    if norm not in NORMS:
-        raise ValueError(f"MODEL.RESNETS.NORM: {norm!r} given, one of {NORMS} expected")
     trunk = _resnet(cfg, input_shape) if name == "resnet" else _other_trunk(cfg)
     return FeaturePyramid(
         trunk,
@@ -118,7 +138,14 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     Detectron2's own builder fixes the widths of ResNet-18 and 34.
     """
     keys = cfg.MODEL.RESNETS
-    _check_resnet_keys(keys)
+    if keys.DEPTH < 50 and keys.RES2_OUT_CHANNELS != keys.STEM_OUT_CHANNELS:
+        # Detectron2's default of 256 is meant for bottlenecks.
+        logger.warning(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS is %d; ResNet-%d is published with %d, as its stem",
+            keys.RES2_OUT_CHANNELS,
+            keys.DEPTH,
+            keys.STEM_OUT_CHANNELS,
+        )
     # To the blocks EvalBN is ordinary batch norm; FeaturePyramid keeps it in eval mode.
     norm = "BN" if keys.NORM == "EvalBN" else keys.NORM
     stem = BasicStem(
@@ -145,40 +172,10 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     return ResNet(stem, stages, out_features=keys.OUT_FEATURES).freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
-def _check_resnet_keys(keys: CfgNode) -> None:
-    missing = set(TRUNK_FEATURES) - set(keys.OUT_FEATURES)
-    for name, value, expected, wrong in (
-        ("DEPTH", keys.DEPTH, f"one of {list(BLOCKS)}", keys.DEPTH not in BLOCKS),
-        ("OUT_FEATURES", keys.OUT_FEATURES, list(TRUNK_FEATURES), bool(missing)),
-        ("RES5_DILATION", keys.RES5_DILATION, 1, keys.RES5_DILATION != 1),
-        (
-            "DEFORM_ON_PER_STAGE",
-            keys.DEFORM_ON_PER_STAGE,
-            "no deformable stage",
-            any(keys.DEFORM_ON_PER_STAGE),
-        ),
-    ):
-        if wrong:
-            raise ValueError(f"MODEL.RESNETS.{name}: {value} given, {expected} expected")
-    if keys.DEPTH < 50 and keys.RES2_OUT_CHANNELS != keys.STEM_OUT_CHANNELS:
-        # Detectron2's default of 256 is meant for bottlenecks.
-        logger.warning(
-            "MODEL.RESNETS.RES2_OUT_CHANNELS is %d; ResNet-%d is published with %d, as its stem",
-            keys.RES2_OUT_CHANNELS,
-            keys.DEPTH,
-            keys.STEM_OUT_CHANNELS,
-        )
-
-
 def _other_trunk(cfg: CfgNode) -> Backbone:
     from spatialflow.trunks import TIMM_PREFIX, build_trunk, preferred_pixel_statistics
 
     name = cfg.MODEL.SPATIALFLOW.TRUNK
-    if cfg.MODEL.RESNETS.NORM not in ("EvalBN", "FrozenBN", "BN"):
-        raise ValueError(
-            f"MODEL.RESNETS.NORM: {cfg.MODEL.RESNETS.NORM!r} given; the trunk "
-            f"{name!r} has batch norm: EvalBN, FrozenBN or BN expected"
-        )
     # A checkpoint that is to be loaded brings the trunk's weights with it.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
     trunk = build_trunk(name, pretrained=pretrained)

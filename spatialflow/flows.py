@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from darts.operations import build_operation, initialise
 from darts.space import Branch, Node, Topology
+from spatialflow.norms import build_norm
 
 DEFAULT_CHOICES = {"stuff.attention.levels": "none", "stuff.attention.merged": "none"}
 """What a genotype may choose besides flows, with the only options that can be built so far."""
@@ -197,7 +198,7 @@ def _node_conv(channels: int, norm: str) -> Conv2d:
         kernel_size=3,
         padding=1,
         bias=not norm,
-        norm=get_norm(norm, channels),
+        norm=build_norm(norm, channels),
         activation=F.relu,
     )
     initialise(conv)

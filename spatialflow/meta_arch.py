@@ -17,13 +17,14 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spatialflow.backbone import FeaturePyramid
 from spatialflow.config import load_genotype
+from spatialflow.config_check import STUFF_SOURCES, check_config
+from spatialflow.errors import NonFiniteError
 from spatialflow.flows import FlowGraph, spatialflow_topology
 from spatialflow.fusion import PanopticFusion
 from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
 from spatialflow.losses import LossNormalizer
-
-STUFF_SOURCES = ("labels", "logits")
 
 
 @META_ARCH_REGISTRY.register()
@@ -79,17 +80,13 @@ class SpatialFlow(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that a config describes."""
+        """Build the parts that a config describes.
+
+        Raises:
+            ValueError: If a key has a value that is not allowed.
+        """
+        check_config(cfg)
         own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
-        for key, node in (
-            ("RETINANET", cfg.MODEL.RETINANET),
-            ("SEM_SEG_HEAD", cfg.MODEL.SEM_SEG_HEAD),
-        ):
-            if node.NUM_CLASSES < 1:
-                raise ValueError(
-                    f"MODEL.{key}.NUM_CLASSES: {node.NUM_CLASSES} given, 1 or more expected; "
-                    "spatialflow.engine.prepare_config(cfg) takes -1 from the data"
-                )
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         normalizer = LossNormalizer(own.LOSS_NORMALIZER)
@@ -99,6 +96,8 @@ class SpatialFlow(nn.Module):
             mask_levels=own.MASK_IN_FEATURES,
             stages=cfg.MODEL.RETINANET.NUM_CONVS,
         )
+        if isinstance(backbone, FeaturePyramid):
+            backbone.freeze_unread({x for branch in topology.branches for x in branch.levels})
         return {
             "backbone": backbone,
             "flow_graph": FlowGraph.from_genotype(
@@ -144,6 +143,11 @@ class SpatialFlow(nn.Module):
             In training ``{"loss_cls", "loss_box", "loss_mask", "loss_stuff"}``; else for each
             image ``instances``, ``sem_seg`` ((S, height, width) logits) and ``panoptic_seg``
             (ids (height, width) and ``segments_info``).
+
+        Raises:
+            NonFiniteError: If, at test time, an image holds NaN or infinity. In training it gives
+                losses of NaN, which :class:`spatialflow.engine.StepTrainer` reports.
+            ValueError: If there is no image, or one without pixels.
         """
         images = self.preprocess_image(batched_inputs)
         branches = self.flow_graph(self.backbone(images.tensor))
@@ -172,13 +176,30 @@ class SpatialFlow(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images, and pad them to one size that the pyramid divides."""
+        """Normalise the images, and pad them to one size that the pyramid divides.
+
+        Raises:
+            NonFiniteError: As :meth:`forward`.
+            ValueError: As :meth:`forward`.
+        """
+        if not batched_inputs:
+            raise ValueError("a batch of one or more images expected, none given")
+        for i, item in enumerate(batched_inputs):
+            self._check_image(item, f"image {i} of the batch")
         images = [move_device_like(item["image"], self.pixel_mean) for item in batched_inputs]
         return ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in images],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+
+    def _check_image(self, item: dict[str, Any], position: str) -> None:
+        image, name = item["image"], item.get("file_name", position)
+        if image.numel() == 0:
+            raise ValueError(f"{name}: an image of shape {tuple(image.shape)} has no pixels")
+        # Bytes are finite. In training the answer is not waited for.
+        if not self.training and image.is_floating_point() and not image.isfinite().all():
+            raise NonFiniteError(f"{name}: the image holds NaN or infinity")
 
     def postprocess(
         self,

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from darts.genotype import Flow, Genotype
 from spatialflow.config import load_genotype
 from spatialflow.flows import FlowGraph, flow_key, spatialflow_topology
+from spatialflow.norms import build_norm
 
 CHANNELS = 6
 LEVELS = {"p3": (16, 12), "p4": (8, 6), "p5": (4, 3), "p6": (2, 2), "p7": (1, 1)}
@@ -99,6 +100,29 @@ def test_gradients_run_back_into_box(branch):
     separate = graph_of(load_genotype("parallel"))
     sum(x.square().sum() for x in separate(pyramid())[branch].values()).backward()
     assert all(separate.nodes[f"box_{i}"].weight.grad is None for i in range(1, 5))
+
+
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (5, 3)])
+def test_group_norm_is_pytorchs(size):
+    x = torch.randn(2, 64, *size)
+    norm = build_norm("GN", 64)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    other = torch.nn.GroupNorm(32, 64)
+    other.load_state_dict(norm.state_dict())
+    assert torch.equal(norm(x), other(x))
+
+
+def test_group_norm_of_single_values_is_the_bias():
+    norm = build_norm("GN", 32)
+    torch.nn.init.normal_(norm.bias)
+    x = (1000 * torch.randn(2, 32, 1, 1)).requires_grad_()
+    assert torch.equal(norm(x)[..., 0, 0], norm.bias.expand(2, 32))
+    norm(x).square().sum().backward()
+    assert not x.grad.any()
+    assert not norm.weight.grad.any()
+    assert norm(torch.full((1, 32, 1, 1), torch.nan)).isnan().all()
+    assert norm(x[:0]).shape == (0, 32, 1, 1)
 
 
 def test_weights_start_as_published():

@@ -53,6 +53,26 @@ def test_forward_by_hand(head):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stride", "blocks"), [(2, [2, 3, 4]), (4, [1, 2, 3]), (8, [1, 1, 2])])
+def test_a_level_at_the_common_stride_has_a_block_too(stride, blocks):
+    head = StuffHead(
+        input_shape=SHAPES,
+        num_classes=3,
+        conv_dim=32,
+        common_stride=stride,
+        norm="",
+        loss_weight=1.0,
+        ignore_value=IGNORE,
+        normalizer=LossNormalizer(),
+    )
+    convolutions = [key for key, x in head.scale_heads.named_parameters() if x.ndim == 4]
+    assert [sum(key.startswith(level) for key in convolutions) for level in SHAPES] == blocks
+    features = {
+        level: torch.randn(1, 4, 64 // s.stride, 32 // s.stride) for level, s in SHAPES.items()
+    }
+    assert head(features).shape == (1, 3, 64, 32)
+
+
 def loss_slowly(logits, targets, weight):
     """Pixel by pixel over each image's own area."""
     total, pixels = 0.0, 0

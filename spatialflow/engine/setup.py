@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from spatialflow.config import builtin_genotypes, find_config, get_cfg, load_genotype
+from spatialflow.config_check import check_config, check_training_config
 from spatialflow.data import ensure_metadata, register_panoptic
 from spatialflow.data.generated import register_scenes
 
@@ -84,20 +85,29 @@ def _keep_genotype(cfg: CfgNode, folder: Path) -> None:
 
 
 def prepare_config(cfg: CfgNode) -> None:
-    """Register the config's own data and complete or check the numbers of classes, in place.
+    """Register the config's own data, complete the numbers of classes, and check it, in place.
 
     The data are ``DATASETS.FOLDER`` and, where named, ``DATASETS.SCENES``.
     ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
     data. Nothing is read from disk where both are given and the data are neither.
 
     Raises:
-        ValueError: If the numbers do not fit the data, or the data sets' classes differ.
+        ValueError: If the numbers do not fit the data, the data sets' classes differ, or a key has
+            a value that is not allowed.
     """
+    check_training_config(cfg, comm.get_world_size())
     _register_folder(cfg)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if any(name.startswith("scenes_") for name in names):
         scenes = cfg.DATASETS.SCENES
         register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
+    _complete_classes(cfg, names)
+    if cfg.MODEL.META_ARCHITECTURE == "SpatialFlow":
+        check_config(cfg)
+
+
+def _complete_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Take numbers of classes from the data, or compare them with it."""
     things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
     if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
         names = tuple(name for name in names if _classes_are_known(name))

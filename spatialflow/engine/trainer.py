@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spatialflow.config_check import check_training_config
 from spatialflow.data import PanopticMapper
 from spatialflow.data.loader import TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer
@@ -43,6 +44,7 @@ class Trainer(DefaultTrainer):
         its mixed precision needs CUDA. What it sets up is set up here.
         """
         TrainerBase.__init__(self)
+        check_training_config(cfg, comm.get_world_size())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -53,7 +55,7 @@ class Trainer(DefaultTrainer):
             data_loader,
             optimizer,
             seed=data_loader.stream.seed,
-            amp_dtype=_amp_dtype(cfg),
+            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             non_finite=cfg.SOLVER.NON_FINITE,
         )
@@ -86,10 +88,6 @@ class Trainer(DefaultTrainer):
             "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
             "AdamW": (torch.optim.AdamW, {}),
         }
-        if solver.OPTIMIZER not in optimizers:
-            raise ValueError(
-                f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} given, one of {list(optimizers)} expected"
-            )
         params = get_default_optimizer_params(
             model,
             base_lr=solver.BASE_LR,
@@ -148,15 +146,6 @@ def _distributed(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(
         model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
     )
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    amp = cfg.SOLVER.AMP
-    if amp.DTYPE not in AMP_DTYPES:
-        raise ValueError(
-            f"SOLVER.AMP.DTYPE: {amp.DTYPE!r} given, one of {list(AMP_DTYPES)} expected"
-        )
-    return AMP_DTYPES[amp.DTYPE] if amp.ENABLED else None
 
 
 def _without_nan(value: Any) -> Any:

@@ -98,11 +98,6 @@ class DenseBoxHead(nn.Module):
     def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
         """Read ``MODEL.RETINANET``, ``MODEL.ANCHOR_GENERATOR`` and ``TEST``."""
         keys = cfg.MODEL.RETINANET
-        if keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
-            raise ValueError(
-                f"MODEL.RETINANET.BBOX_REG_LOSS_TYPE: {keys.BBOX_REG_LOSS_TYPE!r} given, "
-                "'smooth_l1' expected"
-            )
         shapes = [input_shape[level] for level in keys.IN_FEATURES]
         return {
             "channels": shapes[0].channels,

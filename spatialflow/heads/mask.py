@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from spatialflow.losses import LossNormalizer
+from spatialflow.norms import norm_builder
 
 
 class ProposalMaskHead(nn.Module):
@@ -60,7 +61,7 @@ class ProposalMaskHead(nn.Module):
                 pooled,
                 num_classes=cfg.MODEL.RETINANET.NUM_CLASSES,
                 conv_dims=[keys.CONV_DIM] * (keys.NUM_CONV + 1),
-                conv_norm=keys.NORM,
+                conv_norm=norm_builder(keys.NORM),
             ),
             "pooler": ROIPooler(
                 output_size=resolution,

@@ -10,19 +10,21 @@ from collections.abc import Mapping
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spatialflow.losses import LossNormalizer
+from spatialflow.norms import build_norm
 
 
 class StuffHead(nn.Module):
     """Brings all levels to a common stride, sums them and classifies (Kirillov et al. 2019b).
 
     A level of stride s passes log2(s / common stride) blocks of 3×3 convolution, norm, ReLU and
-    ×2 upsampling. Upsampling aligns corners, as in the reference; Detectron2's own head does not.
+    ×2 upsampling; one at the common stride, a block without upsampling. Upsampling aligns corners,
+    as in the reference; Detectron2's own head does not.
     """
 
     @configurable
@@ -58,18 +60,21 @@ class StuffHead(nn.Module):
         self.scale_heads = nn.ModuleDict()
         for level, shape in input_shape.items():
             blocks: list[nn.Module] = []
-            for i in range(int(math.log2(shape.stride / common_stride))):
+            doublings = int(math.log2(shape.stride / common_stride))
+            for i in range(max(doublings, 1)):
                 conv = Conv2d(
                     shape.channels if i == 0 else conv_dim,
                     conv_dim,
                     kernel_size=3,
                     padding=1,
                     bias=not norm,
-                    norm=get_norm(norm, conv_dim),
+                    norm=build_norm(norm, conv_dim),
                     activation=F.relu,
                 )
                 weight_init.c2_msra_fill(conv)
-                blocks += [conv, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)]
+                blocks.append(conv)
+                if doublings > 0:
+                    blocks.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))
             self.scale_heads[level] = nn.Sequential(*blocks)
         self.predictor = Conv2d(conv_dim, num_classes, kernel_size=1)
         weight_init.c2_msra_fill(self.predictor)
