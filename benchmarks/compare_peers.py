@@ -1,0 +1,190 @@
+#!/usr/bin/env python
+"""Compare Detectron2's Panoptic FPN, parallel branches and SpatialFlow, and leave out each flow.
+
+    python benchmarks/compare_peers.py run --nuclei nuclei_train433     # hours; may be stopped
+    python benchmarks/compare_peers.py speed --nuclei nuclei_train433   # minutes
+    python benchmarks/compare_peers.py report                          # tables from the results
+
+``run`` trains what has no result yet: the three main contestants with the first seed at both
+learning rates and with the others at the better one, then SpatialFlow less one flow at its better
+rate. A result is one small JSON file in ``benchmarks/results/peers``, written when its run is
+complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.utils.logger import setup_logger
+
+from benchmarks.peers.analysis import best_rate, load_results, report
+from benchmarks.peers.contestants import DATASETS, MAIN, ablations, config
+from benchmarks.peers.speed import measure_speed
+from spatialflow.engine import Trainer
+from spatialflow.engine.program import PREPARING, one_line
+from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
+from spatialflow.files import write_atomically
+from spatialflow.randomness import seed_generators
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES = (0.001, 0.002)
+SEEDS = (0, 1, 2)
+
+
+class Run(NamedTuple):
+    """One training and its evaluation."""
+
+    dataset: str
+    contestant: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Where its result is, below the folder of results."""
+        name = self.contestant.replace(" -> ", "-to-").replace(" ", "-")
+        return f"{self.dataset}/{name}-lr{self.rate:g}-seed{self.seed}.json"
+
+
+class PQTrainer(Trainer):
+    """Evaluates PQ alone."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluators:
+        """Return the evaluator of PQ, for any meta-architecture."""
+        folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return DatasetEvaluators([PanopticEvaluator(dataset_name, folder)])
+
+
+def planned(args: argparse.Namespace) -> Iterator[Run]:
+    """Yield all runs in order; the better rate is known by the time that it is asked for."""
+    first, *others = args.seeds
+    for dataset, rate, contestant in itertools.product(args.data, RATES, MAIN):
+        yield Run(dataset, contestant, rate, first)
+    for seed, dataset, contestant in itertools.product(others, args.data, MAIN):
+        yield Run(dataset, contestant, _rate(args, dataset, contestant), seed)
+    for seed, dataset, contestant in itertools.product(args.seeds, args.data, ablations()):
+        yield Run(dataset, contestant, _rate(args, dataset, "spatialflow"), seed)
+
+
+def _rate(args: argparse.Namespace, dataset: str, contestant: str) -> float:
+    return best_rate(load_results(args.results), dataset, contestant, args.seeds[0])
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Do every run that has no result yet, each in a process of its own."""
+    for run in planned(args):
+        if args.contestants and run.contestant not in args.contestants:
+            continue
+        if (args.results / run.file).is_file():
+            continue
+        start = time.perf_counter()
+        command = [sys.executable, "-W", "ignore", __file__, "one", *map(str, run)]
+        command += ["--results", args.results, "--threads", args.threads]
+        command += ["--nuclei", args.nuclei] if args.nuclei else []
+        subprocess.run([*map(str, command), *args.opts], check=True)
+        print(f"{run.file}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def run_one(args: argparse.Namespace) -> None:
+    """Train and evaluate once, and write the result."""
+    run = Run(args.dataset, args.contestant, args.rate, args.seed)
+    torch.set_num_threads(args.threads)
+    output = ROOT / "output" / "peers" / Path(run.file).with_suffix("")
+    setup_logger(str(output), name="spatialflow")
+    cfg = config(**run._asdict(), output=output, nuclei=args.nuclei, opts=args.opts)
+    seed_generators(run.seed)
+    trainer = PQTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    path = output / "inference" / cfg.DATASETS.TEST[0] / RESULTS_FILE
+    content = {**run._asdict(), **describe(cfg, trainer), "seconds": round(seconds, 1)}
+    content |= compact(json.loads(path.read_text()))
+    target = args.results / run.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lambda file: file.write(json.dumps(content).encode()))
+
+
+def describe(cfg: Any, trainer: Trainer) -> dict[str, Any]:
+    """Say what was trained, on what."""
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "batch": cfg.SOLVER.IMS_PER_BATCH,
+        "image_side": cfg.INPUT.MIN_SIZE_TRAIN[0],
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+    }
+
+
+def compact(results: dict[str, Any]) -> dict[str, Any]:
+    """Keep PQ and, for each class and image, what it is made of: iou, tp, fp, fn."""
+    classes = [c["id"] for c in results["per_class"]]
+    nothing = {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0}
+    counts = [
+        [
+            [round(c["iou"], 4), c["tp"], c["fp"], c["fn"]]
+            for c in (image["classes"].get(str(i), nothing) for i in classes)
+        ]
+        for image in results["per_image"]
+    ]
+    return {
+        **{key: results["summary"][key] for key in ("PQ", "PQ_th", "PQ_st")},
+        "classes": [{k: c[k] for k in ("name", "isthing", "PQ")} for c in results["per_class"]],
+        "images": [image["file_name"] for image in results["per_image"]],
+        "counts": counts,
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peers")
+    common.add_argument("--data", nargs="+", choices=DATASETS, default=DATASETS)
+    common.add_argument("--nuclei", type=Path, help="folder of the nuclei")
+    common.add_argument("--threads", type=int, default=torch.get_num_threads())
+    every = commands.add_parser("run", parents=[common])
+    every.add_argument("--contestants", nargs="*", help="these only")
+    every.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    one = commands.add_parser("one", parents=[common], help="one of the runs")
+    for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
+        one.add_argument(name, type=kind)
+    commands.add_parser("speed", parents=[common])
+    tables = commands.add_parser("report", parents=[common])
+    tables.add_argument(
+        "--write", type=Path, nargs="*", default=[], help="pages to bring up to date"
+    )
+    for command in (every, one):
+        command.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run a command."""
+    args = parse_arguments()
+    work = {"run": run_all, "one": run_one, "speed": measure_speed, "report": report}
+    with one_line(PREPARING):
+        work[args.command](args)
+
+
+if __name__ == "__main__":
+    main()

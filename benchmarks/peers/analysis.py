@@ -1,0 +1,214 @@
+"""From results to tables: PQ with intervals over seeds and images together, and paired differences.
+
+S seeds, I images, C classes; ``counts`` (S, I, C, 4) holds iou, tp, fp and fn, as PQ is made of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.contestants import MAIN, WITHOUT, ablations
+
+RESAMPLES = 2000
+GROUPS = ("PQ", "PQ_th", "PQ_st")
+SPEED_FILE = "speed.json"
+
+Result = dict[str, Any]
+
+
+def load_results(folder: Path) -> list[Result]:
+    """Read all results of runs."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
+
+
+def of(results: list[Result], dataset: str, contestant: str, rate: float) -> list[Result]:
+    """Return a contestant's results by seed."""
+    mine = [
+        r
+        for r in results
+        if (r["dataset"], r["contestant"], r["rate"]) == (dataset, contestant, rate)
+    ]
+    return sorted(mine, key=lambda r: r["seed"])
+
+
+def best_rate(results: list[Result], dataset: str, contestant: str, seed: int = 0) -> float:
+    """Return the learning rate with the higher PQ at one seed.
+
+    Raises:
+        ValueError: If there is no result.
+    """
+    wanted = (dataset, contestant, seed)
+    mine = [r for r in results if (r["dataset"], r["contestant"], r["seed"]) == wanted]
+    if not mine:
+        raise ValueError(f"no result of {contestant} on {dataset} yet: `compare_peers.py run`")
+    return float(max(mine, key=lambda r: r["PQ"])["rate"])
+
+
+def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
+    """Return PQ, PQ_th and PQ_st in percent.
+
+    Args:
+        counts: (..., C, 4) summed over images.
+        isthing: (C,) bool.
+
+    Returns:
+        (..., 3); a class without segments is left out of the mean, as panopticapi does.
+    """
+    denominator = counts[..., 1] + 0.5 * (counts[..., 2] + counts[..., 3])
+    present = denominator > 0
+    per_class = counts[..., 0] / np.where(present, denominator, 1)
+    groups = []
+    for member in (np.ones_like(isthing), isthing, ~isthing):
+        number = (present & member).sum(axis=-1)
+        groups.append(100 * (per_class * member).sum(axis=-1) / np.maximum(number, 1))
+    return np.stack(groups, axis=-1)
+
+
+class Sampled:
+    """PQ of one contestant: the measured mean over seeds, and resamples of seeds and images."""
+
+    def __init__(self, results: list[Result], *, seed: int = 0) -> None:
+        """Resample.
+
+        Args:
+            results: One of each seed, on the same images.
+            seed: Of the resampling; the same for contestants that are to be compared.
+        """
+        images = [r["images"] for r in results]
+        if any(names != images[0] for names in images):
+            raise ValueError("results of different images cannot be compared")
+        isthing = np.array([bool(c["isthing"]) for c in results[0]["classes"]])
+        counts = np.array([r["counts"] for r in results])  # (S, I, C, 4)
+        self.mean = quality(counts.sum(axis=1), isthing).mean(axis=0)  # (3,)
+        rng = np.random.default_rng(seed)
+        seeds, number = counts.shape[:2]
+        draws = []
+        for _ in range(RESAMPLES):
+            weights = np.bincount(rng.integers(number, size=number), minlength=number)
+            chosen = rng.integers(seeds, size=seeds)
+            summed = np.tensordot(counts[chosen], weights, axes=([1], [0]))  # (S, C, 4)
+            draws.append(quality(summed, isthing).mean(axis=0))
+        self.draws = np.array(draws)  # (RESAMPLES, 3)
+
+    def minus(self, other: Sampled) -> Sampled:
+        """Return the paired difference: the same seeds and images on both sides."""
+        difference = object.__new__(Sampled)
+        difference.mean = self.mean - other.mean
+        difference.draws = self.draws - other.draws
+        return difference
+
+    def cell(self, group: int, *, sign: bool = False) -> str:
+        """Write the mean and its 95 % interval."""
+        low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
+        form = "{:+.1f}" if sign else "{:.1f}"
+        return f"{form} ({form} to {form})".format(self.mean[group], low, high)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Write a Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> str:
+    """Compare the main contestants, each at the better of its learning rates."""
+    rows, sampled = [], {}
+    for contestant in MAIN:
+        rate = best_rate(results, dataset, contestant)
+        mine = of(results, dataset, contestant, rate)
+        sampled[contestant] = Sampled(mine)
+        cost = speed.get(dataset, {}).get(contestant, {})
+        rows.append(
+            [
+                contestant,
+                f"{rate:g}",
+                *(sampled[contestant].cell(group) for group in range(3)),
+                ", ".join(f"{r['PQ']:.1f}" for r in mine),
+                f"{mine[0]['parameters'] / 1e6:.2f}",
+                *(str(cost.get(key, "")) for key in ("GFLOPs", "step", "inference")),
+                f"{np.mean([r['seconds'] for r in mine]):.0f}",
+            ]
+        )
+    head = [
+        "",
+        "rate",
+        *GROUPS,
+        "PQ by seed",
+        "M parameters",
+        "GFLOPs",
+        "step ×",
+        "inference ×",
+        "s",
+    ]
+    pairs = [("spatialflow", "panoptic_fpn"), ("spatialflow", "parallel")]
+    differences = [
+        [
+            f"{one} − {other}",
+            *(sampled[one].minus(sampled[other]).cell(g, sign=True) for g in range(3)),
+        ]
+        for one, other in pairs
+    ]
+    return table(head, rows) + "\n\n" + table(["difference", *GROUPS], differences)
+
+
+def class_table(results: list[Result], dataset: str) -> str:
+    """Write the mean PQ of each class."""
+    rows = []
+    for contestant in MAIN:
+        mine = of(results, dataset, contestant, best_rate(results, dataset, contestant))
+        values = np.array([[c["PQ"] for c in r["classes"]] for r in mine], dtype=float)
+        rows.append([contestant, *(f"{value:.1f}" for value in values.mean(axis=0))])
+    return table(["PQ by class", *(c["name"] for c in mine[0]["classes"])], rows)
+
+
+def flow_table(results: list[Result], dataset: str) -> str:
+    """Write what SpatialFlow loses without each flow: the complete design minus the other."""
+    rate = best_rate(results, dataset, "spatialflow")
+    rows = []
+    for contestant in ["parallel", *ablations()]:
+        mine = of(results, dataset, contestant, rate)
+        if not mine:
+            continue
+        seeds = {r["seed"] for r in mine}
+        whole = [r for r in of(results, dataset, "spatialflow", rate) if r["seed"] in seeds]
+        worth = Sampled(whole).minus(Sampled(mine))
+        saved = whole[0]["parameters"] - mine[0]["parameters"]
+        name = "all ten" if contestant == "parallel" else contestant.removeprefix(WITHOUT)
+        cells = [worth.cell(group, sign=True) for group in range(3)]
+        rows.append([name, *cells, str(len(mine)), f"{saved / 1e3:.0f}"])
+    return table(["flow", *GROUPS, "seeds", "thousand parameters"], rows)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the tables, and put them between the marks of the pages that are named.
+
+    Raises:
+        ValueError: If a page has no mark of a table.
+    """
+    results = load_results(args.results)
+    path = args.results / SPEED_FILE
+    speed = json.loads(path.read_text()) if path.is_file() else {}
+    tables = {}
+    for dataset in args.data:
+        tables[f"peers {dataset}"] = main_table(results, dataset, speed)
+        tables[f"classes {dataset}"] = class_table(results, dataset)
+        tables[f"flows {dataset}"] = flow_table(results, dataset)
+    for name, content in tables.items():
+        print(f"### {name}\n\n{content}\n")
+    for page in args.write:
+        page.write_text(fill(page.read_text(), tables, str(page)))
+
+
+def fill(text: str, tables: dict[str, str], where: str) -> str:
+    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    mark = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+    unknown = [found[1] for found in mark.findall(text) if found[1] not in tables]
+    if unknown or not mark.search(text):
+        raise ValueError(f"{where}: tables {unknown} marked, some of {list(tables)} expected")
+    return mark.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}", text)

@@ -1,0 +1,168 @@
+"""The comparison with Panoptic FPN: contestants, intervals, and what is done when."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from benchmarks import compare_peers
+from benchmarks.peers.analysis import Sampled, best_rate, fill, flow_table, main_table, quality
+from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype
+from spatialflow.config import load_genotype
+
+
+def test_each_ablation_lacks_exactly_its_flow():
+    whole = set(load_genotype("spatialflow").flows)
+    assert len(ablations()) == len(whole) == 10
+    missing = [whole - set(genotype(name).flows) for name in ablations()]
+    assert [f"without {flow_name(*gone)}" for gone in missing] == ablations()
+
+
+@pytest.mark.parametrize("name", ["mine", "without box.9 -> cls.9"])
+def test_unknown_contestants_are_named(name):
+    with pytest.raises(ValueError, match=f"contestant '{name}' given"):
+        genotype(name)
+
+
+def test_missing_data_are_named(tmp_path):
+    with pytest.raises(ValueError, match="--nuclei"):
+        config("nuclei", "parallel", rate=0.1, seed=0, output=tmp_path)
+
+
+@pytest.mark.parametrize("contestant", MAIN)
+@pytest.mark.usefixtures("scenes")  # what is registered meanwhile is taken out again
+def test_contestants_learn_on_the_same_trunk(tmp_path, make_input, contestant):
+    few = ["DATASETS.SCENES.TRAIN", 2, "DATASETS.SCENES.VAL", 1]
+    cfg = config("scenes", contestant, rate=1e-3, seed=0, output=tmp_path / "run", opts=few)
+    model = build_model(cfg)
+    trunk = model.backbone.bottom_up
+    assert not any(p.requires_grad for p in trunk.parameters())
+    reference = config("scenes", "parallel", rate=1e-3, seed=0, output=tmp_path / "r", opts=few)
+    expected = build_model(reference).backbone.bottom_up.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in trunk.state_dict().items())
+    with EventStorage():
+        loss = sum(model([make_input(64, 64, num_classes=5)]).values())
+    assert torch.isfinite(loss)
+    loss.backward()
+
+
+def result(contestant, seed, counts, rate=0.001, **changes):
+    classes = [{"name": "dot", "isthing": 1, "PQ": 1.0}, {"name": "sky", "isthing": 0, "PQ": 2.0}]
+    images = [f"{i}.png" for i in range(len(counts))]
+    means = quality(np.sum(counts, axis=0), np.array([True, False]))
+    return {
+        "dataset": "scenes",
+        "contestant": contestant,
+        "seed": seed,
+        "rate": rate,
+        "PQ": means[0],
+        "parameters": 1000,
+        "seconds": 2.0,
+        "classes": classes,
+        "images": images,
+        "counts": counts,
+        **changes,
+    }
+
+
+def random_counts(seed, images=12):
+    rng = np.random.default_rng(seed)
+    tp = rng.integers(1, 4, (images, 2))
+    iou = tp * rng.uniform(0.5, 1, (images, 2))
+    return np.stack([iou, tp, rng.integers(0, 2, (images, 2)), tp * 0], axis=-1).tolist()
+
+
+def test_quality_by_hand():
+    # Class 1: 1.5 / (2 + 0.5) = 60 %; class 2: 0.9 / 1 = 90 %; class 3 does not occur.
+    counts = np.array([[1.5, 2, 1, 0], [0.9, 1, 0, 0], [0, 0, 0, 0]])
+    assert quality(counts, np.array([True, False, False])) == pytest.approx([75, 60, 90])
+
+
+def test_a_contestant_equals_itself_and_a_better_one_is_found():
+    mine = [result("parallel", seed, random_counts(seed)) for seed in range(3)]
+    sampled = Sampled(mine)
+    assert np.abs(sampled.minus(Sampled(mine)).draws).max() == 0
+    better = json.loads(json.dumps(mine))
+    for item in better:
+        for image in item["counts"]:
+            for entry in image:
+                entry[0] *= 0.9
+    difference = sampled.minus(Sampled(better))
+    low, high = np.percentile(difference.draws[:, 0], [2.5, 97.5])
+    assert 0 < low < difference.mean[0] < high
+    assert difference.mean[0] == pytest.approx(0.1 * sampled.mean[0])
+    assert difference.cell(0, sign=True).startswith("+")
+
+
+def test_intervals_grow_with_the_spread_of_seeds():
+    def seeds(factors):
+        counts = [np.array(random_counts(0)) * [factor, 1, 1, 1] for factor in factors]
+        return [result("parallel", i, item.tolist()) for i, item in enumerate(counts)]
+
+    same, spread = seeds([0.8, 0.8, 0.8]), seeds([0.6, 0.8, 1.0])
+    assert Sampled(spread).mean == pytest.approx(Sampled(same).mean)
+    assert Sampled(spread).draws[:, 0].std() > Sampled(same).draws[:, 0].std()
+
+
+def test_other_images_are_not_compared():
+    mine = [result("parallel", 0, random_counts(0)), result("parallel", 1, random_counts(1, 5))]
+    with pytest.raises(ValueError, match="different images"):
+        Sampled(mine)
+
+
+def test_the_better_rate_and_the_tables():
+    results = []
+    for contestant in (*MAIN, ablations()[0]):
+        for seed in range(2):
+            results.append(result(contestant, seed, random_counts(seed)))
+            worse = np.array(random_counts(seed)) * [0.5, 1, 1, 1]
+            results.append(result(contestant, seed, worse.tolist(), rate=0.1))
+    assert best_rate(results, "scenes", "spatialflow") == 0.001
+    text = main_table(results, "scenes", {})
+    assert all(f"| {name} | 0.001 |" in text for name in MAIN)
+    assert "| spatialflow − parallel | +0.0 (+0.0 to +0.0) |" in text
+    assert "| box.1 -> cls.1 | +0.0 (+0.0 to +0.0) |" in flow_table(results, "scenes")
+    with pytest.raises(ValueError, match="no result of spatialflow on nuclei yet"):
+        best_rate(results, "nuclei", "spatialflow")
+
+
+def test_tables_go_between_their_marks():
+    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n"
+    assert fill(page, {"x": "new"}, "p") == "a\n<!-- table: x -->\n\nnew\n\n<!-- end -->\nb\n"
+    assert fill(fill(page, {"x": "new"}, "p"), {"x": "new"}, "p") == fill(page, {"x": "new"}, "p")
+    with pytest.raises(ValueError, match="page.md: tables"):
+        fill("nothing", {"x": "new"}, "page.md")
+
+
+def test_runs_that_have_a_result_are_not_repeated(tmp_path, monkeypatch):
+    started = []
+
+    def run(command, check):
+        # 'python -W ignore FILE one DATASET CONTESTANT RATE SEED …'
+        dataset, contestant, rate, seed = command[5:9]
+        run = compare_peers.Run(dataset, contestant, float(rate), int(seed))
+        started.append(run)
+        path = tmp_path / run.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result(contestant, int(seed), random_counts(0), float(rate))))
+
+    monkeypatch.setattr(compare_peers.subprocess, "run", run)
+    arguments = {
+        "results": tmp_path,
+        "data": ("scenes",),
+        "seeds": (0, 1),
+        "nuclei": None,
+        "threads": 1,
+        "contestants": None,
+        "opts": [],
+    }
+    compare_peers.run_all(argparse.Namespace(**arguments))
+    assert len(started) == len(set(started)) == 3 * 3 + 2 * 10
+    assert {run.contestant for run in started[:9]} == set(MAIN)
+    (tmp_path / started[3].file).unlink()
+    compare_peers.run_all(argparse.Namespace(**arguments))
+    assert started[29:] == [started[3]]
