@@ -59,6 +59,16 @@ class Flow:
     def __str__(self) -> str:
         return f"{self.source} -> {self.target} [{self.port}: {self.operation}]"
 
+    @property
+    def edge(self) -> tuple[str, str, str]:
+        """Source, target and port: what at most one flow of a genotype may have."""
+        return (self.source, self.target, self.port)
+
+    @property
+    def key(self) -> str:
+        """The name of its module in a state dict, such as ``box_1_to_cls_1_input``."""
+        return f"{self.source}_to_{self.target}_{self.port}".replace(".", "_")
+
     def to_dict(self) -> dict[str, str]:
         """Return the JSON form, whose keys are ``from``, ``to``, ``port``, ``operation``."""
         return {
@@ -105,9 +115,8 @@ class Genotype:
         _require(isinstance(self.name, str) and bool(self.name), "a genotype needs a name")
         seen: set[tuple[str, str, str]] = set()
         for flow in self.flows:
-            edge = (flow.source, flow.target, flow.port)
-            _require(edge not in seen, f"genotype {self.name!r}: {flow} is given twice")
-            seen.add(edge)
+            _require(flow.edge not in seen, f"genotype {self.name!r}: {flow} is given twice")
+            seen.add(flow.edge)
         for key, value in self.choices.items():
             _require(
                 isinstance(key, str) and isinstance(value, str),

@@ -115,6 +115,18 @@ GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
 """Those that can write a gate: their last layer starts at zero, so the gate starts open."""
 
 
+def reference_scale(name: str) -> float:
+    """Return what brings an operation's output at the start to the scale of its source.
+
+    :func:`initialise` gives a convolution of n taps on each of its input channels a gain of
+    0.01 · sqrt(256 n) at any width. The factor of a convolution can be folded into its weights;
+    identity needs none, and the gates, which start at half the scale of their source, could not
+    fold one.
+    """
+    taps = {"conv_1x1": 1, "conv_3x3": 9, "sep_conv_3x3": 1, "dil_conv_3x3": 1}
+    return 1 / (0.01 * math.sqrt(256 * taps[name])) if name in taps else 1.0
+
+
 def build_operation(name: str, channels: int, *, zero_init: bool = False) -> nn.Module:
     """Build an operation by name.
 

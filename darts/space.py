@@ -1,11 +1,13 @@
-"""The graph that flows live in: branches, their nodes, and which edges are causal."""
+"""The graph that flows live in: branches, nodes, which edges are causal and which are searched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from darts.genotype import Flow, Genotype
+from darts.genotype import PORTS, Flow, Genotype
+from darts.operations import GATE_OPERATIONS, OPERATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +118,146 @@ class Topology:
                     f"{where}: no common level, source runs on {source.branch.levels}, "
                     f"target on {target.branch.levels}"
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A possible flow, and the operations that may carry it.
+
+    Attributes:
+        flow: Source, target and port, with the first of the operations.
+        operations: The candidates, in the order of their architecture parameters. That the flow
+            may be absent (``none``) is a matter of the space, not of an edge.
+    """
+
+    flow: Flow
+    operations: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.flow.source} -> {self.flow.target} [{self.flow.port}]"
+
+    @property
+    def key(self) -> str:
+        """The name of its module and of its architecture parameters."""
+        return self.flow.key
+
+    def with_operation(self, operation: str) -> Flow:
+        """Return the flow that an operation of this edge makes."""
+        return replace(self.flow, operation=operation)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """The genotypes that a search may find.
+
+    Attributes:
+        topology: The branches.
+        edges: The possible flows, in running order of their targets.
+        choices: For each choice its options, the first being the default.
+        max_inputs: Flows that a node may receive at most; None for any number.
+    """
+
+    topology: Topology
+    edges: tuple[Edge, ...]
+    choices: Mapping[str, tuple[str, ...]]
+    max_inputs: int | None = None
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        *,
+        operations: Sequence[str],
+        pairs: Sequence[tuple[str, str]] | None = None,
+        stages: Sequence[int] | None = None,
+        ports: Sequence[str] = ("input",),
+        complete_levels: bool = False,
+        choices: Mapping[str, Sequence[str]] | None = None,
+        max_inputs: int | None = None,
+    ) -> SearchSpace:
+        """Choose edges from the full space of a topology.
+
+        Args:
+            topology: The branches.
+            operations: The candidates of every edge; those that cannot write a gate are left out
+                of edges into ``gate`` ports.
+            pairs: (source branch, target branch) pairs that may be joined; None for all.
+            stages: Stages of targets; None for all.
+            ports: Of every edge.
+            complete_levels: Leave out edges whose target has levels that their source lacks.
+            choices: Names and options of choices.
+            max_inputs: Flows that a node may receive at most; None for any number.
+
+        Raises:
+            ValueError: If a name is unknown, or no edge and no choice is left.
+        """
+        _check_names(topology, operations, pairs, stages, ports)
+        edges = []
+        for source, target in topology.edges():
+            wanted = pairs is None or (source.branch.name, target.branch.name) in pairs
+            wanted &= stages is None or target.stage in stages
+            if complete_levels:
+                wanted &= set(target.branch.levels) <= set(source.branch.levels)
+            for port in ports if wanted else ():
+                able = [o for o in operations if port != "gate" or o in GATE_OPERATIONS]
+                if able:
+                    flow = Flow(source.name, target.name, port, able[0])
+                    edges.append(Edge(flow, tuple(able)))
+        options = {name: tuple(values) for name, values in (choices or {}).items()}
+        if not edges and not options:
+            raise ValueError("the search space has no edge and no choice")
+        return cls(topology, tuple(edges), options, max_inputs)
+
+    def check(self, genotype: Genotype) -> None:
+        """Check that a genotype is a point of the space.
+
+        Raises:
+            ValueError: Naming the first flow or choice that is not, and why.
+        """
+        self.topology.check(genotype)
+        edges = {edge.flow.edge: edge for edge in self.edges}
+        inputs: Counter[str] = Counter()
+        for flow in genotype.flows:
+            where = f"genotype {genotype.name!r}: flow {flow}"
+            if flow.edge not in edges:
+                raise ValueError(f"{where}: no edge of the search space")
+            operations = edges[flow.edge].operations
+            if flow.operation not in operations:
+                raise ValueError(f"{where}: operation not in the space, one of {operations} is")
+            inputs[flow.target] += 1
+            if self.max_inputs is not None and inputs[flow.target] > self.max_inputs:
+                raise ValueError(
+                    f"{where}: the {inputs[flow.target]}. input of {flow.target}, "
+                    f"{self.max_inputs} expected at most"
+                )
+        for name, option in genotype.choices.items():
+            # What is not searched keeps its default, which the builder of the network checks.
+            if option not in self.choices.get(name, (option,)):
+                raise ValueError(
+                    f"genotype {genotype.name!r}: choice {name!r}: {option!r} given, one of "
+                    f"{self.choices[name]} expected"
+                )
+
+
+def _check_names(
+    topology: Topology,
+    operations: Sequence[str],
+    pairs: Sequence[tuple[str, str]] | None,
+    stages: Sequence[int] | None,
+    ports: Sequence[str],
+) -> None:
+    branches = [branch.name for branch in topology.branches]
+    known_stages = sorted({node.stage for node in topology.nodes})
+    for what, given, known in (
+        ("operations", operations, OPERATIONS),
+        ("branches", [name for pair in pairs or () for name in pair], branches),
+        ("stages", stages or (), known_stages),
+        ("ports", ports, PORTS),
+    ):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"{what} {unknown} given, some of {list(known)} expected")
+        if what in ("operations", "ports") and len(set(given)) != len(list(given)):
+            raise ValueError(f"{what} {list(given)} given, each expected once")
+    if not operations:
+        raise ValueError("the search space has no operation")

@@ -82,7 +82,7 @@ class FlowGraph(nn.Module):
         self.nodes = nn.ModuleDict(
             {_key(node.name): _node_conv(channels, norm) for node in topology.nodes}
         )
-        self.flows = nn.ModuleDict({flow_key(flow): module for flow, module in flows.items()})
+        self.flows = nn.ModuleDict({flow.key: module for flow, module in flows.items()})
         self._incoming: dict[str, list[Flow]] = {node.name: [] for node in topology.nodes}
         for flow in flows:
             self._incoming[flow.target].append(flow)
@@ -170,16 +170,11 @@ class FlowGraph(nn.Module):
         arriving = [flow for flow in self._incoming[node.name] if level in outputs[flow.source]]
         for flow in arriving:
             if flow.port == "gate":
-                x = x * (1 + torch.tanh(self.flows[flow_key(flow)](outputs[flow.source][level])))
+                x = x * (1 + torch.tanh(self.flows[flow.key](outputs[flow.source][level])))
         for flow in arriving:
             if flow.port == "input":
-                x = x + self.flows[flow_key(flow)](outputs[flow.source][level])
+                x = x + self.flows[flow.key](outputs[flow.source][level])
         return self.nodes[_key(node.name)](x)
-
-
-def flow_key(flow: Flow) -> str:
-    """Return the name of a flow's module in a state dict, such as ``box_1_to_cls_1_input``."""
-    return f"{_key(flow.source)}_to_{_key(flow.target)}_{flow.port}"
 
 
 def _key(node_name: str) -> str:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from spatialflow.config import load_genotype
-from spatialflow.flows import FlowGraph, flow_key, spatialflow_topology
+from spatialflow.flows import FlowGraph, spatialflow_topology
 from spatialflow.norms import build_norm
 
 CHANNELS = 6
@@ -190,7 +190,7 @@ def test_a_flow_from_stuff_leaves_the_upper_levels_alone():
 
 def test_keys_tell_ports_apart():
     flows = [Flow("box.4", "stuff.4", port) for port in ("input", "gate")]
-    assert [flow_key(flow) for flow in flows] == [
+    assert [flow.key for flow in flows] == [
         "box_4_to_stuff_4_input",
         "box_4_to_stuff_4_gate",
     ]

@@ -1,0 +1,240 @@
+"""Relaxed edges: all candidates of an edge at once, weighed by architecture parameters.
+
+E edges, O operations of an edge; N images, C channels, H and W the size of a pyramid level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from darts.genotype import Genotype
+from darts.operations import build_operation, reference_scale
+from darts.space import Edge, SearchSpace
+
+KINDS = ("softmax", "sigmoid", "gumbel")
+EDGE_WEIGHTS = ("none", "independent", "softmax")
+# Logits that make a relaxation discrete to float32's precision.
+CERTAIN = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxing:
+    """How architecture parameters become weights.
+
+    Attributes:
+        kind: ``softmax``: the candidates and ``none`` share a weight of 1 (Liu et al. 2019, eq.
+            2). ``sigmoid``: each candidate has a gate of its own, so all may be absent (Chu et al.
+            2020, FairDARTS, eq. 6). ``gumbel``: one candidate or ``none`` is drawn in each step,
+            with a straight-through gradient (Dong and Yang 2019, GDAS, eq. 4 to 7).
+        edge_weights: A further weight of each edge: ``none``; ``independent``, a gate; or
+            ``softmax`` over the edges of a target (Xu et al. 2020, PC-DARTS, eq. 4).
+        partial: Only every ``partial``-th part of the channels passes through the candidates; the
+            others carry nothing (PC-DARTS, eq. 2, whose bypass would be an edge of its own here).
+        deviation: Of the parameters at the start.
+    """
+
+    kind: str = "softmax"
+    edge_weights: str = "none"
+    partial: int = 1
+    deviation: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("relaxation", self.kind, KINDS),
+            ("edge weights", self.edge_weights, EDGE_WEIGHTS),
+        ):
+            if given not in known:
+                raise ValueError(f"{what}: {given!r} given, one of {known} expected")
+        if self.partial < 1:
+            raise ValueError(f"partial channels: {self.partial} given, 1 or more expected")
+
+
+class Architecture(nn.Module):
+    """The architecture parameters of a space, by the names of its edges and choices.
+
+    The last entry of an edge's parameters is that of ``none``, except with sigmoid gates, where
+    an edge is absent when all its gates are shut. A choice has one entry an option.
+    """
+
+    def __init__(self, space: SearchSpace, relaxing: Relaxing | None = None) -> None:
+        super().__init__()
+        self.space = space
+        self.relaxing = relaxing or Relaxing()
+        none = 0 if self.relaxing.kind == "sigmoid" else 1
+        sizes = {edge.key: len(edge.operations) + none for edge in space.edges}
+        self.edges = nn.ParameterDict({key: self._start(size) for key, size in sizes.items()})
+        self.choices = nn.ParameterDict(
+            {choice_key(name): self._start(len(options)) for name, options in space.choices.items()}
+        )
+        self.edge_gates = nn.ParameterDict(
+            {key: nn.Parameter(torch.zeros(())) for key in sizes}
+            if self.relaxing.edge_weights != "none"
+            else {}
+        )
+        self.temperature = 1.0
+        """Of the softmax and of the Gumbel draws."""
+        self._noise: dict[str, Tensor] = {}
+        self._rivals = {
+            edge.key: [other.key for other in space.edges if other.flow.target == edge.flow.target]
+            for edge in space.edges
+        }
+
+    def _start(self, size: int) -> nn.Parameter:
+        return nn.Parameter(self.relaxing.deviation * torch.randn(size))
+
+    def draw(self) -> None:
+        """Draw the noise of the Gumbel relaxation; it stays until the next call.
+
+        A weight is asked for once a pyramid level, and twice or more in a second-order step: all
+        have to see the same draw.
+        """
+        if self.relaxing.kind == "gumbel":
+            for key, logits in self._logits():
+                uniform = torch.rand_like(logits).clamp(1e-10, 1 - 1e-7)
+                self._noise[key] = -torch.log(-torch.log(uniform))
+
+    def _logits(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self.edges.items()
+        yield from self.choices.items()
+
+    def edge_weights(self, edge: Edge) -> Tensor:
+        """Return the weights of an edge's operations, (O,), without that of ``none``."""
+        weights = self._weights(edge.key, self.edges[edge.key])[: len(edge.operations)]
+        match self.relaxing.edge_weights:
+            case "independent":
+                # 1 at the start.
+                weights = weights * 2 * torch.sigmoid(self.edge_gates[edge.key])
+            case "softmax":
+                rivals = self._rivals[edge.key]
+                shares = torch.stack([self.edge_gates[key] for key in rivals]).softmax(dim=0)
+                weights = weights * shares[rivals.index(edge.key)]
+        return weights
+
+    def choice_weights(self, name: str) -> Tensor:
+        """Return the weights of a choice's options, which sum to 1."""
+        key = choice_key(name)
+        logits: Tensor = self.choices[key]
+        # Options exclude each other, also where operations do not.
+        return self._drawn(key, logits) if self.relaxing.kind == "gumbel" else self._soft(logits)
+
+    def _weights(self, key: str, logits: Tensor) -> Tensor:
+        match self.relaxing.kind:
+            case "sigmoid":
+                return torch.sigmoid(logits / self.temperature)
+            case "gumbel":
+                return self._drawn(key, logits)
+            case _:
+                return self._soft(logits)
+
+    def _soft(self, logits: Tensor) -> Tensor:
+        return (logits / self.temperature).softmax(dim=0)
+
+    def _drawn(self, key: str, logits: Tensor) -> Tensor:
+        if key not in self._noise:
+            raise RuntimeError("draw() has to be called before weights are asked for")
+        soft = self._soft(logits + self._noise[key])
+        hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
+        return hard + (soft - soft.detach())
+
+    @torch.no_grad()
+    def probabilities(self, key: str) -> Tensor:
+        """Return what a derivation compares: softmax or sigmoid of an edge's or choice's logits.
+
+        Args:
+            key: Of an edge, or of a choice by :func:`choice_key`.
+
+        Returns:
+            (O + 1,) with that of ``none`` last, (O,) with sigmoid gates, or one of each option.
+        """
+        if key in self.choices:
+            chosen: Tensor = self.choices[key]
+            return chosen.softmax(dim=0)
+        logits: Tensor = self.edges[key]
+        return logits.sigmoid() if self.relaxing.kind == "sigmoid" else logits.softmax(dim=0)
+
+    @torch.no_grad()
+    def set_genotype(self, genotype: Genotype) -> None:
+        """Make the relaxation that very genotype, to float32's precision.
+
+        Raises:
+            ValueError: If the genotype is no point of the space.
+        """
+        self.space.check(genotype)
+        flows = {flow.edge: flow for flow in genotype.flows}
+        for edge in self.space.edges:
+            logits: Tensor = self.edges[edge.key].fill_(-CERTAIN)
+            flow = flows.get(edge.flow.edge)
+            if flow is not None:
+                logits[edge.operations.index(flow.operation)] = CERTAIN
+            elif len(logits) > len(edge.operations):
+                logits[-1] = CERTAIN
+        for name, options in self.space.choices.items():
+            option = options.index(genotype.choices.get(name, options[0]))
+            self.choices[choice_key(name)].fill_(-CERTAIN)[option] = CERTAIN
+
+
+class MixedEdge(nn.Module):
+    """All operations of an edge, weighed; in the place of the one that a derived network has.
+
+    Candidates leave at comparable scale: each output is multiplied by a constant of its operation,
+    which a derived network folds into the weights of its last layer.
+    """
+
+    def __init__(self, edge: Edge, channels: int, architecture: Architecture) -> None:
+        super().__init__()
+        partial = architecture.relaxing.partial
+        if channels % partial:
+            raise ValueError(f"partial channels: {channels} channels in {partial} parts given")
+        self.edge = edge
+        self.channels = channels // partial
+        gate = edge.flow.port == "gate"
+        self.operations = nn.ModuleDict(
+            {name: build_operation(name, self.channels, zero_init=gate) for name in edge.operations}
+        )
+        # A gate's operations start at zero, at one scale.
+        self.scales = [1.0 if gate else reference_scale(name) for name in edge.operations]
+        self.auxiliary_skip = 0.0
+        """Share of the source that is added, to keep identity from winning as a mere shortcut
+        (Chu et al. 2021, DARTS-, eq. 6); faded to 0 by the end of a search."""
+        # Not a sub-module: the parameters are the architecture's, and no weights of this edge.
+        self._architecture = [architecture]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the operations, (N, C, H, W) → (N, C, H, W)."""
+        weights = self._architecture[0].edge_weights(self.edge)
+        part = x[:, : self.channels]
+        mixed = self.auxiliary_skip * part
+        hard = self._architecture[0].relaxing.kind == "gumbel"
+        for i, operation in enumerate(self.operations.values()):
+            # What was not drawn is not computed: the memory of one path.
+            if not hard or weights[i] != 0:
+                mixed = mixed + weights[i] * self.scales[i] * operation(part)
+        return F.pad(mixed, (0, 0, 0, 0, 0, x.shape[1] - self.channels))
+
+
+def choice_key(name: str) -> str:
+    """Return a choice's name as parameters have it: without dots."""
+    return name.replace(".", "_")
+
+
+def architecture_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the architecture parameters of a model by name, and none of its weights.
+
+    Raises:
+        ValueError: If the model has no :class:`Architecture`.
+    """
+    found: Mapping[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, Architecture)
+    }
+    if not found:
+        raise ValueError("the model has no architecture parameters")
+    return {
+        f"{prefix}.{name}" if prefix else name: parameter
+        for prefix, module in found.items()
+        for name, parameter in module.named_parameters()
+    }

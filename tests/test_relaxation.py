@@ -1,0 +1,181 @@
+"""Relaxed edges: weights, draws, partial channels, and discreteness at the end."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darts.genotype import Flow, Genotype
+from darts.operations import OPERATIONS
+from darts.relaxation import (
+    KINDS,
+    Architecture,
+    MixedEdge,
+    Relaxing,
+    architecture_parameters,
+    choice_key,
+)
+from darts.space import Branch, SearchSpace, Topology
+
+CHOICES = {"stuff.attention": ("none", "channel", "spatial")}
+
+
+@pytest.fixture
+def space():
+    """Two branches of two nodes; b.2 has two inputs."""
+    topology = Topology([Branch("a", 2, ("p3",)), Branch("b", 2, ("p3",))])
+    return SearchSpace.build(topology, operations=OPERATIONS, choices=CHOICES)
+
+
+def edge_named(space, text):
+    return next(edge for edge in space.edges if str(edge) == text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_named_by_edges_and_choices(space, kind):
+    architecture = Architecture(space, Relaxing(kind))
+    extra = 0 if kind == "sigmoid" else 1
+    named = architecture_parameters(torch.nn.ModuleDict({"inside": architecture}))
+    edges = {f"inside.edges.{edge.key}" for edge in space.edges}
+    assert set(named) == edges | {"inside.choices.stuff_attention"}
+    for edge in space.edges:
+        assert architecture.edges[edge.key].shape == (len(OPERATIONS) + extra,)
+    assert architecture.choices["stuff_attention"].shape == (3,)
+
+
+def test_weights_by_hand(space):
+    edge = space.edges[0]
+    logits = torch.arange(len(OPERATIONS) + 1.0)
+    architecture = Architecture(space)
+    architecture.edges[edge.key].data.copy_(logits)
+    assert torch.allclose(architecture.edge_weights(edge), logits.softmax(0)[:-1])
+    assert torch.allclose(architecture.probabilities(edge.key), logits.softmax(0))
+    architecture.temperature = 0.5
+    assert torch.allclose(architecture.edge_weights(edge), (2 * logits).softmax(0)[:-1])
+
+    gates = Architecture(space, Relaxing("sigmoid"))
+    gates.edges[edge.key].data.copy_(logits[:-1])
+    assert torch.allclose(gates.edge_weights(edge), logits[:-1].sigmoid())
+
+
+def test_gumbel_draws_one_and_keeps_it(space):
+    architecture = Architecture(space, Relaxing("gumbel"))
+    edge = space.edges[0]
+    with pytest.raises(RuntimeError, match=r"draw\(\) has to be called"):
+        architecture.edge_weights(edge)
+    drawn = []
+    for _ in range(400):
+        architecture.draw()
+        weights = architecture.edge_weights(edge)
+        assert torch.equal(weights, architecture.edge_weights(edge))
+        assert set(weights.tolist()) <= {0.0, 1.0}
+        drawn.append(weights.detach())
+        assert architecture.choice_weights("stuff.attention").sum() == 1
+    # Each candidate, and none of them, with an equal chance of 1 / 8.
+    shares = torch.stack(drawn).mean(dim=0)
+    assert (shares - 1 / 8).abs().max() < 0.06
+    architecture.edge_weights(edge).sum().backward()
+    assert architecture.edges[edge.key].grad.abs().sum() > 0
+
+
+def test_gumbel_computes_what_was_drawn_only(space):
+    architecture = Architecture(space, Relaxing("gumbel"))
+    edge = space.edges[0]
+    mixed = MixedEdge(edge, 8, architecture)
+    called = []
+    for name, operation in mixed.operations.items():
+        operation.register_forward_hook(lambda *_, name=name: called.append(name))
+    for _ in range(5):
+        architecture.draw()
+        called.clear()
+        mixed(torch.randn(1, 8, 4, 4))
+        weights = architecture.edge_weights(edge)
+        assert called == [n for n, w in zip(edge.operations, weights, strict=True) if w]
+
+
+def test_edge_weights(space):
+    edge = edge_named(space, "a.2 -> b.2 [input]")
+    rival = edge_named(space, "a.1 -> b.2 [input]")
+    plain = Architecture(space, Relaxing(deviation=0)).edge_weights(edge)
+    independent = Architecture(space, Relaxing(edge_weights="independent", deviation=0))
+    assert torch.allclose(independent.edge_weights(edge), plain)
+    independent.edge_gates[edge.key].data.fill_(-100)
+    assert independent.edge_weights(edge).max() < 1e-6
+    assert torch.allclose(independent.edge_weights(rival), plain)
+    shared = Architecture(space, Relaxing(edge_weights="softmax", deviation=0))
+    assert torch.allclose(shared.edge_weights(edge), plain / 2)
+    shared.edge_gates[rival.key].data.fill_(100)
+    assert shared.edge_weights(edge).max() < 1e-6
+
+
+def test_partial_channels_contribute_nothing_elsewhere(space):
+    architecture = Architecture(space, Relaxing(partial=4))
+    mixed = MixedEdge(space.edges[0], 16, architecture)
+    out = mixed(torch.randn(2, 16, 5, 5))
+    assert out.shape == (2, 16, 5, 5)
+    assert out[:, :4].abs().sum() > 0
+    assert out[:, 4:].abs().sum() == 0
+    with pytest.raises(ValueError, match="16 channels in 3 parts"):
+        MixedEdge(space.edges[0], 16, Architecture(space, Relaxing(partial=3)))
+
+
+def test_auxiliary_skip(space):
+    architecture = Architecture(space)
+    mixed = MixedEdge(space.edges[0], 8, architecture)
+    x = torch.randn(1, 8, 4, 4)
+    before = mixed(x)
+    mixed.auxiliary_skip = 0.5
+    assert torch.allclose(mixed(x), before + 0.5 * x, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [16, 64, 256])
+def test_candidates_leave_at_comparable_scale(space, channels):
+    torch.manual_seed(0)
+    mixed = MixedEdge(space.edges[0], channels, Architecture(space))
+    x = torch.randn(4, channels, 32, 32)
+    for name, scale in zip(mixed.operations, mixed.scales, strict=True):
+        rms = (scale * mixed.operations[name](x)).pow(2).mean().sqrt().item()
+        assert 0.25 < rms < 1.3, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+def test_a_genotype_makes_the_relaxation_discrete(kind, data):
+    topology = Topology([Branch("a", 2, ("p3",)), Branch("b", 2, ("p3",))])
+    space = SearchSpace.build(topology, operations=OPERATIONS, choices=CHOICES)
+    chosen = data.draw(st.lists(st.sampled_from(space.edges), unique_by=lambda edge: edge.key))
+    flows = [e.with_operation(data.draw(st.sampled_from(e.operations))) for e in chosen]
+    option = data.draw(st.sampled_from(CHOICES["stuff.attention"]))
+    genotype = Genotype("drawn", tuple(flows), {"stuff.attention": option})
+    architecture = Architecture(space, Relaxing(kind))
+    architecture.set_genotype(genotype)
+    architecture.draw()
+    for edge in space.edges:
+        expected = [float(edge.with_operation(o) in flows) for o in edge.operations]
+        assert architecture.edge_weights(edge).tolist() == pytest.approx(expected, abs=1e-6)
+    expected = [float(o == option) for o in CHOICES["stuff.attention"]]
+    assert architecture.choice_weights("stuff.attention").tolist() == pytest.approx(expected)
+    assert architecture.probabilities(choice_key("stuff.attention")).argmax() == expected.index(1)
+
+
+def test_a_genotype_outside_of_the_space_is_refused(space):
+    with pytest.raises(ValueError, match=r"b.1 -> a.2 \[gate: conv_1x1\].*no edge"):
+        Architecture(space).set_genotype(Genotype("x", (Flow("b.1", "a.2", "gate", "conv_1x1"),)))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"kind": "tanh"}, "relaxation: 'tanh' given"),
+        ({"edge_weights": "all"}, "edge weights: 'all' given"),
+        ({"partial": 0}, "partial channels: 0 given"),
+    ],
+)
+def test_wrong_options_are_named(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        Relaxing(**options)
+
+
+def test_a_model_without_architecture():
+    with pytest.raises(ValueError, match="no architecture parameters"):
+        architecture_parameters(torch.nn.Linear(1, 1))
