@@ -4,8 +4,25 @@ Not the time-series library of the same import name. Pure PyTorch: this package 
 operations and choices, and nothing of segmentation or of Detectron2.
 """
 
+from darts.architect import Architect, VirtualStep
 from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS, build_operation
-from darts.space import Branch, Node, Topology
+from darts.relaxation import Architecture, MixedEdge, Relaxing
+from darts.space import Branch, Edge, Node, SearchSpace, Topology
 
-__all__ = ["OPERATIONS", "Branch", "Flow", "Genotype", "Node", "Topology", "build_operation"]
+__all__ = [
+    "OPERATIONS",
+    "Architect",
+    "Architecture",
+    "Branch",
+    "Edge",
+    "Flow",
+    "Genotype",
+    "MixedEdge",
+    "Node",
+    "Relaxing",
+    "SearchSpace",
+    "Topology",
+    "VirtualStep",
+    "build_operation",
+]

@@ -2,7 +2,7 @@
 
 With weights w, architecture α and learning rate η, the virtual step of SGD with momentum m, its
 buffer b, and decay d is w' = w − η (m · b + ∇w L_train(w, α) + d · w). The second-order gradient
-(Liu et al. 2019, DARTS, eq. 5 to 8) is
+(Liu et al. 2019, DARTS, eq. 6 to 8) is
 
     ∇α L_val(w', α) − η ∇²αw L_train(w, α) · v,   v = ∇w' L_val(w', α)
 

@@ -29,12 +29,12 @@ class Relaxing:
     Attributes:
         kind: ``softmax``: the candidates and ``none`` share a weight of 1 (Liu et al. 2019, eq.
             2). ``sigmoid``: each candidate has a gate of its own, so all may be absent (Chu et al.
-            2020, FairDARTS, eq. 6). ``gumbel``: one candidate or ``none`` is drawn in each step,
-            with a straight-through gradient (Dong and Yang 2019, GDAS, eq. 4 to 7).
+            2020, FairDARTS). ``gumbel``: one candidate or ``none`` is drawn in each step,
+            with a straight-through gradient (Dong and Yang 2019, GDAS).
         edge_weights: A further weight of each edge: ``none``; ``independent``, a gate; or
-            ``softmax`` over the edges of a target (Xu et al. 2020, PC-DARTS, eq. 4).
+            ``softmax`` over the edges of a target (Xu et al. 2020, PC-DARTS).
         partial: Only every ``partial``-th part of the channels passes through the candidates; the
-            others carry nothing (PC-DARTS, eq. 2, whose bypass would be an edge of its own here).
+            others carry nothing (PC-DARTS, whose bypass would be an edge of its own here).
         deviation: Of the parameters at the start.
     """
 
@@ -200,7 +200,7 @@ class MixedEdge(nn.Module):
         self.scales = [1.0 if gate else reference_scale(name) for name in edge.operations]
         self.auxiliary_skip = 0.0
         """Share of the source that is added, to keep identity from winning as a mere shortcut
-        (Chu et al. 2021, DARTS-, eq. 6); faded to 0 by the end of a search."""
+        (Chu et al. 2021, DARTS-); faded to 0 by the end of a search."""
         # Not a sub-module: the parameters are the architecture's, and no weights of this edge.
         self._architecture = [architecture]
 

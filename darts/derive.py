@@ -1,0 +1,219 @@
+"""From architecture parameters to a genotype."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darts.genotype import Flow, Genotype
+from darts.relaxation import Architecture, choice_key
+from darts.space import Edge, SearchSpace
+
+Costs = Mapping[tuple[str, str], float]
+"""(key of an edge, operation) → what the flow costs, in any unit."""
+
+Strengths = dict[Flow, float]
+
+
+def by_argmax(architecture: Architecture) -> Strengths:
+    """Take each edge's likeliest candidate, and no flow where that is ``none``.
+
+    With sigmoid gates ``none`` has no parameter: use :func:`by_threshold`.
+    """
+    found = {}
+    for edge in architecture.space.edges:
+        probabilities = architecture.probabilities(edge.key)
+        best = int(probabilities.argmax())
+        if best < len(edge.operations):
+            found[edge.with_operation(edge.operations[best])] = float(probabilities[best])
+    return found
+
+
+def by_threshold(architecture: Architecture, threshold: float = 0.5) -> Strengths:
+    """Take each edge's likeliest operation where its probability reaches a threshold.
+
+    The rule of FairDARTS (Chu et al. 2020), whose threshold is 0.85.
+    """
+    found = _likeliest(architecture)
+    return {flow: strength for flow, strength in found.items() if strength >= threshold}
+
+
+def by_top_inputs(architecture: Architecture, inputs: int = 2) -> Strengths:
+    """Give every node the flows of its ``inputs`` strongest edges, ``none`` left out of account.
+
+    The rule of DARTS (Liu et al. 2019, sec. 2.4), which never leaves a node with fewer.
+    """
+    return _strongest_inputs(_likeliest(architecture), inputs)
+
+
+def _likeliest(architecture: Architecture) -> Strengths:
+    """Return each edge's likeliest operation, with its probability, ``none`` left out."""
+    found = {}
+    for edge in architecture.space.edges:
+        probabilities = architecture.probabilities(edge.key)[: len(edge.operations)]
+        best = int(probabilities.argmax())
+        found[edge.with_operation(edge.operations[best])] = float(probabilities[best])
+    return found
+
+
+def by_perturbation(
+    architecture: Architecture, evaluate: Callable[[], float], *, seed: int = 0
+) -> Strengths:
+    """Keep of each edge what hurts most when it is removed (Wang et al. 2021, DARTS-PT).
+
+    Edges are visited in random order. Each candidate, ``none`` among them, is shut out in turn
+    while the others stay as they are, and the one whose absence makes the loss the largest becomes
+    the edge's only one, for the visits to come as well. The architecture parameters are put back.
+
+    Args:
+        architecture: Trained, inside the supernet that ``evaluate`` runs.
+        evaluate: Loss of the supernet on held-out data, always the same.
+        seed: Of the order.
+
+    Returns:
+        The flows, each with how much its removal hurts more than that of ``none``.
+    """
+    parameters = architecture.edges
+    before = {key: logits.detach().clone() for key, logits in parameters.items()}
+    edges = list(architecture.space.edges)
+    random.Random(seed).shuffle(edges)
+    found: Strengths = {}
+    try:
+        for edge in edges:
+            losses = _losses_without(parameters[edge.key], evaluate)
+            best = int(losses.argmax())
+            with torch.no_grad():
+                kept = torch.arange(len(losses)) == best
+                parameters[edge.key].masked_fill_(~kept, -torch.inf)
+            if best < len(edge.operations):
+                flow = edge.with_operation(edge.operations[best])
+                found[flow] = float(losses[best] - losses[-1])
+    finally:
+        with torch.no_grad():
+            for key, logits in before.items():
+                parameters[key].copy_(logits)
+    order = {edge.flow.edge: position for position, edge in enumerate(architecture.space.edges)}
+    return dict(sorted(found.items(), key=lambda item: order[item[0].edge]))
+
+
+@torch.no_grad()
+def _losses_without(logits: Tensor, evaluate: Callable[[], float]) -> Tensor:
+    """Return the loss with each entry of an edge's logits shut out."""
+    losses = []
+    for position in range(len(logits)):
+        kept = logits[position].clone()
+        logits[position] = -torch.inf
+        losses.append(evaluate())
+        logits[position] = kept
+    return torch.tensor(losses)
+
+
+def derive(
+    architecture: Architecture,
+    strengths: Strengths,
+    *,
+    name: str,
+    costs: Costs | None = None,
+    budget: float | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Genotype:
+    """Make a genotype of the flows that a rule has found.
+
+    Flows beyond the space's ``max_inputs`` of a node are dropped, and then, while the rest costs
+    more than the budget, the weakest. Choices take their likeliest option.
+
+    Args:
+        architecture: Of the space.
+        strengths: Flows, each with a number by which to compare them.
+        name: Of the genotype.
+        costs: Needed with a budget.
+        budget: What all flows may cost together, in the unit of ``costs``.
+        provenance: Of the genotype.
+
+    Returns:
+        A point of the space.
+    """
+    space = architecture.space
+    flows = strengths
+    if space.max_inputs is not None:
+        flows = _strongest_inputs(flows, space.max_inputs)
+    if budget is not None:
+        flows = within_budget(flows, costs or {}, budget)
+    order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
+    choices = {
+        choice: options[int(architecture.probabilities(choice_key(choice)).argmax())]
+        for choice, options in space.choices.items()
+    }
+    genotype = Genotype(
+        name,
+        tuple(sorted(flows, key=lambda flow: order[flow.edge])),
+        choices,
+        dict(provenance or {}),
+    )
+    space.check(genotype)
+    return genotype
+
+
+def _strongest_inputs(flows: Strengths, inputs: int) -> Strengths:
+    arriving: dict[str, list[Flow]] = defaultdict(list)
+    for flow in flows:
+        arriving[flow.target].append(flow)
+    kept = {
+        flow
+        for rivals in arriving.values()
+        for flow in sorted(rivals, key=lambda flow: -flows[flow])[:inputs]
+    }
+    return {flow: strength for flow, strength in flows.items() if flow in kept}
+
+
+def within_budget(flows: Strengths, costs: Costs, budget: float) -> Strengths:
+    """Drop the weakest flows until the rest costs no more than a budget."""
+    kept = dict(flows)
+    while kept and sum(costs[flow.key, flow.operation] for flow in kept) > budget:
+        del kept[min(kept, key=lambda flow: kept[flow])]
+    return kept
+
+
+def random_genotype(
+    space: SearchSpace, *, seed: int, name: str, costs: Costs | None = None, budget: float | None
+) -> Genotype:
+    """Draw a point of the space, each edge absent with even chance, within a budget.
+
+    Flows are added in random order; one that does not fit is left out.
+
+    Args:
+        space: Where from.
+        seed: Of the draw.
+        name: Of the genotype.
+        costs: Needed with a budget.
+        budget: What all flows may cost together, in the unit of ``costs``; None for any.
+    """
+    rng = random.Random(seed)
+    wanted: list[Edge] = [edge for edge in space.edges if rng.random() < 0.5]
+    rng.shuffle(wanted)
+    flows, spent = [], 0.0
+    inputs: Counter[str] = Counter()
+    for edge in wanted:
+        flow = edge.with_operation(rng.choice(edge.operations))
+        cost = 0.0 if costs is None else costs[flow.key, flow.operation]
+        full = space.max_inputs is not None and inputs[flow.target] >= space.max_inputs
+        if full or (budget is not None and spent + cost > budget):
+            continue
+        flows.append(flow)
+        spent += cost
+        inputs[flow.target] += 1
+    order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
+    choices = {choice: rng.choice(options) for choice, options in space.choices.items()}
+    genotype = Genotype(
+        name,
+        tuple(sorted(flows, key=lambda flow: order[flow.edge])),
+        choices,
+        {"rule": "random", "seed": seed},
+    )
+    space.check(genotype)
+    return genotype

@@ -1,0 +1,60 @@
+"""What is added to the loss of the architecture, each term a scalar with a gradient by α."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from darts.relaxation import Architecture
+
+
+def beta_decay(architecture: Architecture) -> Tensor:
+    """Mean over edges of logsumexp(α), which keeps large parameters from winning early.
+
+    Ye et al. 2022, β-DARTS; its factor grows from 0 during a search.
+    """
+    return torch.stack([logits.logsumexp(dim=0) for logits in architecture.edges.values()]).mean()
+
+
+def entropy(architecture: Architecture) -> Tensor:
+    """Mean entropy of the edges' relaxations in nats, to be pushed down late in a search.
+
+    The smaller, the nearer is the supernet to the network that is derived from it (Gao et al. 2020,
+    MTL-NAS). With sigmoid gates, of each gate.
+    """
+    per_edge = []
+    for logits in architecture.edges.values():
+        if architecture.relaxing.kind == "sigmoid":
+            p, log_p, log_q = logits.sigmoid(), _log_sigmoid(logits), _log_sigmoid(-logits)
+            per_edge.append(-(p * log_p + (1 - p) * log_q).mean())
+        else:
+            per_edge.append(-(logits.softmax(dim=0) * logits.log_softmax(dim=0)).sum())
+    return torch.stack(per_edge).mean()
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return torch.nn.functional.logsigmoid(x)
+
+
+def expected_cost(architecture: Architecture, costs: Mapping[tuple[str, str], float]) -> Tensor:
+    """Cost of all flows, each weighed by the probability of its operation.
+
+    Args:
+        architecture: Of the space.
+        costs: (key of an edge, operation) → cost, in any unit; what is absent costs nothing.
+    """
+    total = torch.zeros((), device=next(iter(architecture.edges.values())).device)
+    for edge in architecture.space.edges:
+        logits: Tensor = architecture.edges[edge.key]
+        sigmoid = architecture.relaxing.kind == "sigmoid"
+        probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
+        for probability, operation in zip(probabilities, edge.operations, strict=False):
+            total = total + probability * costs.get((edge.key, operation), 0.0)
+    return total
+
+
+def over_budget(cost: Tensor, budget: float) -> Tensor:
+    """relu(cost / budget − 1): nothing within the budget, and the excess share beyond."""
+    return torch.relu(cost / budget - 1)

@@ -1,0 +1,205 @@
+"""Deriving genotypes: every rule by hand, and by properties that hold for all."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from darts.derive import (
+    by_argmax,
+    by_perturbation,
+    by_threshold,
+    by_top_inputs,
+    derive,
+    random_genotype,
+    within_budget,
+)
+from darts.genotype import Flow
+from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
+from darts.relaxation import KINDS, Architecture, Relaxing
+from darts.space import Branch, SearchSpace, Topology
+
+OPERATIONS = ("identity", "conv_1x1", "conv_3x3")
+CHOICES = {"head": ("plain", "wide")}
+
+
+def space_of(**options):
+    topology = Topology(
+        [Branch("a", 3, ("p3",)), Branch("b", 3, ("p3",)), Branch("c", 1, ("p3",), first_stage=3)]
+    )
+    return SearchSpace.build(topology, operations=OPERATIONS, choices=CHOICES, **options)
+
+
+def architecture_with(values, kind="softmax", **options):
+    """An architecture whose logits are 0 but for those of {edge: {position: value}}."""
+    architecture = Architecture(space_of(**options), Relaxing(kind, deviation=0))
+    for key, entries in values.items():
+        for position, value in entries.items():
+            architecture.edges[key].data[position] = value
+    return architecture
+
+
+STRONG = {"a_1_to_b_1_input": {2: 3.0}, "b_2_to_a_3_input": {0: 1.0}, "a_3_to_c_1_input": {3: 5.0}}
+
+
+def test_argmax_allows_none():
+    architecture = architecture_with(STRONG)
+    for key in architecture.edges:
+        if key not in STRONG:
+            architecture.edges[key].data[3] = 0.1
+    assert list(by_argmax(architecture)) == [
+        Flow("a.1", "b.1", "input", "conv_3x3"),
+        Flow("b.2", "a.3", "input", "identity"),
+    ]
+
+
+def test_threshold():
+    gates = architecture_with(
+        {"a_1_to_b_1_input": {2: 3.0}, "b_2_to_a_3_input": {0: 1.0}}, "sigmoid"
+    )
+    assert list(by_threshold(gates, 0.6)) == [
+        Flow("a.1", "b.1", "input", "conv_3x3"),
+        Flow("b.2", "a.3", "input", "identity"),
+    ]
+    assert [flow.target for flow in by_threshold(gates, 0.85)] == ["b.1"]
+
+
+def test_the_original_rule_never_leaves_a_node_alone():
+    flows = by_top_inputs(architecture_with(STRONG), 2)
+    arriving = [flow.target for flow in flows]
+    space = space_of()
+    for target in {edge.flow.target for edge in space.edges}:
+        possible = sum(edge.flow.target == target for edge in space.edges)
+        assert arriving.count(target) == min(2, possible)
+    # `none` is out of account: the edge that it wins is kept where it is among the two.
+    assert Flow("a.1", "b.1", "input", "conv_3x3") in flows
+
+
+def test_perturbation_keeps_what_hurts_most():
+    architecture = architecture_with({})
+    wanted = {
+        "a_1_to_b_1_input": 1,
+        "a_2_to_b_2_input": 2,
+        "b_1_to_a_2_input": 3,
+    }
+    before = {key: value.clone() for key, value in architecture.edges.items()}
+    calls = []
+
+    def evaluate():
+        calls.append(1)
+        loss = 0.0
+        for key in architecture.edges:
+            # Everywhere else nothing is needed: the loss rises when `none` is shut out.
+            loss -= float(architecture.edges[key].softmax(0)[wanted.get(key, 3)])
+        return loss
+
+    flows = by_perturbation(architecture, evaluate, seed=1)
+    assert list(flows) == [
+        Flow("a.1", "b.1", "input", "conv_1x1"),
+        Flow("a.2", "b.2", "input", "conv_3x3"),
+    ]
+    assert len(calls) == 4 * len(architecture.edges)
+    for key, value in architecture.edges.items():
+        assert torch.equal(value, before[key])
+
+
+def costs_of(space):
+    prices = {"identity": 0.0, "conv_1x1": 1.0, "conv_3x3": 9.0}
+    return {(edge.key, name): prices[name] for edge in space.edges for name in edge.operations}
+
+
+def test_the_weakest_flows_go_first():
+    flows = {
+        Flow("a.1", "b.1"): 0.9,
+        Flow("a.2", "b.2"): 0.5,
+        Flow("a.3", "b.3", operation="conv_1x1"): 0.7,
+    }
+    costs = costs_of(space_of())
+    assert list(within_budget(flows, costs, 19)) == list(flows)
+    assert [f.source for f in within_budget(flows, costs, 18.5)] == ["a.1", "a.3"]
+    assert [f.source for f in within_budget(flows, costs, 9)] == ["a.1"]
+    assert within_budget(flows, costs, 0) == {}
+
+
+rules = st.sampled_from(["argmax", "threshold", "top"])
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    rule=rules,
+    seed=st.integers(0, 1000),
+    budget=st.one_of(st.none(), st.floats(0, 60)),
+    inputs=st.one_of(st.none(), st.integers(1, 3)),
+)
+def test_a_derived_genotype_is_always_valid(kind, rule, seed, budget, inputs):
+    torch.manual_seed(seed)
+    space = space_of(max_inputs=inputs)
+    architecture = Architecture(space, Relaxing(kind, deviation=2.0))
+    found = {"argmax": by_argmax, "threshold": by_threshold, "top": by_top_inputs}[rule](
+        architecture
+    )
+    genotype = derive(architecture, found, name="derived", costs=costs_of(space), budget=budget)
+    space.check(genotype)
+    cost = sum(costs_of(space)[flow.key, flow.operation] for flow in genotype.flows)
+    assert budget is None or cost <= budget
+    assert genotype == derive(
+        architecture,
+        dict(reversed(found.items())),
+        name="derived",
+        costs=costs_of(space),
+        budget=budget,
+    )
+
+
+@given(seed=st.integers(0, 200), inputs=st.one_of(st.none(), st.integers(1, 2)))
+def test_random_genotypes_are_valid_and_within_the_budget(seed, inputs):
+    space = space_of(max_inputs=inputs)
+    costs = costs_of(space)
+    genotype = random_genotype(space, seed=seed, name="random", costs=costs, budget=20)
+    assert sum(costs[flow.key, flow.operation] for flow in genotype.flows) <= 20
+    again = random_genotype(space, seed=seed, name="random", costs=costs, budget=20)
+    assert again == genotype
+
+
+def test_random_genotypes_differ():
+    hashes = {random_genotype(space_of(), seed=i, name="r", budget=None).hash for i in range(30)}
+    assert len(hashes) > 25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_entropy_and_beta_decay_have_the_right_slopes(kind):
+    torch.manual_seed(0)
+    architecture = Architecture(space_of(), Relaxing(kind, deviation=1.0))
+    for term in (entropy, beta_decay):
+        value = term(architecture)
+        gradients = torch.autograd.grad(value, list(architecture.edges.values()))
+        with torch.no_grad():
+            for parameter, gradient in zip(architecture.edges.values(), gradients, strict=True):
+                parameter -= 0.1 * gradient
+        assert term(architecture) < value
+
+
+def test_entropy_by_hand():
+    flat = Architecture(space_of(), Relaxing(deviation=0))
+    assert entropy(flat).item() == pytest.approx(torch.log(torch.tensor(4.0)).item())
+    gates = Architecture(space_of(), Relaxing("sigmoid", deviation=0))
+    assert entropy(gates).item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
+    for architecture in (flat, gates):
+        for logits in architecture.edges.values():
+            logits.data[0], logits.data[1:] = 200.0, -200.0
+        assert entropy(architecture).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_expected_cost_is_that_of_the_genotype_where_it_is_certain():
+    space = space_of()
+    costs = costs_of(space)
+    flat = Architecture(space, Relaxing(deviation=0))
+    assert expected_cost(flat, costs).item() == pytest.approx(len(space.edges) * 10 / 4)
+    genotype = random_genotype(space, seed=3, name="r", budget=None)
+    for kind in KINDS:
+        architecture = Architecture(space, Relaxing(kind))
+        architecture.set_genotype(genotype)
+        expected = sum(costs[flow.key, flow.operation] for flow in genotype.flows)
+        assert expected_cost(architecture, costs).item() == pytest.approx(expected, rel=1e-5)
+    assert over_budget(torch.tensor(12.0), 10.0).item() == pytest.approx(0.2)
+    assert over_budget(torch.tensor(8.0), 10.0).item() == 0
