@@ -54,12 +54,12 @@ def test_large_image_keeps_its_size(metadata):
 
 def test_drawing_repeats_and_leaves_its_inputs_and_the_global_generator_alone(scene, metadata):
     image, ids, segments = scene
-    before = ([dict(s) for s in segments], ids.copy(), np.random.get_state()[1].copy())  # noqa: NPY002
+    before = ([dict(s) for s in segments], ids.copy(), np.random.get_state()[1].copy())
     pictures = [draw_panoptic(image, ids, segments, metadata) for _ in range(2)]
     np.testing.assert_array_equal(*pictures)
     assert segments == before[0]
     np.testing.assert_array_equal(ids, before[1])
-    np.testing.assert_array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before[2])
 
 
 def test_other_size_is_refused(scene, metadata):

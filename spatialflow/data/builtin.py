@@ -8,8 +8,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from .register import DatasetEntry, add_to_catalogs, is_registered
-from .source import PanopticSource, load_panoptic_json
+from .entry import CHECK_COMMAND, DatasetEntry
+from .register import add_to_catalogs, is_registered
+from .source import PanopticSource
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
@@ -62,18 +63,17 @@ class BuiltinEntry(DatasetEntry):
             panoptic_root=str(root / declared.panoptic_root),
         )
 
-    def read(self) -> tuple[PanopticSource, dict]:
-        """Reads the JSON; a missing file's message names the variable."""
-        source = self.resolve()
-        hint = (
-            f" Data set {source.name!r} is looked for in the folder that the environment variable "
-            f"{ROOT_VARIABLE} names (now {os.environ.get(ROOT_VARIABLE, 'not set: ./datasets')})"
+    def hint(self) -> str:
+        """Names the variable."""
+        return (
+            f". Data set {self.declared.name!r} is looked for in the folder that the environment "
+            f"variable {ROOT_VARIABLE} names (now "
+            f"{os.environ.get(ROOT_VARIABLE, 'not set: ./datasets')})"
         )
-        content = load_panoptic_json(source.annotations_json, hint)
-        for folder in (source.images, source.panoptic_root):
-            if not Path(folder).is_dir():
-                raise ValueError(f"no such folder: {folder}.{hint}")
-        return source, content
+
+    def check_command(self) -> str:
+        """Returns the command that lists everything that is wrong with the data."""
+        return f"{CHECK_COMMAND} {self.declared.name}"
 
 
 def register_builtin() -> None:

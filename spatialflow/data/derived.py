@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +18,13 @@ from typing import IO, Any
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from .panoptic_png import read_panoptic_png, segment_masks, write_panoptic_png
+from spatialflow.files import write_atomically
+
+from .file_rules import missing_files
+from .panoptic_png import segment_masks, write_panoptic_png
+from .problems import Problem
 from .register import get_entry
+from .segment_map import read_segments
 from .segments import complete_segments
 from .source import DERIVED_PREFIX, Category, PanopticSource, read_categories, select
 
@@ -29,7 +33,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "SPATIALFLOW_CACHE"
 
 # Part of the cache key. Raise it when the content of a derived file changes.
-_VERSION = 1
+_VERSION = 2
 
 
 def cache_root() -> Path:
@@ -52,7 +56,8 @@ def panoptic_json(name: str) -> Path:
         a file in the cache, made now if it is not there.
 
     Raises:
-        ValueError: if the name is unknown or a file of the data set is missing or wrong.
+        DataError: if a file of the data set is missing or wrong.
+        ValueError: if the name is unknown.
     """
     return _derived_file(name, "panoptic.json", _derive_panoptic)
 
@@ -67,14 +72,21 @@ def instances_json(name: str) -> Path:
         a file in the cache, made now if it is not there.
 
     Raises:
-        ValueError: if the name is unknown or a file of the data set is missing or wrong.
+        DataError: if a file of the data set is missing or wrong.
+        ValueError: if the name is unknown.
     """
     return _derived_file(name, "instances.json", _derive_instances)
 
 
 def _derived_file(name: str, file_name: str, derive: Callable[..., dict]) -> Path:
-    source, content = get_entry(name).read()
-    pairs = select(source, content)
+    entry = get_entry(name)
+    source, content = entry.read()
+    selection = select(source, content)
+    pairs = selection.pairs
+    pngs = ((source.png_path(a), i["file_name"]) for i, a in selection.sound_pairs())
+    problems = selection.problems + missing_files(pngs, source.annotations_json)
+    if problems:
+        raise entry.error(problems)
     folder = cache_root() / f"{name.replace('/', '_')}-{_key(source, pairs)}"
     path = folder / file_name
     if not path.is_file():
@@ -86,7 +98,11 @@ def _derived_file(name: str, file_name: str, derive: Callable[..., dict]) -> Pat
         derived = derive(source, pairs, classes, mapping, folder)
         derived["info"] = content.get("info", {})
         derived["licenses"] = content.get("licenses", [])
-        _write_atomically(path, lambda part: part.write_text(json.dumps(derived)))
+        try:
+            text = json.dumps(derived)
+        except RecursionError:
+            raise Problem(source.annotations_json, "is nested too deeply").error() from None
+        write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
@@ -96,24 +112,9 @@ def _key(source: PanopticSource, pairs: list[tuple[dict, dict]]) -> str:
     digest.update(json.dumps([_VERSION, source.panoptic_root, source.options]).encode())
     # The PNGs count by size and time: reading them all would cost as much as deriving.
     for _, annotation in pairs:
-        path = Path(source.panoptic_root) / annotation["file_name"]
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise ValueError(f"cannot read the panoptic PNG {path}: {error.strerror}") from error
+        status = os.stat(source.png_path(annotation))
         digest.update(f"{annotation['file_name']}:{status.st_size}:{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside the final path and renames, so that nobody sees half a file."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(part))
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
 
 
 def _category_json(classes: Iterable[Category]) -> list[dict]:
@@ -139,15 +140,15 @@ def _derive_panoptic(
     isthing = {c.id: c.isthing for c in classes}
     annotations = []
     for image, annotation in pairs:
-        segments = complete_segments(source, annotation, mapping)
+        ids = _checked_ids(source, image, annotation)
+        segments = complete_segments(annotation["segments_info"], mapping, ids)
         merged, new_ids = _merge_segments(segments, isthing)
         file_name = annotation["file_name"]
         if len(merged) < len(segments):
-            ids = read_panoptic_png(Path(source.panoptic_root) / file_name)
             path = folder / "panoptic" / file_name
             path.parent.mkdir(parents=True, exist_ok=True)
             rewritten = _replace_ids(ids, new_ids)
-            _write_atomically(path, functools.partial(write_panoptic_png, ids=rewritten))
+            write_atomically(path, functools.partial(write_panoptic_png, ids=rewritten))
             file_name = str(path.absolute())
         annotations.append(
             {"image_id": image["id"], "file_name": file_name, "segments_info": merged}
@@ -157,6 +158,15 @@ def _derive_panoptic(
         "annotations": annotations,
         "categories": _category_json(classes),
     }
+
+
+def _checked_ids(source: PanopticSource, image: dict, annotation: dict) -> np.ndarray:
+    """(H, W) ids of a PNG that agrees with the JSON; panopticapi does not look whether it does."""
+    segments = annotation["segments_info"]
+    found = read_segments(source.png_path(annotation), segments, source.image_files(image))
+    if isinstance(found, list):
+        raise found[0].error()
+    return found.ids
 
 
 def _merge_segments(
@@ -208,15 +218,11 @@ def _derive_instances(
     things = {c.id for c in classes if c.isthing}
     annotations: list[dict[str, Any]] = []
     for image, annotation in pairs:
+        ids = _checked_ids(source, image, annotation)
         segments = [s for s in annotation["segments_info"] if mapping[s["category_id"]] in things]
-        if not segments:
-            continue
-        ids = read_panoptic_png(Path(source.panoptic_root) / annotation["file_name"])
         for segment, mask in zip(
             segments, segment_masks(ids, [s["id"] for s in segments]), strict=True
         ):
-            if mask["area"] == 0:  # in the JSON, but not in the PNG
-                continue
             annotations.append(
                 {
                     "id": len(annotations) + 1,

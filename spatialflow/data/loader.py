@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.data.build import (
     filter_images_with_only_crowd_annotations,
     print_instances_class_histogram,
@@ -149,6 +149,55 @@ class _MappedImages(Dataset[_Mapped]):
 
 def _as_it_is(batch: list[_Mapped]) -> list[_Mapped]:
     return batch
+
+
+class TestLoader:
+    """Batches of a data set's images in order, whose errors are their own also with workers."""
+
+    def __init__(self, cfg: CfgNode, name: str) -> None:
+        """Load a data set; workers start when iteration does.
+
+        Args:
+            cfg: ``DATALOADER.NUM_WORKERS`` and ``INPUT``.
+            name: Of a registered data set.
+
+        Raises:
+            DataError: If data are bad.
+        """
+        self._batches = build_detection_test_loader(
+            DatasetCatalog.get(name),
+            mapper=_ErrorsAsValues(PanopticMapper(cfg, is_train=False)),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of this process."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield batches of one image.
+
+        Raises:
+            DataError: If an image is bad.
+        """
+        for batch in self._batches:
+            for item in batch:
+                if isinstance(item, DataError):
+                    raise item
+            yield batch
+
+
+class _ErrorsAsValues:
+    """Returns what a mapper raises, as PyTorch rewrites errors that come from workers."""
+
+    def __init__(self, mapper: Callable[..., dict[str, Any]]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any] | DataError:
+        try:
+            return self.mapper(item)
+        except DataError as error:
+            return error
 
 
 def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:

@@ -14,8 +14,10 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-from .panoptic_png import index_map, read_panoptic_png
+from .file_rules import read_image
+from .problems import Problem
 from .register import IGNORE_LABEL, ensure_metadata
+from .segments import checked_segments, image_files
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +96,12 @@ class PanopticMapper:
             0 for things, crowds included, 1 … S - 1 for stuff, `ignore_label` where void.
 
         Raises:
-            ValueError: if image, PNG and JSON differ in size, or a file cannot be read.
+            DataError: if a file cannot be read, or image, PNG and JSON disagree.
         """
         mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
-        image = detection_utils.read_image(mapped["file_name"], format=self.image_format)
-        detection_utils.check_image_size(mapped, image)
+        image = read_image(mapped["file_name"], image_files(dataset_dict), self.image_format)
+        if isinstance(image, Problem):
+            raise image.error()
         if not self.is_train:
             inputs = T.AugInput(image)
             self.augmentations(inputs)
@@ -106,7 +109,7 @@ class PanopticMapper:
             return mapped
 
         segments = dataset_dict["segments_info"]
-        index = self._read_index(dataset_dict, image.shape[:2])
+        index = checked_segments(dataset_dict).index
         labels = self._segment_labels(segments)
         # Augmentations that look at the semantic map (crops by class area) find it here.
         inputs = T.AugInput(image, sem_seg=labels[index].astype(np.uint8))
@@ -116,17 +119,6 @@ class PanopticMapper:
         mapped["sem_seg"] = torch.from_numpy(labels[index])
         mapped["instances"] = self._instances(index, segments)
         return mapped
-
-    def _read_index(self, dataset_dict: dict, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) positions in `segments_info`, the number of segments where there is none."""
-        path = dataset_dict["pan_seg_file_name"]
-        ids = read_panoptic_png(path)
-        if ids.shape != size:
-            raise ValueError(
-                f"the panoptic PNG {path} is {ids.shape[1]} x {ids.shape[0]} px, but its image "
-                f"{dataset_dict['file_name']} is {size[1]} x {size[0]} px"
-            )
-        return index_map(ids, [s["id"] for s in dataset_dict["segments_info"]])
 
     def _segment_labels(self, segments: list[dict]) -> np.ndarray:
         """(S + 1,) semantic label of each segment, the last one for "no segment"."""

@@ -5,11 +5,14 @@ H, W: height and width; S: number of segments asked for.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.utils.file_io import PathManager
 from PIL import Image
+
+from .file_rules import read_ids
+from .problems import Problem
 
 # Masks are encoded this many at a time, so that a large image with hundreds of segments does not
 # need gigabytes.
@@ -26,21 +29,19 @@ def read_panoptic_png(path: str | Path) -> np.ndarray:
         (H, W) int32 segment ids.
 
     Raises:
-        ValueError: if the file does not exist or is not a picture.
+        DataError: if the file does not exist, is broken, or is no 8-bit RGB PNG.
     """
-    try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as picture:
-            channels = np.asarray(picture.convert("RGB"), dtype=np.int32)
-    except OSError as error:
-        raise ValueError(f"cannot read the panoptic PNG {path}: {error}") from error
-    return channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
+    ids = read_ids(str(path))
+    if isinstance(ids, Problem):
+        raise ids.error()
+    return ids
 
 
-def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:
+def write_panoptic_png(path: str | Path | IO[bytes], ids: np.ndarray) -> None:
     """Writes segment ids as a panoptic PNG.
 
     Args:
-        path: the PNG file.
+        path: the PNG file, or an open one.
         ids: (H, W) integers from 0 to 2**24 - 1.
     """
     channels = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1)

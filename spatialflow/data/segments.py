@@ -1,40 +1,34 @@
 """An image's segments, completed where the JSON is short, and in the form a model gives them."""
 
-from pathlib import Path
-
+import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 
-from .panoptic_png import read_panoptic_png, segment_masks
-from .source import PanopticSource
+from .file_rules import ImageFiles
+from .panoptic_png import segment_masks
+from .segment_map import SegmentMap, read_segments
+
+
+def are_complete(segments: list[dict]) -> bool:
+    """Says whether segments can be completed without looking into the PNG."""
+    return all("area" in s and "bbox" in s for s in segments)
 
 
 def complete_segments(
-    source: PanopticSource, annotation: dict, mapping: dict[int, int]
+    segments: list[dict], mapping: dict[int, int], ids: np.ndarray | None = None
 ) -> list[dict]:
     """Returns an image's segments with remapped classes and every field that is used later.
 
     Args:
-        source: the registration.
-        annotation: the image's annotation in the JSON.
+        segments: the image's `segments_info` in the JSON.
         mapping: source category id → class id.
+        ids: (H, W) segment ids of the PNG; needed unless `are_complete`.
 
     Returns:
         dicts with `id`, `category_id`, `iscrowd`, `area` and `bbox`. Where the JSON leaves out
         `area` or `bbox`, they are measured in the PNG; `iscrowd` is 0 where it is left out.
-
-    Raises:
-        ValueError: if a segment's category is unknown.
     """
-    segments = annotation["segments_info"]
-    unknown = {s["category_id"] for s in segments} - mapping.keys()
-    if unknown:
-        raise ValueError(
-            f"{source.annotations_json}: segments of {annotation['file_name']} have category ids "
-            f"{sorted(unknown)}, which its 'categories' do not list"
-        )
-    if not all("area" in s and "bbox" in s for s in segments):
-        ids = read_panoptic_png(Path(source.panoptic_root) / annotation["file_name"])
+    if ids is not None and not are_complete(segments):
         measured = segment_masks(ids, [s["id"] for s in segments])
         segments = [
             {**s, "area": m["area"], "bbox": m["bbox"]}
@@ -52,6 +46,38 @@ def complete_segments(
     ]
 
 
+def checked_segments(dataset_dict: dict) -> SegmentMap:
+    """Reads an image's PNG.
+
+    Args:
+        dataset_dict: one dict of `DatasetCatalog.get`.
+
+    Returns:
+        its ids, and which pixel belongs to which of the `segments_info`.
+
+    Raises:
+        DataError: if the PNG cannot be read, or it and the JSON disagree.
+    """
+    found = read_segments(
+        dataset_dict["pan_seg_file_name"],
+        dataset_dict["segments_info"],
+        image_files(dataset_dict),
+    )
+    if isinstance(found, list):
+        raise found[0].error()
+    return found
+
+
+def image_files(dataset_dict: dict) -> ImageFiles:
+    """Returns what the rules of files need of one dict of `DatasetCatalog.get`."""
+    return ImageFiles(
+        name=dataset_dict["file_name"],
+        size=(dataset_dict["height"], dataset_dict["width"]),
+        # Data sets registered by other code do not say which file their dicts come from.
+        where=dataset_dict.get("annotations_json", "the JSON"),
+    )
+
+
 def panoptic_ground_truth(
     dataset_dict: dict, metadata: Metadata
 ) -> tuple[torch.Tensor, list[dict]]:
@@ -66,8 +92,11 @@ def panoptic_ground_truth(
     Returns:
         (H, W) int32 segment ids (0 where nothing is labelled), and segments with `id`, `isthing`,
         `category_id` (contiguous; stuff 1, 2, …) and `area`. Crowds are left out.
+
+    Raises:
+        DataError: if the PNG cannot be read, or it and the JSON disagree.
     """
-    ids = read_panoptic_png(dataset_dict["pan_seg_file_name"])
+    ids = checked_segments(dataset_dict).ids
     segments = []
     for segment in dataset_dict["segments_info"]:
         if segment["iscrowd"]:

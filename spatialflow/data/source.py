@@ -5,15 +5,14 @@ metadata, `derived.py` into the JSONs that evaluation reads.
 """
 
 import hashlib
-import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .file_rules import ImageFiles
+from .json_rules import category_problems, list_images
 from .palette import palette_color
-
-logger = logging.getLogger(__name__)
+from .problems import Problem, enumeration
 
 SUPERCATEGORIES = "supercategories"
 
@@ -85,6 +84,21 @@ class PanopticSource:
         image_id = str(image["id"])
         return str(Path(self.images) / image_id.split("_")[0] / f"{image_id}_leftImg8bit.png")
 
+    def png_path(self, annotation: Mapping) -> str:
+        """Returns the panoptic PNG of an annotation of the JSON."""
+        return str(Path(self.panoptic_root) / annotation["file_name"])
+
+    def files(self, pairs: Iterable[tuple[dict, dict]]) -> Iterator[tuple[str, str]]:
+        """Yields the files of (image entry, annotation) pairs, and the images they belong to."""
+        for image, annotation in pairs:
+            yield self.image_path(image), image["file_name"]
+            yield self.png_path(annotation), image["file_name"]
+
+    def image_files(self, image: Mapping) -> ImageFiles:
+        """Returns what the rules of files need of an image entry of the JSON."""
+        size = image["height"], image["width"]
+        return ImageFiles(image["file_name"], size, self.annotations_json)
+
 
 def _check_split(name: str, split: Split) -> None:
     if split is None:
@@ -92,40 +106,6 @@ def _check_split(name: str, split: Split) -> None:
     expected = 'expected None or ("train" or "val", fraction between 0 and 1, integer seed)'
     if len(split) != 3 or split[0] not in ("train", "val") or not 0 < float(split[1]) < 1:
         raise ValueError(f"split of data set {name!r} is {split!r}; {expected}")
-
-
-def load_panoptic_json(path: str | Path, hint: str = "") -> dict:
-    """Reads a COCO panoptic JSON and checks that it is one.
-
-    Args:
-        path: the JSON file.
-        hint: appended to the message when the file is missing.
-
-    Returns:
-        the parsed JSON, with `images`, `annotations` and `categories`.
-
-    Raises:
-        ValueError: if the file is missing or is not a COCO panoptic JSON.
-    """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ValueError(
-            f"cannot read the panoptic JSON {path}: {error.strerror}.{hint}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"the panoptic JSON {path} is not valid JSON: {error}") from error
-    missing = [k for k in ("images", "annotations", "categories") if k not in content]
-    if missing:
-        raise ValueError(
-            f"{path} has no {', '.join(map(repr, missing))}: a COCO panoptic JSON is expected"
-        )
-    if content["annotations"] and "segments_info" not in content["annotations"][0]:
-        raise ValueError(
-            f"the annotations of {path} have no 'segments_info': a COCO panoptic JSON is expected, "
-            "and this looks like a COCO instances JSON"
-        )
-    return content
 
 
 def read_categories(
@@ -145,17 +125,13 @@ def read_categories(
         the ids are the JSON's; with one they are 1, 2, … in the order of the first source.
 
     Raises:
-        ValueError: if a category lacks a field, a remap names an unknown category, or a class
-            would mix things and stuff.
+        DataError: if a category is wrong, a remap names an unknown category, or a class would mix
+            things and stuff.
     """
-    for category in categories:
-        missing = [k for k in ("id", "name", "isthing") if k not in category]
-        if missing:
-            raise ValueError(f"category {category} of {where} has no {', '.join(missing)}")
+    problems = category_problems(categories, where, unique_names=remap is None)
+    if problems:
+        raise problems[0].error()
     ordered = sorted(categories, key=lambda c: c["id"])
-    ids = [c["id"] for c in ordered]
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"the category ids of {where} are not unique: {ids}")
     new_names = _new_names(ordered, remap, where)
 
     groups: dict[str | int, list[dict]] = {}
@@ -169,10 +145,11 @@ def read_categories(
         if len({bool(m["isthing"]) for m in members}) > 1:
             things = [m["name"] for m in members if m["isthing"]]
             stuff = [m["name"] for m in members if not m["isthing"]]
-            raise ValueError(
-                f"remap puts things {things} and stuff {stuff} of {where} into one class {key!r}; "
-                "a class is either a thing or stuff"
-            )
+            raise Problem(
+                where,
+                f"remap puts things {things} and stuff {stuff} into one class {key!r}; a class is "
+                "either a thing or stuff",
+            ).error()
         class_id = members[0]["id"] if remap is None else position + 1
         colors = [m["color"] for m in members if m.get("color")]
         supercategories = {str(m.get("supercategory", m["name"])) for m in members}
@@ -195,17 +172,15 @@ def _new_names(categories: list[dict], remap: Remap | tuple, where: str) -> dict
     if remap == SUPERCATEGORIES:
         without = [c["name"] for c in categories if not c.get("supercategory")]
         if without:
-            raise ValueError(
-                f'remap "{SUPERCATEGORIES}" needs a supercategory for every category of {where}; '
-                f"missing for {without}"
-            )
+            message = f'remap "{SUPERCATEGORIES}" needs a supercategory for every category; missing'
+            raise Problem(where, f"{message} for {enumeration(without)}").error()
         return {c["id"]: c["supercategory"] for c in categories}
     # What is not the string is a mapping or, after registration, its items.
     wanted: dict[str | int, str] = dict(remap or {})  # type: ignore[arg-type]
     known = {c["id"] for c in categories} | {c["name"] for c in categories}
     unknown = [key for key in wanted if key not in known]
     if unknown:
-        raise ValueError(f"remap names categories that {where} does not have: {unknown}")
+        raise Problem(where, f"remap names categories that are not in it: {unknown}").error()
     return {c["id"]: wanted.get(c["id"], wanted.get(c["name"], c["name"])) for c in categories}
 
 
@@ -218,34 +193,36 @@ def in_validation_split(file_name: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
 
 
-def select(source: PanopticSource, content: dict) -> list[tuple[dict, dict]]:
+@dataclass(frozen=True)
+class Selection:
+    """What a registration keeps of its JSON.
+
+    Attributes:
+        pairs: (image entry, annotation) pairs in the order of the images' names. Those of images
+            that `problems` name cannot be used.
+        problems: what is wrong with these images, and with entries that belong to no known image.
+        unannotated: number of images of the whole JSON that `annotations` do not list.
+    """
+
+    pairs: list[tuple[dict, dict]]
+    problems: list[Problem]
+    unannotated: int
+
+    def sound_pairs(self) -> list[tuple[dict, dict]]:
+        """Returns the pairs that no problem names."""
+        bad = {problem.image for problem in self.problems}
+        return [pair for pair in self.pairs if pair[0]["file_name"] not in bad]
+
+
+def select(source: PanopticSource, content: dict) -> Selection:
     """Picks the annotated images that a registration keeps.
 
     Args:
         source: the registration.
-        content: its parsed JSON.
-
-    Returns:
-        (image entry, annotation) pairs in the order of the images' names.
-
-    Raises:
-        ValueError: if an annotation has no image, or nothing is left.
+        content: its parsed JSON, without problems of its outline.
     """
-    images = {image["id"]: image for image in content["images"]}
-    pairs = []
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            raise ValueError(
-                f"an annotation of {source.annotations_json} belongs to image "
-                f"{annotation['image_id']!r}, which its 'images' do not list"
-            )
-        pairs.append((image, annotation))
-    if len(pairs) < len(images):
-        logger.info(
-            "%s: %d images without annotations are left out", source.name, len(images) - len(pairs)
-        )
-    pairs.sort(key=lambda pair: pair[0]["file_name"])
+    listing = list_images(content, source.annotations_json)
+    pairs = sorted(listing.pairs, key=lambda pair: pair[0]["file_name"])
     if source.split is not None:
         part, fraction, seed = source.split
         pairs = [
@@ -254,9 +231,13 @@ def select(source: PanopticSource, content: dict) -> list[tuple[dict, dict]]:
             if in_validation_split(pair[0]["file_name"], fraction, seed) == (part == "val")
         ]
     pairs = pairs[: source.limit]
+    kept = {image["file_name"] for image, _ in pairs}
+    elsewhere = {image["file_name"] for image, _ in listing.pairs} - kept
+    problems = [problem for problem in listing.problems if problem.image not in elsewhere]
     if not pairs:
-        raise ValueError(
-            f"data set {source.name!r} is empty: {source.annotations_json} with "
-            f"split={source.split} and limit={source.limit} keeps no image"
+        message = (
+            f"data set {source.name!r} is empty: split={source.split} and limit={source.limit} "
+            "keep no annotated image"
         )
-    return pairs
+        problems.append(Problem(source.annotations_json, message))
+    return Selection(pairs, problems, listing.unannotated)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -21,8 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.config_check import check_training_config
-from spatialflow.data import PanopticMapper
-from spatialflow.data.loader import TrainLoader, build_train_loader
+from spatialflow.data.loader import TestLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
@@ -115,10 +113,9 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
         """Return the images of a data set, one a batch, in order."""
-        mapper = PanopticMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return TestLoader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:

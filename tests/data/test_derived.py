@@ -10,6 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from spatialflow.data import cache_root, derived, instances_json, panoptic_json
 from spatialflow.data.panoptic_png import index_map, read_panoptic_png, write_panoptic_png
+from spatialflow.errors import DataError
 
 # Grass 1, sand 2, a cat 3, two crowds of cats 4 and 5, a grass crowd 6.
 STRIPS = np.repeat([[1, 2, 3, 4, 5, 6]], 4, axis=0).repeat(2, axis=1)  # (4, 12)
@@ -21,7 +22,8 @@ def _files(folder):
 
 
 def test_merged_stuff_is_one_segment_in_a_rewritten_png(write_dataset, register_folder):
-    root = write_dataset([(STRIPS, CLASSES), (STRIPS, {3: 7, 1: 9, 4: 15})])
+    other = np.where(np.isin(STRIPS, (1, 3, 4)), STRIPS, 0)
+    root = write_dataset([(STRIPS, CLASSES), (other, {3: 7, 1: 9, 4: 15})])
     before = _files(root)
     name = register_folder(root, remap="supercategories")
     derived_truth = json.loads(panoptic_json(name).read_text())
@@ -89,16 +91,15 @@ def test_detectron2_opens_derived_files_by_name(write_dataset, register_folder):
 
 
 def test_a_changed_png_or_option_makes_new_files(write_dataset, register_folder):
-    root = write_dataset([(STRIPS, CLASSES)])
+    root = write_dataset([(STRIPS, CLASSES)], fields=("iscrowd",))
     path = instances_json(register_folder(root))
     assert instances_json("tiny") == path
     other = instances_json(register_folder(root, "other", remap={"cat": "pet"}))
     assert other != path
-    write_panoptic_png(root / "panoptic" / "000.png", np.where(STRIPS == 3, 0, STRIPS))
+    write_panoptic_png(root / "panoptic" / "000.png", np.fliplr(STRIPS))
     changed = instances_json("tiny")
     assert changed != path
-    # The cat is not in the picture any more, so it is no instance that a model could miss.
-    assert [a["iscrowd"] for a in json.loads(changed.read_text())["annotations"]] == [1, 1]
+    assert [a["bbox"][0] for a in json.loads(changed.read_text())["annotations"]] == [6, 4, 2]
 
 
 def test_an_interrupted_write_leaves_nothing(write_dataset, register_folder, monkeypatch):
@@ -121,12 +122,35 @@ def test_index_map_places_ids_that_the_json_does_not_know_last():
     np.testing.assert_array_equal(index_map(ids, []), [[0] * 5])
 
 
-def test_unreadable_pngs_are_named(write_dataset, register_folder):
+@pytest.mark.parametrize("derive", [instances_json, panoptic_json])
+def test_truth_that_is_not_sound_is_not_evaluated(write_dataset, register_folder, derive):
     root = write_dataset([(STRIPS, CLASSES)])
     name = register_folder(root)
-    (root / "panoptic" / "000.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cannot read the panoptic PNG .*000\.png"):
-        instances_json(name)
-    (root / "panoptic" / "000.png").unlink()
-    with pytest.raises(ValueError, match=r"cannot read the panoptic PNG .*000\.png"):
+    png = root / "panoptic" / "000.png"
+    for ids, message in (
+        (np.where(STRIPS == 3, 0, STRIPS), "has no pixel of segments that .*json lists: 3$"),
+        (np.where(STRIPS == 0, 8, STRIPS + 1), "has segment ids that .*json does not list: 7"),
+        (np.where(STRIPS == 4, 3, STRIPS), "has no pixel of segments that .*json lists: 4$"),
+        (STRIPS[:, :-1], "is 11 x 4 px, but .*json says 12 x 4$"),
+    ):
+        write_panoptic_png(png, ids)
+        with pytest.raises(DataError, match=rf"000\.png: {message}"):
+            derive(name)
+    png.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"000\.png: is not a PNG"):
+        derive(name)
+    png.unlink()
+    with pytest.raises(DataError, match=r"000\.png: no such file"):
+        derive(name)
+    write_panoptic_png(png, STRIPS)
+    assert derive(name).is_file()
+
+
+def test_a_wrong_json_is_not_evaluated(write_dataset, register_folder):
+    root = write_dataset([(STRIPS, CLASSES)])
+    name = register_folder(root)
+    content = json.loads((root / "panoptic.json").read_text())
+    content["annotations"][0]["segments_info"][2]["category_id"] = 99
+    (root / "panoptic.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"json: 000\.png: .* category_id is 99"):
         panoptic_json(name)

@@ -1,5 +1,7 @@
 """The mapper: image, masks, boxes and semantic map agree after every augmentation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from spatialflow.data import PanopticMapper
+from spatialflow.errors import DataError
 
 SIZE = (40, 60)
 
@@ -134,12 +137,42 @@ def test_crowds_are_no_instances_but_things_in_the_semantic_map(one_image):
     assert (mapped["sem_seg"][2:8, 40:55] == 0).all()
 
 
-def test_ids_that_only_the_png_has_are_void(write_dataset, register_folder):
+def test_ids_that_only_the_png_has_are_an_error(write_dataset, register_folder):
     classes = {k: v for k, v in CLASSES.items() if k != 4}
     (one,) = DatasetCatalog.get(register_folder(write_dataset([(scene_ids(), classes)])))
-    mapped = make_mapper()(one)
-    assert (mapped["sem_seg"][20:32, 30:45] == 255).all()
-    assert mapped["instances"].gt_classes.tolist() == [1]
+    with pytest.raises(DataError, match=r"000\.png: has segment ids that .*json does not list: 4$"):
+        make_mapper()(one)
+
+
+def test_segments_without_a_pixel_are_an_error(write_dataset, register_folder):
+    classes = {**CLASSES, 6: 7, 7: (7, 1)}
+    (one,) = DatasetCatalog.get(register_folder(write_dataset([(scene_ids(), classes)])))
+    with pytest.raises(DataError, match=r"000\.png: has no pixel of segments .*json lists: 6, 7$"):
+        make_mapper()(one)
+
+
+def test_at_test_time_the_image_alone_is_checked(one_image):
+    cfg = get_cfg()
+    mapper = PanopticMapper(cfg, is_train=False, augmentations=[])
+    Path(one_image["pan_seg_file_name"]).unlink()
+    assert mapper(one_image)["image"].shape == (3, *SIZE)
+    data = Path(one_image["file_name"]).read_bytes()
+    Path(one_image["file_name"]).write_bytes(data[:-100])
+    with pytest.raises(DataError, match=r"images/000\.png: is truncated: the file ends inside"):
+        mapper(one_image)
+
+
+def test_sizes_are_compared_as_exif_turns_the_image(write_dataset, register_folder):
+    root = write_dataset([(scene_ids(), CLASSES)])
+    (one,) = DatasetCatalog.get(register_folder(root))
+    exif = Image.Exif()
+    exif[274] = 6
+    path = one["file_name"]
+    Image.new("RGB", SIZE).save(path, exif=exif)  # 40 wide, 60 high, lying on its side
+    assert make_mapper()(one)["image"].shape == (3, *SIZE)
+    Image.new("RGB", SIZE[::-1]).save(path, exif=exif)
+    with pytest.raises(DataError, match=r"images/000\.png: is 40 x 60 px, but .* says 60 x 40$"):
+        make_mapper()(one)
 
 
 @pytest.mark.parametrize("count", [254, 255, 256, 257, 600])
@@ -208,10 +241,10 @@ def test_the_dict_is_left_as_it_was(one_image):
 
 
 def test_sizes_that_disagree_are_named(one_image):
-    with pytest.raises(ValueError, match=r"Mismatched image shape.*000\.png"):
+    with pytest.raises(DataError, match=r"images/000\.png: is 60 x 40 px, but .* says 60 x 41"):
         make_mapper()({**one_image, "height": 41})
     Image.new("RGB", (8, 8)).save(one_image["pan_seg_file_name"])
-    with pytest.raises(ValueError, match=r"000\.png is 8 x 8 px, but its image .* is 60 x 40 px"):
+    with pytest.raises(DataError, match=r"panoptic/000\.png: is 8 x 8 px, but .* says 60 x 40$"):
         make_mapper()(one_image)
 
 

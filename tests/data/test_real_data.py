@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 
 from spatialflow.data import (
     PanopticMapper,
+    check,
     instances_json,
     panoptic_ground_truth,
     panoptic_json,
@@ -64,6 +65,20 @@ def test_the_two_image_sample_loads(real_data):
     check_loads("sample", 2, 80, 53)
     # This JSON has colours; the other one of COCO has none.
     assert MetadataCatalog.get("sample").thing_colors[0] == [220, 20, 60]
+
+
+def test_real_data_have_no_problem(real_data, capsys):
+    sample = real_data / "coco_panoptic_sample2" / "sample_data"
+    places = ("input_images", "panoptic_examples.json", "panoptic_examples")
+    options = zip(("--images", "--json", "--panoptic"), places, strict=True)
+    assert check.main([str(real_data / COCO)]) == 0
+    assert check.main([str(real_data / NUCLEI)]) == 0
+    assert check.main([text for k, v in options for text in (k, str(sample / v))]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "100 images, 1111 segments, 133 classes: no problem",
+        "433 images, 13926 segments, 2 classes: no problem",
+        "2 images, 50 segments, 133 classes: no problem",
+    ]
 
 
 def test_coco_has_27_supercategories(register_real):

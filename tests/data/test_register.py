@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from spatialflow.data import ensure_metadata, register_builtin, unregister
 from spatialflow.data.palette import palette_color
 from spatialflow.data.source import in_validation_split, read_categories
+from spatialflow.errors import DataError
 
 TWO_HALVES = np.repeat([[5, 70000]], 4, axis=0).repeat([3, 5], axis=1)  # (4, 8)
 
@@ -109,7 +110,7 @@ def test_a_remap_may_name_categories_by_name_or_id(write_dataset, register_folde
     ("options", "message"),
     [
         ({"remap": {"cat": "x", "sky": "x"}}, r"things \['cat'\] and stuff \['sky'\]"),
-        ({"remap": {"horse": "x"}}, "does not have: .'horse'"),
+        ({"remap": {"horse": "x"}}, "panoptic.json: .* not in it: .'horse'"),
         ({"remap": "by colour"}, "remap of data set 'tiny' is 'by colour'"),
         ({"split": ("test", 0.5, 0)}, "split of data set 'tiny'"),
         ({"split": ("val", 1.5, 0)}, "split of data set 'tiny'"),
@@ -126,15 +127,15 @@ def test_wrong_options_are_named(write_dataset, register_folder, options, messag
 def test_missing_files_are_named(write_dataset, register_folder):
     root = write_dataset([(TWO_HALVES, {5: 7})])
     (root / "panoptic.json").rename(root / "else.json")
-    with pytest.raises(ValueError, match=r"cannot read the panoptic JSON .*panoptic\.json"):
+    with pytest.raises(DataError, match=r"panoptic\.json: no such file"):
         register_folder(root)
     (root / "else.json").rename(root / "panoptic.json")
     shutil.rmtree(root / "panoptic")
-    with pytest.raises(ValueError, match=r"panoptic PNG folder .* does not exist"):
+    with pytest.raises(DataError, match=r"set/panoptic: no such folder"):
         register_folder(root)
     (root / "panoptic").mkdir()
     register_folder(root)
-    with pytest.raises(ValueError, match=r"no such file: .*000\.png"):
+    with pytest.raises(DataError, match=r"panoptic/000\.png: no such file"):
         DatasetCatalog.get("tiny")
 
 
@@ -143,15 +144,65 @@ def test_an_instances_json_is_not_taken_for_a_panoptic_one(write_dataset, regist
     content = json.loads((root / "panoptic.json").read_text())
     content["annotations"] = [{"image_id": 1, "category_id": 7, "segmentation": []}]
     (root / "panoptic.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="looks like a COCO instances JSON"):
+    with pytest.raises(DataError, match="is it a COCO instances JSON"):
         register_folder(root)
 
 
 def test_unknown_categories_of_segments_are_named(write_dataset, register_folder):
     root = write_dataset([(TWO_HALVES, {5: 7, 70000: 99})])
     register_folder(root)
-    with pytest.raises(ValueError, match=r"000\.png have category ids \[99\]"):
+    with pytest.raises(DataError, match=r"json: 000\.png: .* category_id is 99, which"):
         DatasetCatalog.get("tiny")
+
+
+def test_what_is_wrong_with_images_is_told_or_left_out(write_dataset, register_folder, caplog):
+    root = write_dataset([(TWO_HALVES, {5: 7, 70000: 15})] * 6, fields=("area",))
+    content = json.loads((root / "panoptic.json").read_text())
+    content["images"][1]["width"] = "8"
+    content["annotations"][2]["segments_info"][0]["id"] = 0
+    del content["annotations"][5]
+    (root / "panoptic.json").write_text(json.dumps(content))
+    (root / "images" / "003.png").unlink()
+    (root / "panoptic" / "004.png").write_bytes(b"")  # read, as the boxes are not in the JSON
+    name = register_folder(root)
+    dicts, problems = DatasetCatalog[name].load()
+    assert [d["file_name"][-7:] for d in dicts] == ["000.png"]
+    where = root / "panoptic.json"
+    assert [str(p) for p in problems] == [
+        f"{where}: 001.png: width is '8'; a positive integer expected",
+        f"{where}: 002.png: annotations[2] segments_info[0]: id is 0; an integer from 1 to 16777215"
+        " expected",
+        f"{root}/images/003.png: no such file; {where} lists it",
+        f"{root}/panoptic/004.png: is empty",
+    ]
+    assert [p.image for p in problems] == ["001.png", "002.png", "003.png", "004.png"]
+    with pytest.raises(DataError) as error:
+        DatasetCatalog.get(name)
+    command = f"python -m spatialflow.data.check {root}"
+    assert str(error.value) == f"{problems[0]} … and 3 more; `{command}` lists them"
+
+
+def test_other_sides_of_a_split_are_not_blamed(write_dataset, register_folder):
+    root = write_dataset([(TWO_HALVES, {5: 7, 70000: 15})] * 8)
+    sides = {n: in_validation_split(f"{n:03d}.png", 0.5, 0) for n in range(8)}
+    bad = next(n for n, validation in sides.items() if validation)
+    (root / "images" / f"{bad:03d}.png").unlink()
+    content = json.loads((root / "panoptic.json").read_text())
+    content["annotations"][bad]["segments_info"] = None
+    (root / "panoptic.json").write_text(json.dumps(content))
+    train = DatasetCatalog.get(register_folder(root, "train", split=("train", 0.5, 0)))
+    assert len(train) == sum(not validation for validation in sides.values())
+    with pytest.raises(DataError, match=rf"{bad:03d}\.png: .* segments_info is None"):
+        DatasetCatalog.get(register_folder(root, "val", split=("val", 0.5, 0)))
+
+
+def test_a_set_of_bad_images_alone_is_an_error(write_dataset, register_folder):
+    root = write_dataset([(TWO_HALVES, {5: 7, 70000: 15})] * 2)
+    for file in (root / "images").iterdir():
+        file.unlink()
+    name = register_folder(root)
+    with pytest.raises(DataError, match=r"images/000\.png: no such file; .* lists it … and 1 more"):
+        DatasetCatalog[name].load()
 
 
 def test_splits_are_disjoint_and_complete(write_dataset, register_folder):
@@ -186,7 +237,7 @@ def test_limit_keeps_the_first_names(write_dataset, register_folder):
 def test_an_empty_split_is_an_error(write_dataset, register_folder):
     root = write_dataset([(TWO_HALVES, {5: 7})])
     register_folder(root, split=("val", 1e-9, 0))
-    with pytest.raises(ValueError, match="'tiny' is empty"):
+    with pytest.raises(DataError, match="'tiny' is empty"):
         DatasetCatalog.get("tiny")
 
 
@@ -214,9 +265,7 @@ def test_builtin_coco_reads_its_classes_from_the_json(write_dataset, monkeypatch
     shutil.copytree(root / "images", coco / "val2017")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     register_builtin()
-    with pytest.raises(
-        ValueError, match=r"no such folder: .*panoptic_val2017.*DETECTRON2_DATASETS"
-    ):
+    with pytest.raises(DataError, match=r"panoptic_val2017: no such folder.*DETECTRON2_DATASETS"):
         ensure_metadata("spatialflow_coco_2017_val")
     shutil.copytree(root / "panoptic", coco / "panoptic_val2017")
     assert ensure_metadata("spatialflow_coco_2017_val").thing_classes == ["dog", "cat"]

@@ -9,7 +9,12 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from spatialflow.data import register_panoptic
-from spatialflow.data.loader import MAX_REPLACEMENTS, TrainLoader, build_train_loader
+from spatialflow.data.loader import (
+    MAX_REPLACEMENTS,
+    TestLoader,
+    TrainLoader,
+    build_train_loader,
+)
 from spatialflow.data.stream import BatchStream
 from spatialflow.errors import DataError
 
@@ -187,3 +192,20 @@ def test_a_broken_file_of_a_registered_set(scenes_cfg, scenes_root, tmp_path, sc
     assert skipping.stream.size == len(DatasetCatalog.get(scenes)) - 1
     with pytest.raises(DataError, match=victim.name):
         build_train_loader(scenes_cfg(keys), seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_stops_an_evaluation_with_its_own_message(
+    scenes_cfg, scenes_root, tmp_path, scenes, workers
+):
+    root = tmp_path / "broken"
+    shutil.copytree(scenes_root, root)
+    register_panoptic("broken_scenes", root / "images", root / "panoptic.json", root / "panoptic")
+    victim = sorted((root / "images").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:200])
+    loader = TestLoader(scenes_cfg({"DATALOADER.NUM_WORKERS": workers}), "broken_scenes")
+    assert len(loader) == 6
+    with pytest.raises(DataError) as raised:
+        list(loader)
+    assert str(raised.value).startswith(f"{victim}: ")
+    assert "Traceback" not in str(raised.value)

@@ -1,0 +1,242 @@
+"""Says whether a broken data set was handled as it should be.
+
+What training and evaluation get is compared with a plain reading of the same files, written apart
+from the library's: a broken set is either reported, or read as its files say.
+"""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from PIL import Image, ImageOps
+
+from spatialflow.data import (
+    PanopticMapper,
+    check,
+    instances_json,
+    panoptic_json,
+    register_panoptic,
+    unregister,
+)
+from spatialflow.errors import DataError
+
+NAME = "broken"
+REPORTED = "reported by name"
+HARMLESS = "harmless"
+OTHER = "another valid set"
+WRONG = "wrong"
+VERDICTS = (REPORTED, HARMLESS, OTHER, WRONG)
+
+
+class Judge:
+    """Compares broken sets with the clean one that they were made from."""
+
+    def __init__(self, clean):
+        self.clean_samples, stopped = training(clean)
+        self.clean_truth = evaluation(clean)
+        assert not stopped
+        assert run_checker(clean)[0] == 0
+
+    def __call__(self, root, touched):
+        """Returns a verdict and, where it is WRONG, why.
+
+        Anything but a DataError that the library raises is raised from here.
+        """
+        named = [str(path) for path in touched]
+        status, lines = run_checker(root)
+        samples, stopped = training(root)
+        truth = evaluation(root)
+        problems = lines[:-1]
+        if bool(problems) != (status == 1) or status not in (0, 1):
+            return WRONG, f"exit status {status} with {len(problems)} problems"
+        for message in (*problems, *stopped, *([truth] if isinstance(truth, str) else [])):
+            if not any(name in message for name in named):
+                return WRONG, f"names none of {named}: {message}"
+            if "\n" in message or "Traceback" in message:
+                return WRONG, f"more than a line: {message}"
+        if bool(stopped) != bool(problems):
+            return WRONG, f"the checker says {problems}, training {stopped}"
+        unknown = [m for m in stopped if not any(m.startswith(p) for p in problems)]
+        if unknown:
+            return WRONG, f"the checker does not say this: {unknown[0]}"
+        why = self._misread(root, samples, truth, not problems)
+        if why:
+            return WRONG, why
+        if problems:
+            return REPORTED, ""
+        same = _equal_sets(samples, self.clean_samples) and truth == self.clean_truth
+        return HARMLESS if same else OTHER, ""
+
+    @staticmethod
+    def _misread(root, samples, truth, complete):
+        """Says where samples or truth are not what the files say."""
+        try:
+            if not isinstance(truth, str) and truth != plain_truth(root):
+                return f"evaluated with {truth}"
+            expected = plain_samples(root, None if complete else set(samples)) if samples else {}
+        except Exception as error:
+            return f"used, but the files cannot be read plainly: {error!r}"
+        if set(samples) != set(expected):
+            return f"images {sorted(samples)} instead of {sorted(expected)}"
+        for name, sample in samples.items():
+            if not _equal(sample, expected[name]):
+                return f"{name} is not what its files say"
+        return None
+
+
+def run_checker(root):
+    """Exit status and the lines that are printed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        status = check.main([str(root)])
+    return status, printed.getvalue().rstrip("\n").split("\n")
+
+
+def _register(root):
+    register_panoptic(NAME, root / "images", root / "panoptic.json", root / "panoptic")
+
+
+def training(root):
+    """Image name → arrays of its sample; the messages that images, or all, are refused with.
+
+    Loading that is to stop must say the first of the problems that loading with skips finds.
+    """
+    samples, messages = {}, []
+    try:
+        _register(root)
+        cfg = get_cfg()
+        cfg.DATASETS.TRAIN = (NAME,)
+        cfg.INPUT.FORMAT = "RGB"
+        mapper = PanopticMapper(cfg, True, augmentations=[])
+        dicts, problems = DatasetCatalog[NAME].load()
+        messages = [str(problem) for problem in problems]
+        try:
+            assert DatasetCatalog.get(NAME) == dicts
+            assert not problems
+        except DataError as error:
+            assert str(error).startswith(messages[0])  # noqa: PT017
+        for one in dicts:
+            try:
+                mapped = mapper(one)
+            except DataError as error:
+                messages.append(str(error))
+                continue
+            instances = mapped["instances"]
+            samples[Path(one["file_name"]).name] = {
+                "image_id": mapped["image_id"],
+                "image": mapped["image"].numpy().transpose(1, 2, 0),
+                "sem_seg": mapped["sem_seg"].numpy(),
+                "classes": instances.gt_classes.numpy(),
+                "masks": instances.gt_masks.tensor.numpy(),
+                "boxes": instances.gt_boxes.tensor.numpy(),
+            }
+    except DataError as error:
+        messages.append(str(error))
+    finally:
+        unregister(NAME)
+    return samples, messages
+
+
+def evaluation(root):
+    """(panoptic, instances) truth as sorted lists, or the message that it is refused with."""
+    try:
+        _register(root)
+        truth = json.loads(panoptic_json(NAME).read_text())
+        panoptic = [
+            (str(a["image_id"]), s["category_id"], s["iscrowd"], s["area"])
+            for a in truth["annotations"]
+            for s in a["segments_info"]
+        ]
+        things = json.loads(instances_json(NAME).read_text())["annotations"]
+        instances = [
+            (str(a["image_id"]), a["category_id"], a["iscrowd"], a["area"]) for a in things
+        ]
+        return sorted(panoptic), sorted(instances)
+    except DataError as error:
+        return str(error)
+    finally:
+        unregister(NAME)
+
+
+def _plain_json(root):
+    """The JSON, and its thing and stuff categories in the order of their ids."""
+    content = json.loads((root / "panoptic.json").read_text())
+    categories = sorted(content["categories"], key=lambda c: c["id"])
+    things = [c["id"] for c in categories if c["isthing"]]
+    return content, things, [c["id"] for c in categories if not c["isthing"]]
+
+
+def _plain_ids(root, annotation):
+    ids = np.asarray(Image.open(root / "panoptic" / annotation["file_name"]), dtype=np.int64)
+    return ids[..., :3] @ [1, 256, 65536]
+
+
+def plain_samples(root, wanted=None):
+    """What the files say of all images, or of some, in the form of `training`."""
+    content, things, stuff = _plain_json(root)
+    samples = {}
+    for annotation in content["annotations"]:
+        image = _image_of(annotation, content)
+        if wanted is not None and (image is None or Path(image["file_name"]).name not in wanted):
+            continue
+        picture = ImageOps.exif_transpose(Image.open(root / "images" / image["file_name"]))
+        ids = _plain_ids(root, annotation)
+        assert ids.shape == (picture.height, picture.width) == (image["height"], image["width"])
+        sem_seg, classes, masks, boxes = np.full(ids.shape, 255), [], [], []
+        for s in annotation["segments_info"]:
+            mask, isthing = ids == s["id"], s["category_id"] in things
+            sem_seg[mask] = 0 if isthing else 1 + stuff.index(s["category_id"])
+            if isthing and not s.get("iscrowd"):
+                rows, columns = np.nonzero(mask)
+                classes.append(things.index(s["category_id"]))
+                masks.append(mask)
+                corner = columns.max() + 1, rows.max() + 1
+                boxes.append([columns.min(), rows.min(), *corner])
+        samples[Path(image["file_name"]).name] = {
+            "image_id": image["id"],
+            "image": np.asarray(picture.convert("RGB")),
+            "sem_seg": sem_seg,
+            "classes": np.array(classes, dtype=int),
+            "masks": np.array(masks).reshape(-1, *ids.shape),
+            "boxes": np.array(boxes).reshape(-1, 4),
+        }
+    return samples
+
+
+def plain_truth(root):
+    """What JSON and PNGs say, in the form of `evaluation`."""
+    content, things, _ = _plain_json(root)
+    panoptic, instances = {}, []
+    for annotation in content["annotations"]:
+        ids, image_id = _plain_ids(root, annotation), str(annotation["image_id"])
+        for s in annotation["segments_info"]:
+            category, crowd = s["category_id"], int(s.get("iscrowd", 0))
+            area, isthing = int((ids == s["id"]).sum()), category in things
+            if isthing:
+                instances.append((image_id, category, crowd, area))
+            # PQ takes an image's stuff of a class, and its crowd of a class, as one.
+            whole = crowd or not isthing
+            key = (image_id, category, crowd, None if whole else s["id"])
+            panoptic[key] = panoptic.get(key, 0) + area
+    return sorted((*k[:3], area) for k, area in panoptic.items()), sorted(instances)
+
+
+def _image_of(annotation, content):
+    """The entry of an annotation's image; None where they do not fit together."""
+    if not isinstance(annotation, dict):
+        return None
+    images = [i for i in content["images"] if isinstance(i, dict)]
+    named = [i for i in images if isinstance(i.get("file_name"), str)]
+    return next((i for i in named if i.get("id") == annotation.get("image_id")), None)
+
+
+def _equal(one, other):
+    return all(np.array_equal(one[key], other[key]) for key in other)
+
+
+def _equal_sets(one, other):
+    return set(one) == set(other) and all(_equal(one[name], other[name]) for name in other)
