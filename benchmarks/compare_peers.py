@@ -30,7 +30,7 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.peers.analysis import best_rate, load_results, report
-from benchmarks.peers.contestants import DATASETS, MAIN, ablations, config
+from benchmarks.peers.contestants import DATASETS, MAIN, ablations, config, genotype, run_name
 from benchmarks.peers.speed import measure_speed
 from spatialflow.engine import Trainer
 from spatialflow.engine.program import PREPARING, one_line
@@ -54,12 +54,21 @@ class Run(NamedTuple):
     @property
     def file(self) -> str:
         """Where its result is, below the folder of results."""
-        name = self.contestant.replace(" -> ", "-to-").replace(" ", "-")
-        return f"{self.dataset}/{name}-lr{self.rate:g}-seed{self.seed}.json"
+        return f"{run_name(*self)}.json"
 
 
 class PQTrainer(Trainer):
-    """Evaluates PQ alone."""
+    """Evaluates PQ alone, and says how long the last evaluation took."""
+
+    evaluation_seconds = 0.0
+
+    @classmethod
+    def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> Any:
+        """Evaluate, and keep the time."""
+        start = time.perf_counter()
+        results = super().test(cfg, model, evaluators)
+        cls.evaluation_seconds = time.perf_counter() - start
+        return results
 
     @classmethod
     def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluators:
@@ -69,32 +78,47 @@ class PQTrainer(Trainer):
 
 
 def planned(args: argparse.Namespace) -> Iterator[Run]:
-    """Yield all runs in order; the better rate is known by the time that it is asked for."""
+    """Yield the runs in order; the better rate is known by the time that it is asked for."""
+    wanted = args.contestants or [*MAIN, *ablations()]
+    main = [name for name in MAIN if name in wanted]
+    less = [name for name in ablations() if name in wanted]
     first, *others = args.seeds
-    for dataset, rate, contestant in itertools.product(args.data, RATES, MAIN):
+    for dataset, rate, contestant in itertools.product(args.data, RATES, main):
         yield Run(dataset, contestant, rate, first)
-    for seed, dataset, contestant in itertools.product(others, args.data, MAIN):
+    for seed, dataset, contestant in itertools.product(others, args.data, main):
         yield Run(dataset, contestant, _rate(args, dataset, contestant), seed)
-    for seed, dataset, contestant in itertools.product(args.seeds, args.data, ablations()):
+    for seed, dataset, contestant in itertools.product(args.seeds, args.data, less):
         yield Run(dataset, contestant, _rate(args, dataset, "spatialflow"), seed)
 
 
 def _rate(args: argparse.Namespace, dataset: str, contestant: str) -> float:
-    return best_rate(load_results(args.results), dataset, contestant, args.seeds[0])
+    return best_rate(load_results(args.results), dataset, contestant)
 
 
 def run_all(args: argparse.Namespace) -> None:
-    """Do every run that has no result yet, each in a process of its own."""
+    """Do every run that has no result yet, each in a process of its own.
+
+    Raises:
+        ValueError: If a contestant is not known, the nuclei are missing, or a run fails.
+    """
+    for name in args.contestants or ():
+        genotype(name)
+    if "nuclei" in args.data and args.nuclei is None:
+        raise ValueError("--nuclei: the folder of the nuclei is needed, or --data scenes")
     for run in planned(args):
-        if args.contestants and run.contestant not in args.contestants:
-            continue
         if (args.results / run.file).is_file():
             continue
         start = time.perf_counter()
         command = [sys.executable, "-W", "ignore", __file__, "one", *map(str, run)]
         command += ["--results", args.results, "--threads", args.threads]
         command += ["--nuclei", args.nuclei] if args.nuclei else []
-        subprocess.run([*map(str, command), *args.opts], check=True)
+        try:
+            subprocess.run([*map(str, command), *args.opts], check=True)
+        except subprocess.CalledProcessError as error:
+            raise ValueError(
+                f"{run.file}: the run ended with status {error.returncode}, 0 expected; "
+                "it says why above"
+            ) from error
         print(f"{run.file}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -112,7 +136,12 @@ def run_one(args: argparse.Namespace) -> None:
     trainer.train()
     seconds = time.perf_counter() - start
     path = output / "inference" / cfg.DATASETS.TEST[0] / RESULTS_FILE
-    content = {**run._asdict(), **describe(cfg, trainer), "seconds": round(seconds, 1)}
+    content = {
+        **run._asdict(),
+        **describe(cfg, trainer),
+        "seconds": round(seconds, 1),
+        "evaluation_seconds": round(PQTrainer.evaluation_seconds, 1),
+    }
     content |= compact(json.loads(path.read_text()))
     target = args.results / run.file
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +158,17 @@ def describe(cfg: Any, trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout, None where there is none."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def compact(results: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +207,13 @@ def parse_arguments() -> argparse.Namespace:
     one = commands.add_parser("one", parents=[common], help="one of the runs")
     for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
         one.add_argument(name, type=kind)
-    commands.add_parser("speed", parents=[common])
+    speed = commands.add_parser("speed", parents=[common])
+    speed.add_argument(
+        "--weights",
+        type=Path,
+        default=ROOT / "output" / "peers",
+        help="where the runs have left their models",
+    )
     tables = commands.add_parser("report", parents=[common])
     tables.add_argument(
         "--write", type=Path, nargs="*", default=[], help="pages to bring up to date"

@@ -10,8 +10,17 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers
-from benchmarks.peers.analysis import Sampled, best_rate, fill, flow_table, main_table, quality
-from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype
+from benchmarks.peers.analysis import (
+    Sampled,
+    best_rate,
+    fill,
+    flow_table,
+    main_table,
+    minus,
+    quality,
+)
+from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
+from benchmarks.peers.speed import Timed, models
 from spatialflow.config import load_genotype
 
 
@@ -114,6 +123,40 @@ def test_other_images_are_not_compared():
         Sampled(mine)
 
 
+def test_differences_pair_the_seeds_by_number():
+    mine = [result("parallel", seed, random_counts(seed)) for seed in (0, 1, 2)]
+    difference, seeds = minus(mine, [mine[2]])
+    assert seeds == 1
+    assert np.abs(difference.draws).max() == 0
+    with pytest.raises(ValueError, match=r"seeds \[0\] .* and seeds \[2\] .* the same seeds"):
+        Sampled([mine[0]]).minus(Sampled([mine[2]]))
+    with pytest.raises(ValueError, match="no seed in common"):
+        minus([mine[0]], [mine[2]])
+
+
+def test_rates_are_compared_at_the_seeds_that_both_have():
+    def runs(rate, quality_of_seeds):
+        return [
+            {**result("parallel", seed, random_counts(0), rate), "PQ": pq}
+            for seed, pq in quality_of_seeds.items()
+        ]
+
+    few = [*runs(0.1, {0: 50.0}), *runs(0.2, {0: 60.0, 1: 10.0, 2: 10.0})]
+    assert best_rate(few, "scenes", "parallel") == 0.2
+    both = [*runs(0.1, {0: 50.0, 1: 40.0}), *runs(0.2, {0: 60.0, 1: 10.0})]
+    assert best_rate(both, "scenes", "parallel") == 0.1
+    with pytest.raises(ValueError, match="one seed at all of"):
+        best_rate([*runs(0.1, {0: 1.0}), *runs(0.2, {1: 1.0})], "scenes", "parallel")
+
+
+def test_a_difference_takes_the_seeds_that_are_done_on_both_sides():
+    results = [result(name, 0, random_counts(0)) for name in MAIN]
+    results.append(result("spatialflow", 1, random_counts(1)))
+    text = main_table(results, "scenes", {})
+    assert "| spatialflow − panoptic_fpn | +0.0 (+0.0 to +0.0) |" in text
+    assert text.count("| 1 |") == 2
+
+
 def test_the_better_rate_and_the_tables():
     results = []
     for contestant in (*MAIN, ablations()[0]):
@@ -138,21 +181,18 @@ def test_tables_go_between_their_marks():
         fill("nothing", {"x": "new"}, "page.md")
 
 
-def test_runs_that_have_a_result_are_not_repeated(tmp_path, monkeypatch):
-    started = []
+def test_speed_needs_the_models_of_the_runs(tmp_path):
+    results = [result(name, seed, random_counts(0)) for name in MAIN for seed in (1, 2)]
+    found = models(results, "scenes", tmp_path)
+    name = run_name("scenes", "parallel", 0.001, 1)
+    assert found["parallel"] == tmp_path / name / "model_final.pth"
+    with pytest.raises(ValueError, match=r"seed1/model_final\.pth: no such file"):
+        Timed("scenes", "parallel", found["parallel"], None, tmp_path)
 
-    def run(command, check):
-        # 'python -W ignore FILE one DATASET CONTESTANT RATE SEED …'
-        dataset, contestant, rate, seed = command[5:9]
-        run = compare_peers.Run(dataset, contestant, float(rate), int(seed))
-        started.append(run)
-        path = tmp_path / run.file
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result(contestant, int(seed), random_counts(0), float(rate))))
 
-    monkeypatch.setattr(compare_peers.subprocess, "run", run)
-    arguments = {
-        "results": tmp_path,
+def arguments(folder, **changes):
+    defaults = {
+        "results": folder,
         "data": ("scenes",),
         "seeds": (0, 1),
         "nuclei": None,
@@ -160,9 +200,61 @@ def test_runs_that_have_a_result_are_not_repeated(tmp_path, monkeypatch):
         "contestants": None,
         "opts": [],
     }
-    compare_peers.run_all(argparse.Namespace(**arguments))
+    return argparse.Namespace(**defaults | changes)
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """The runs that are started; each leaves a result at once."""
+    runs = []
+
+    def run(command, check):
+        # 'python -W ignore FILE one DATASET CONTESTANT RATE SEED …'
+        dataset, contestant, rate, seed = command[5:9]
+        run = compare_peers.Run(dataset, contestant, float(rate), int(seed))
+        runs.append(run)
+        path = tmp_path / run.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result(contestant, int(seed), random_counts(0), float(rate))))
+
+    monkeypatch.setattr(compare_peers.subprocess, "run", run)
+    return runs
+
+
+def test_runs_that_have_a_result_are_not_repeated(tmp_path, started):
+    compare_peers.run_all(arguments(tmp_path))
     assert len(started) == len(set(started)) == 3 * 3 + 2 * 10
     assert {run.contestant for run in started[:9]} == set(MAIN)
     (tmp_path / started[3].file).unlink()
-    compare_peers.run_all(argparse.Namespace(**arguments))
+    compare_peers.run_all(arguments(tmp_path))
     assert started[29:] == [started[3]]
+
+
+@pytest.mark.parametrize("contestant", MAIN)
+def test_one_contestant_alone_needs_no_result_of_others(tmp_path, started, contestant):
+    compare_peers.run_all(arguments(tmp_path, contestants=[contestant]))
+    assert {run.contestant for run in started} == {contestant}
+    assert [run.seed for run in started] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contestants": ["mine"]}, "contestant 'mine' given"),
+        ({"data": ("nuclei",)}, "--nuclei: the folder"),
+        ({"contestants": [ablations()[0]]}, "no result of spatialflow on scenes yet"),
+    ],
+)
+def test_mistakes_are_found_before_the_first_run(tmp_path, started, changes, message):
+    with pytest.raises(ValueError, match=message):
+        compare_peers.run_all(arguments(tmp_path, **changes))
+    assert not started
+
+
+def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
+    def run(command, check):
+        raise compare_peers.subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(compare_peers.subprocess, "run", run)
+    with pytest.raises(ValueError, match=r"panoptic_fpn-lr0\.001-seed0\.json: .* status 1"):
+        compare_peers.run_all(arguments(tmp_path))

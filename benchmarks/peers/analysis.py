@@ -37,17 +37,22 @@ def of(results: list[Result], dataset: str, contestant: str, rate: float) -> lis
     return sorted(mine, key=lambda r: r["seed"])
 
 
-def best_rate(results: list[Result], dataset: str, contestant: str, seed: int = 0) -> float:
-    """Return the learning rate with the higher PQ at one seed.
+def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
+    """Return the learning rate with the higher mean PQ at the seeds that all rates have.
 
     Raises:
-        ValueError: If there is no result.
+        ValueError: If there is no result, or no such seed.
     """
-    wanted = (dataset, contestant, seed)
-    mine = [r for r in results if (r["dataset"], r["contestant"], r["seed"]) == wanted]
+    mine: dict[float, dict[int, float]] = {}
+    for r in results:
+        if (r["dataset"], r["contestant"]) == (dataset, contestant):
+            mine.setdefault(r["rate"], {})[r["seed"]] = r["PQ"]
     if not mine:
         raise ValueError(f"no result of {contestant} on {dataset} yet: `compare_peers.py run`")
-    return float(max(mine, key=lambda r: r["PQ"])["rate"])
+    common = set.intersection(*(set(by_seed) for by_seed in mine.values()))
+    if not common:
+        raise ValueError(f"{contestant} on {dataset}: one seed at all of {sorted(mine)} expected")
+    return max(mine, key=lambda rate: sum(mine[rate][seed] for seed in common))
 
 
 def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
@@ -85,6 +90,8 @@ class Sampled:
             raise ValueError("results of different images cannot be compared")
         isthing = np.array([bool(c["isthing"]) for c in results[0]["classes"]])
         counts = np.array([r["counts"] for r in results])  # (S, I, C, 4)
+        # What a difference has to have in common.
+        self.drawn_from = ([r["seed"] for r in results], images[0], seed)
         self.mean = quality(counts.sum(axis=1), isthing).mean(axis=0)  # (3,)
         rng = np.random.default_rng(seed)
         seeds, number = counts.shape[:2]
@@ -97,8 +104,19 @@ class Sampled:
         self.draws = np.array(draws)  # (RESAMPLES, 3)
 
     def minus(self, other: Sampled) -> Sampled:
-        """Return the paired difference: the same seeds and images on both sides."""
+        """Return the paired difference: the same seeds and images on both sides.
+
+        Raises:
+            ValueError: If the two sides have others.
+        """
+        if self.drawn_from != other.drawn_from:
+            sides = " and ".join(
+                f"seeds {side.drawn_from[0]} on {len(side.drawn_from[1])} images"
+                for side in (self, other)
+            )
+            raise ValueError(f"{sides}: a difference needs the same seeds and images")
         difference = object.__new__(Sampled)
+        difference.drawn_from = self.drawn_from
         difference.mean = self.mean - other.mean
         difference.draws = self.draws - other.draws
         return difference
@@ -110,6 +128,20 @@ class Sampled:
         return f"{form} ({form} to {form})".format(self.mean[group], low, high)
 
 
+def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:
+    """Return the paired difference at the seeds that both sides have, and how many they are.
+
+    Raises:
+        ValueError: If they have none in common.
+    """
+    common = {r["seed"] for r in one} & {r["seed"] for r in other}
+    if not common:
+        names = " and ".join(side[0]["contestant"] if side else "nothing" for side in (one, other))
+        raise ValueError(f"{names} have no seed in common")
+    sides = [Sampled([r for r in side if r["seed"] in common]) for side in (one, other)]
+    return sides[0].minus(sides[1]), len(common)
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Write a Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
@@ -118,17 +150,18 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> str:
     """Compare the main contestants, each at the better of its learning rates."""
-    rows, sampled = [], {}
+    rows, results_of = [], {}
     for contestant in MAIN:
         rate = best_rate(results, dataset, contestant)
         mine = of(results, dataset, contestant, rate)
-        sampled[contestant] = Sampled(mine)
+        results_of[contestant] = mine
+        sampled = Sampled(mine)
         cost = speed.get(dataset, {}).get(contestant, {})
         rows.append(
             [
                 contestant,
                 f"{rate:g}",
-                *(sampled[contestant].cell(group) for group in range(3)),
+                *(sampled.cell(group) for group in range(3)),
                 ", ".join(f"{r['PQ']:.1f}" for r in mine),
                 f"{mine[0]['parameters'] / 1e6:.2f}",
                 *(str(cost.get(key, "")) for key in ("GFLOPs", "step", "inference")),
@@ -147,14 +180,12 @@ def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> st
         "s",
     ]
     pairs = [("spatialflow", "panoptic_fpn"), ("spatialflow", "parallel")]
-    differences = [
-        [
-            f"{one} − {other}",
-            *(sampled[one].minus(sampled[other]).cell(g, sign=True) for g in range(3)),
-        ]
-        for one, other in pairs
-    ]
-    return table(head, rows) + "\n\n" + table(["difference", *GROUPS], differences)
+    differences = []
+    for one, other in pairs:
+        difference, seeds = minus(results_of[one], results_of[other])
+        cells = [difference.cell(group, sign=True) for group in range(3)]
+        differences.append([f"{one} − {other}", *cells, str(seeds)])
+    return table(head, rows) + "\n\n" + table(["difference", *GROUPS, "seeds"], differences)
 
 
 def class_table(results: list[Result], dataset: str) -> str:
@@ -170,18 +201,17 @@ def class_table(results: list[Result], dataset: str) -> str:
 def flow_table(results: list[Result], dataset: str) -> str:
     """Write what SpatialFlow loses without each flow: the complete design minus the other."""
     rate = best_rate(results, dataset, "spatialflow")
+    whole = of(results, dataset, "spatialflow", rate)
     rows = []
     for contestant in ["parallel", *ablations()]:
         mine = of(results, dataset, contestant, rate)
         if not mine:
             continue
-        seeds = {r["seed"] for r in mine}
-        whole = [r for r in of(results, dataset, "spatialflow", rate) if r["seed"] in seeds]
-        worth = Sampled(whole).minus(Sampled(mine))
+        worth, seeds = minus(whole, mine)
         saved = whole[0]["parameters"] - mine[0]["parameters"]
         name = "all ten" if contestant == "parallel" else contestant.removeprefix(WITHOUT)
         cells = [worth.cell(group, sign=True) for group in range(3)]
-        rows.append([name, *cells, str(len(mine)), f"{saved / 1e3:.0f}"])
+        rows.append([name, *cells, str(seeds), f"{saved / 1e3:.0f}"])
     return table(["flow", *GROUPS, "seeds", "thousand parameters"], rows)
 
 

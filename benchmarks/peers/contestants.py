@@ -48,6 +48,12 @@ def ablations() -> list[str]:
     return [WITHOUT + flow_name(flow) for flow in load_genotype("spatialflow").flows]
 
 
+def run_name(dataset: str, contestant: str, rate: float, seed: int) -> str:
+    """Return where a run's files are, below a folder of outputs or of results."""
+    name = contestant.replace(" -> ", "-to-").replace(" ", "-")
+    return f"{dataset}/{name}-lr{rate:g}-seed{seed}"
+
+
 def genotype(contestant: str) -> Genotype | None:
     """Return a contestant's genotype, None for the one that has none.
 
