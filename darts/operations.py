@@ -127,6 +127,30 @@ def reference_scale(name: str) -> float:
     return 1 / (0.01 * math.sqrt(256 * taps[name])) if name in taps else 1.0
 
 
+def multiply_adds(name: str, channels: int) -> int:
+    """Return what an operation costs at one position of its input: its multiply-adds.
+
+    What a channel gate does once an image is left out.
+    """
+    match name:
+        case "identity":
+            return 0
+        case "conv_1x1":
+            return channels**2
+        case "conv_3x3":
+            return 9 * channels**2
+        case "sep_conv_3x3" | "dil_conv_3x3":
+            return 9 * channels + channels**2
+        case "channel_gate":
+            return channels
+        case "spatial_gate":
+            return channels + 2 * 49
+        case _:
+            raise ValueError(
+                f"unknown operation {name!r}; the known ones are {', '.join(OPERATIONS)}"
+            )
+
+
 def build_operation(name: str, channels: int, *, zero_init: bool = False) -> nn.Module:
     """Build an operation by name.
 

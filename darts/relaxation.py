@@ -135,9 +135,10 @@ class Architecture(nn.Module):
         return (logits / self.temperature).softmax(dim=0)
 
     def _drawn(self, key: str, logits: Tensor) -> Tensor:
-        if key not in self._noise:
+        if self.training and key not in self._noise:
             raise RuntimeError("draw() has to be called before weights are asked for")
-        soft = self._soft(logits + self._noise[key])
+        # Outside of training the likeliest candidate is taken.
+        soft = self._soft(logits + self._noise[key] if self.training else logits)
         hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
         return hard + (soft - soft.detach())
 

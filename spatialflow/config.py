@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 
 from darts.genotype import Genotype
+from spatialflow.search.config import add_search_config
 
 
 def add_spatialflow_config(cfg: CfgNode) -> None:
@@ -86,6 +87,7 @@ def get_cfg(
     """
     cfg = detectron2_get_cfg()
     add_spatialflow_config(cfg)
+    add_search_config(cfg)
     cfg.MODEL.DEVICE = "auto"  # a GPU where there is one, unless something else is asked for
     path = find_config(config_file or "Base-SpatialFlow.yaml")
     try:

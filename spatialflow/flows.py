@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from darts.operations import build_operation, initialise
+from darts.relaxation import Architecture, MixedEdge
 from darts.space import Branch, Node, Topology
 from spatialflow.norms import build_norm
 
@@ -118,6 +119,21 @@ class FlowGraph(nn.Module):
                 )
         flows = {flow: _flow_module(flow, channels, genotype.name) for flow in genotype.flows}
         return cls(topology=topology, channels=channels, flows=flows, norm=norm)
+
+    @classmethod
+    def from_architecture(
+        cls, architecture: Architecture, *, channels: int = 256, norm: str = ""
+    ) -> FlowGraph:
+        """Build the supernet of a search: every edge of the space, relaxed.
+
+        Args:
+            architecture: The space's parameters; the graph uses them and does not own them.
+            channels: C of the pyramid and of every branch.
+            norm: Of the nodes, as in the constructor.
+        """
+        space = architecture.space
+        flows = {edge.flow: MixedEdge(edge, channels, architecture) for edge in space.edges}
+        return cls(topology=space.topology, channels=channels, flows=flows, norm=norm)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Run all branches.

@@ -17,14 +17,17 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from darts.relaxation import Architecture
+from darts.space import Topology
 from spatialflow.backbone import FeaturePyramid
 from spatialflow.config import load_genotype
 from spatialflow.config_check import STUFF_SOURCES, check_config
 from spatialflow.errors import NonFiniteError
-from spatialflow.flows import FlowGraph, spatialflow_topology
+from spatialflow.flows import FlowGraph
 from spatialflow.fusion import PanopticFusion
 from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
 from spatialflow.losses import LossNormalizer
+from spatialflow.search.space import relaxing, search_space, topology_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -45,6 +48,7 @@ class SpatialFlow(nn.Module):
         pixel_std: list[float],
         stuff_from: str = "labels",
         input_format: str = "RGB",
+        architecture: Architecture | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -61,6 +65,8 @@ class SpatialFlow(nn.Module):
                 original size by nearest neighbour as in the reference, or the argmax of bilinear
                 ``logits`` at the original size.
             input_format: Channel order of the input images.
+            architecture: What the flow graph is relaxed by, in a search; each training step draws
+                from it anew.
         """
         super().__init__()
         if stuff_from not in STUFF_SOURCES:
@@ -75,6 +81,7 @@ class SpatialFlow(nn.Module):
         self.fusion = fusion
         self.stuff_from = stuff_from
         self.input_format = input_format
+        self.architecture = architecture
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -90,22 +97,14 @@ class SpatialFlow(nn.Module):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         normalizer = LossNormalizer(own.LOSS_NORMALIZER)
-        topology = spatialflow_topology(
-            box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
-            stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
-            mask_levels=own.MASK_IN_FEATURES,
-            stages=cfg.MODEL.RETINANET.NUM_CONVS,
-        )
+        topology = topology_of(cfg)
+        architecture, flow_graph = _flow_graph(cfg, topology)
         if isinstance(backbone, FeaturePyramid):
             backbone.freeze_unread({x for branch in topology.branches for x in branch.levels})
         return {
             "backbone": backbone,
-            "flow_graph": FlowGraph.from_genotype(
-                load_genotype(own.GENOTYPE),
-                channels=cfg.MODEL.FPN.OUT_CHANNELS,
-                topology=topology,
-                norm=cfg.MODEL.RETINANET.NORM,
-            ),
+            "flow_graph": flow_graph,
+            "architecture": architecture,
             "box_head": DenseBoxHead(cfg, shapes, normalizer),
             "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
             "stuff_head": StuffHead(cfg, shapes, normalizer),
@@ -150,6 +149,8 @@ class SpatialFlow(nn.Module):
             ValueError: If there is no image, or one without pixels.
         """
         images = self.preprocess_image(batched_inputs)
+        if self.architecture is not None and self.training:
+            self.architecture.draw()
         branches = self.flow_graph(self.backbone(images.tensor))
         box_levels = list(branches["box"])
         logits, deltas = self.box_head(
@@ -223,3 +224,16 @@ class SpatialFlow(nn.Module):
             "sem_seg": sem_seg,
             "panoptic_seg": self.fusion(instances, labels),
         }
+
+
+def _flow_graph(cfg: CfgNode, topology: Topology) -> tuple[Architecture | None, FlowGraph]:
+    """Return the graph of the genotype, or in a search the supernet and its architecture."""
+    options: dict[str, Any] = {
+        "channels": cfg.MODEL.FPN.OUT_CHANNELS,
+        "norm": cfg.MODEL.RETINANET.NORM,
+    }
+    if not cfg.SEARCH.ENABLED:
+        genotype = load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE)
+        return None, FlowGraph.from_genotype(genotype, topology=topology, **options)
+    architecture = Architecture(search_space(cfg), relaxing(cfg))
+    return architecture, FlowGraph.from_architecture(architecture, **options)

@@ -200,12 +200,15 @@ class _ErrorsAsValues:
             return error
 
 
-def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
+def build_train_loader(
+    cfg: CfgNode, seed: int, *, keep: Callable[[dict[str, Any]], bool] | None = None
+) -> TrainLoader:
     """Build the loader that a config describes.
 
     Args:
         cfg: ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT`` and ``SOLVER.IMS_PER_BATCH``.
         seed: Of the stream, the same in every process.
+        keep: Tells of a data set's dict whether it is to be trained on; None keeps all.
 
     Raises:
         DataError: If data are bad and may not be skipped.
@@ -213,7 +216,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainLoader:
     """
     keys = cfg.DATALOADER
     mapper = PanopticMapper(cfg, is_train=True)
-    dicts = training_dicts(cfg)
+    dicts = [image for image in training_dicts(cfg) if keep is None or keep(image)]
     groups = None
     if keys.ASPECT_RATIO_GROUPING:
         groups = [int(image["width"] > image["height"]) for image in dicts]

@@ -44,7 +44,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SEED = _draw_seed(cfg.OUTPUT_DIR, resume=resume)
     prepare_config(cfg)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
-    _keep_genotype(cfg, log_folder)
+    if not cfg.SEARCH.ENABLED:
+        _keep_genotype(cfg, log_folder)
     cfg.freeze()
     saved = cfg.clone()
     saved.defrost()

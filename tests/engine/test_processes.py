@@ -238,3 +238,47 @@ def test_a_full_disk_ends_with_one_line_and_is_gone_on_from(program, options, tm
     shutil.rmtree(tmp_path / "cache")
     done = program("train_net.py", *in_processes(1), "--resume", *keys)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def searching(options, **changes):
+    return options(
+        SEARCH__ARCHITECTURE_FRACTION=0.5,
+        SEARCH__OPTIMIZER__LR=0.05,
+        SEARCH__SPACE__OPERATIONS="['identity','conv_1x1']",
+        DATASETS__SCENES__TRAIN=12,
+        DATASETS__TEST="()",
+        MODEL__SPATIALFLOW__LOSS_NORMALIZER="global",
+        SOLVER__MAX_ITER=3,
+        **changes,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_search_as_one_does_and_the_result_is_trained(program, options, tmp_path):
+    found = {}
+    for count in (1, 2):
+        output = tmp_path / f"search-{count}"
+        keys = searching(options, OUTPUT_DIR=output)
+        done = program("search_net.py", *in_processes(count), *keys)
+        assert done.returncode == 0, done.stderr[-2000:]
+        model = torch.load(output / "model_final.pth", weights_only=True)["model"]
+        found[count] = {k: v for k, v in model.items() if k.startswith("architecture.")}
+        assert len(found[count]) == 36
+    for name, value in found[1].items():
+        assert value.abs().max() > 0.01
+        torch.testing.assert_close(found[2][name], value, rtol=0.02, atol=0.002)
+    path = tmp_path / "search-1" / "genotype.json"
+    again = ["--derive-only", tmp_path / "search-1" / "model_final.pth"]
+    saved = path.read_text()
+    done = program(
+        "search_net.py",
+        *in_processes(1),
+        *again,
+        *searching(options, OUTPUT_DIR=tmp_path / "search-1"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(path.read_text())["flows"] == json.loads(saved)["flows"]
+    keys = options(MODEL__SPATIALFLOW__GENOTYPE=path, SOLVER__MAX_ITER=1, DATASETS__TEST="()")
+    done = program("train_net.py", *in_processes(1), *keys)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Search the flows of SpatialFlow, and write the genotype that train_net.py trains.
+
+python search_net.py --config-file search/generated.yaml
+python search_net.py --config-file FILE --resume
+python search_net.py --config-file FILE --derive-only OUTPUT_DIR/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+from spatialflow.engine import setup
+from spatialflow.engine.program import Work, run
+from spatialflow.search.trainer import SearchTrainer
+
+
+def prepare(args: argparse.Namespace) -> Work:
+    """Build the search, and return what a process is to do."""
+    args.opts = ["SEARCH.ENABLED", True, *args.opts]
+    cfg = setup(args)
+    trainer = SearchTrainer(cfg)
+    if args.derive_only:
+        trainer.checkpointer.load(args.derive_only)
+        return functools.partial(finish, trainer)
+    trainer.resume_or_load(resume=args.resume)
+    return functools.partial(search, trainer)
+
+
+def search(trainer: SearchTrainer) -> None:
+    """Search, then derive."""
+    trainer.train()
+    finish(trainer)
+
+
+def finish(trainer: SearchTrainer) -> None:
+    """Derive the genotype and write it."""
+    if comm.is_main_process():
+        trainer.write_genotype()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(__doc__)
+    parser.add_argument("--derive-only", metavar="CKPT", help="derive from a search's checkpoint")
+    run(prepare, parser.parse_args())

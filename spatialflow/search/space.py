@@ -1,0 +1,96 @@
+"""The search space that a config describes, and what its flows cost."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from darts.derive import Costs
+from darts.genotype import Flow, Genotype
+from darts.operations import multiply_adds
+from darts.relaxation import Relaxing
+from darts.space import SearchSpace, Topology
+from spatialflow.config import load_genotype
+from spatialflow.flows import spatialflow_topology
+
+HUMAN = "spatialflow"
+"""The genotype whose flows' cost is the unit of a budget."""
+
+
+def topology_of(cfg: CfgNode) -> Topology:
+    """Return the branches that a config describes."""
+    return spatialflow_topology(
+        box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
+        stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
+        mask_levels=cfg.MODEL.SPATIALFLOW.MASK_IN_FEATURES,
+        stages=cfg.MODEL.RETINANET.NUM_CONVS,
+    )
+
+
+def search_space(cfg: CfgNode) -> SearchSpace:
+    """Return the space of ``SEARCH.SPACE``.
+
+    Raises:
+        ValueError: If it names something unknown, or is empty.
+    """
+    keys = cfg.SEARCH.SPACE
+    pairs = [tuple(pair.split(">")) for pair in keys.PAIRS]
+    wrong = [pair for pair, parts in zip(keys.PAIRS, pairs, strict=True) if len(parts) != 2]
+    if wrong:
+        raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
+    if keys.MAX_INPUTS < 0:
+        raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
+    try:
+        return SearchSpace.build(
+            topology_of(cfg),
+            operations=keys.OPERATIONS,
+            pairs=[(source, target) for source, target in pairs] or None,
+            stages=keys.STAGES or None,
+            ports=keys.PORTS,
+            complete_levels=keys.COMPLETE_LEVELS,
+            max_inputs=keys.MAX_INPUTS or None,
+        )
+    except ValueError as error:
+        raise ValueError(f"SEARCH.SPACE: {error}") from error
+
+
+def relaxing(cfg: CfgNode) -> Relaxing:
+    """Return how a config relaxes the space.
+
+    Raises:
+        ValueError: If a key has a value that is not allowed.
+    """
+    keys = cfg.SEARCH
+    try:
+        return Relaxing(keys.RELAXATION, keys.EDGE_WEIGHTS, keys.PARTIAL_CHANNELS)
+    except ValueError as error:
+        raise ValueError(f"SEARCH: {error}") from error
+
+
+def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
+    """Return what flows cost, and the cost of the human flows.
+
+    A flow's cost is its multiply-adds on the levels where both of its ends exist, for an image of
+    one megapixel.
+
+    Returns:
+        (key of an edge, operation) → millions, for every causal edge, port and operation; and the
+        sum over the flows of :data:`HUMAN`.
+    """
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+
+    def cost(flow: Flow) -> float:
+        strides = [2 ** int(level.removeprefix("p")) for level in topology.shared_levels(flow)]
+        return multiply_adds(flow.operation, channels) * sum(stride**-2 for stride in strides)
+
+    costs = {}
+    for source, target in topology.edges():
+        for port in cfg.SEARCH.SPACE.PORTS:
+            for operation in cfg.SEARCH.SPACE.OPERATIONS:
+                flow = Flow(source.name, target.name, port, operation)
+                costs[flow.key, operation] = cost(flow)
+    return costs, sum(cost(flow) for flow in human_genotype().flows)
+
+
+def human_genotype() -> Genotype:
+    """Return the published design."""
+    return load_genotype(HUMAN)

@@ -1,0 +1,156 @@
+"""The search trainer: weights and architecture learn in turn, on images of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from darts.architect import Architect, Named
+from darts.derive import by_argmax, by_threshold, by_top_inputs, derive
+from darts.genotype import Genotype
+from darts.relaxation import Architecture, architecture_parameters
+from spatialflow.data.loader import TrainLoader, build_train_loader
+from spatialflow.data.source import in_validation_split
+from spatialflow.engine.trainer import Trainer
+from spatialflow.randomness import mix_seeds
+from spatialflow.search.hook import LOG_FILE, ArchitectureHook
+from spatialflow.search.space import flow_costs
+
+logger = logging.getLogger(__name__)
+
+RULES = {"argmax": by_argmax, "threshold": by_threshold, "top_inputs": by_top_inputs}
+
+
+class SearchTrainer(Trainer):
+    """Trains a supernet and its architecture in turn (Liu et al. 2019, DARTS, alg. 1)."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build the supernet, two optimisers and two streams of images.
+
+        Raises:
+            ValueError: If the config is not one of a search.
+        """
+        if not cfg.SEARCH.ENABLED:
+            raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
+        if cfg.SEARCH.RULE not in RULES:
+            raise ValueError(
+                f"SEARCH.RULE: {cfg.SEARCH.RULE!r} given, one of {list(RULES)} expected"
+            )
+        super().__init__(cfg)
+
+    @property
+    def supernet(self) -> nn.Module:
+        """The model without a wrapper for several processes."""
+        model: nn.Module = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture parameters."""
+        found = self.supernet.architecture
+        assert isinstance(found, Architecture)
+        return found
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimiser of the weights, to which no architecture parameter belongs."""
+        architecture = architecture_parameters(model).values()
+        for parameter in architecture:
+            parameter.requires_grad_(False)
+        optimizer = super().build_optimizer(cfg, model)
+        for parameter in architecture:
+            parameter.requires_grad_(True)
+        return optimizer
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """Return the batches that the weights learn from."""
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        return build_train_loader(cfg, seed, keep=_part(cfg, architecture=False))
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Return the trainer's hooks, with the architecture's step after the scheduler's."""
+        built = super().build_hooks()
+        position = next(i for i, h in enumerate(built) if isinstance(h, hooks.LRScheduler))
+        # By type, as the main process has hooks that others lack.
+        built.insert(position + 1, self._architecture_hook())
+        return built
+
+    def _architecture_hook(self) -> ArchitectureHook:
+        seed = self._trainer.seed
+        loader = build_train_loader(
+            self.cfg, mix_seeds(seed, 2), keep=_part(self.cfg, architecture=True)
+        )
+        architect = Architect(
+            self.supernet,
+            architecture_parameters(self.supernet),
+            lambda model, batch: hook.loss(model, batch),
+            average=_mean_over_processes if comm.get_world_size() > 1 else None,
+        )
+        costs, human = flow_costs(self.cfg, self.architecture.space.topology)
+        hook = ArchitectureHook(
+            self.cfg.SEARCH,
+            self.architecture,
+            architect,
+            loader,
+            seed=seed,
+            costs=costs,
+            budget=self.cfg.SEARCH.BUDGET * human,
+            log_file=Path(self.cfg.OUTPUT_DIR, LOG_FILE),
+        )
+        return hook
+
+    def derive(self) -> Genotype:
+        """Return the genotype that the architecture stands for now, by ``SEARCH.RULE``."""
+        costs, human = flow_costs(self.cfg, self.architecture.space.topology)
+        keys = self.cfg.SEARCH
+        return derive(
+            self.architecture,
+            RULES[keys.RULE](self.architecture),
+            name=Path(self.cfg.OUTPUT_DIR).name or "searched",
+            costs=costs,
+            budget=keys.BUDGET * human if keys.COST > 0 else None,
+            provenance={
+                "rule": keys.RULE,
+                "relaxation": keys.RELAXATION,
+                "iterations": self.iter,
+                "seed": self._trainer.seed,
+            },
+        )
+
+    def write_genotype(self) -> Path:
+        """Derive the genotype, write it to ``OUTPUT_DIR/genotype.json`` and return that path."""
+        genotype = self.derive()
+        path = Path(self.cfg.OUTPUT_DIR, "genotype.json")
+        genotype.save(path)
+        for flow in genotype.flows:
+            logger.info("%s", flow)
+        logger.info("%d flows, written to %s", len(genotype.flows), path)
+        return path
+
+
+def _mean_over_processes(named: Named) -> Named:
+    for value in named.values():
+        torch.distributed.all_reduce(value)
+    return {name: value / comm.get_world_size() for name, value in named.items()}
+
+
+def _part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
+    """Tell which images are the architecture's, or the weights', by a hash of seed and name."""
+    fraction, seed = cfg.SEARCH.ARCHITECTURE_FRACTION, cfg.SEARCH.SPLIT_SEED
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"SEARCH.ARCHITECTURE_FRACTION: {fraction} given, between 0 and 1 expected"
+        )
+    return lambda image: (
+        in_validation_split(Path(image["file_name"]).name, fraction, seed) == architecture
+    )

@@ -1,0 +1,161 @@
+"""The search: the supernet, its alternation, resume, and the genotype it writes."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from darts.genotype import Genotype
+from darts.relaxation import Architecture, Relaxing, architecture_parameters
+from spatialflow.config import load_genotype
+from spatialflow.flows import FlowGraph
+from spatialflow.search.space import flow_costs, search_space
+from spatialflow.search.trainer import SearchTrainer
+from tests.engine.conftest import scenes_cfg  # noqa: F401
+from tests.engine.test_resume import checkpoint, equal
+
+SEARCH = {
+    "SEARCH.ENABLED": True,
+    "SEARCH.ARCHITECTURE_FRACTION": 0.5,
+    "SEARCH.WARMUP_ITERS": 1,
+    "SEARCH.SPACE.OPERATIONS": ["identity", "conv_1x1"],
+    "SEARCH.OPTIMIZER.LR": 0.1,
+    "SEARCH.COST": 1.0,
+    "SEARCH.BETA_DECAY": 0.1,
+    "SEARCH.ENTROPY": 0.1,
+    "SEARCH.AUXILIARY_SKIP": 0.5,
+    "SOLVER.CHECKPOINT_PERIOD": 3,
+    "SOLVER.MAX_ITER": 5,
+    "DATASETS.TEST": (),
+}
+
+
+def copy_operation(supernet, graph, genotype):
+    """Copies weights of a supernet's nodes and chosen operations, their scales folded in."""
+    graph.nodes.load_state_dict(supernet.nodes.state_dict())
+    for flow in genotype.flows:
+        mixed = supernet.flows[flow.key]
+        operation = graph.flows[flow.key]
+        operation.load_state_dict(mixed.operations[flow.operation].state_dict())
+        scale = mixed.scales[mixed.edge.operations.index(flow.operation)]
+        for parameter in operation.last.parameters() if scale != 1 else ():
+            parameter.data *= scale
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "gumbel"])
+@pytest.mark.parametrize("name", ["spatialflow", "parallel"])
+def test_a_one_hot_supernet_is_the_derived_network(tiny_cfg, kind, name):
+    cfg = tiny_cfg()
+    architecture = Architecture(search_space(cfg), Relaxing(kind))
+    assert len(architecture.space.edges) == 36
+    genotype = load_genotype(name)
+    bare = Genotype(genotype.name, genotype.flows)
+    supernet = FlowGraph.from_architecture(architecture, channels=16)
+    for parameter in supernet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    graph = FlowGraph.from_genotype(bare, channels=16)
+    copy_operation(supernet, graph, bare)
+    architecture.set_genotype(bare)
+    architecture.draw()
+    features = {f"p{i}": torch.randn(2, 16, 2 ** (8 - i), 2 ** (8 - i)) for i in range(3, 8)}
+    given, expected = supernet(features), graph(features)
+    for branch, levels in expected.items():
+        for level, value in levels.items():
+            torch.testing.assert_close(given[branch][level], value, rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_of_the_supernet_learns(tiny_cfg, make_input):
+    model = build_model(tiny_cfg({"SEARCH.ENABLED": True}))
+    with EventStorage():
+        sum(model([make_input(64, 64)]).values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    for name, parameter in architecture_parameters(model).items():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_costs_are_in_units_of_the_human_flows(tiny_cfg):
+    cfg = tiny_cfg()
+    costs, human = flow_costs(cfg, search_space(cfg).topology)
+    mine = sum(costs[f.key, f.operation] for f in load_genotype("spatialflow").flows)
+    assert mine == pytest.approx(human)
+    # Nine multiply-adds a weight at strides 8, 16 and 32, at 32 channels.
+    assert costs["box_4_to_mask_1_input", "conv_3x3"] == pytest.approx(
+        9 * 32**2 * (8**-2 + 16**-2 + 32**-2)
+    )
+    assert costs["box_4_to_mask_1_input", "identity"] == 0
+
+
+def search(cfg, *, resume=False, seed=0):
+    torch.manual_seed(seed)
+    trainer = SearchTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gumbel"])
+def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, kind):  # noqa: F811
+    keys = {**SEARCH, "SEARCH.RELAXATION": kind}
+    whole = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "whole")})
+    trainer = search(whole)
+    weights = {id(p) for g in trainer._trainer.optimizer.param_groups for p in g["params"]}
+    architecture = architecture_parameters(trainer.supernet)
+    assert not weights & {id(p) for p in architecture.values()}
+    assert len(weights) + len(architecture) == len(list(trainer.supernet.parameters()))
+    learnt = torch.cat([p.detach() for p in architecture.values()])
+    assert learnt.abs().max() > 0.05, "the architecture has not moved"
+
+    stopped = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "stopped")})
+    search(stopped)
+    (tmp_path / "stopped" / "model_final.pth").unlink()
+    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000002.pth")
+    resumed = search(stopped, resume=True, seed=9)
+    assert resumed.start_iter == 3
+    equal(checkpoint(stopped), checkpoint(whole))
+
+    path = resumed.write_genotype()
+    genotype = Genotype.load(path)
+    search_space(whole).check(genotype)
+    costs, human = flow_costs(whole, resumed.architecture.space.topology)
+    assert sum(costs[f.key, f.operation] for f in genotype.flows) <= human
+    line = json.loads((tmp_path / "whole" / "search.jsonl").read_text().splitlines()[-1])
+    assert line["iteration"] == 4
+    assert len(line["probabilities"]) == 36
+    assert line["entropy"] > 0
+    # The derived network builds and trains.
+    derived = scenes_cfg({"MODEL.SPATIALFLOW.GENOTYPE": str(path)})
+    assert len(build_model(derived).flow_graph.flows) == len(genotype.flows)
+
+
+def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
+    trainer = SearchTrainer(scenes_cfg(SEARCH))
+    (hook,) = [h for h in trainer._hooks if type(h).__name__ == "ArchitectureHook"]
+    names = [
+        {item["file_name"] for item in loader._images.dicts}
+        for loader in (trainer._trainer.data_loader, hook.loader)
+    ]
+    assert names[0]
+    assert names[1]
+    assert not names[0] & names[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("SEARCH.RULE", "best", "SEARCH.RULE: 'best' given"),
+        ("SEARCH.RELAXATION", "tanh", "SEARCH: relaxation: 'tanh' given"),
+        ("SEARCH.SPACE.PAIRS", ["box-cls"], "SEARCH.SPACE.PAIRS"),
+        ("SEARCH.SPACE.PAIRS", ["box>head"], "SEARCH.SPACE: branches"),
+        ("SEARCH.SPACE.OPERATIONS", ["pool"], "SEARCH.SPACE: operations"),
+        ("SEARCH.SPACE.STAGES", [9], "SEARCH.SPACE: stages"),
+        ("SEARCH.SPACE.MAX_INPUTS", -1, "SEARCH.SPACE.MAX_INPUTS"),
+        ("SEARCH.ARCHITECTURE_FRACTION", 1.0, "SEARCH.ARCHITECTURE_FRACTION"),
+        ("SEARCH.ENABLED", False, "SEARCH.ENABLED"),
+    ],
+)
+def test_wrong_keys_are_named(scenes_cfg, key, value, problem):  # noqa: F811
+    with pytest.raises(ValueError, match=problem):
+        SearchTrainer(scenes_cfg({**SEARCH, key: value}))
