@@ -6,6 +6,8 @@ S stuff classes + 1.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -82,6 +84,8 @@ class SpatialFlow(nn.Module):
         self.stuff_from = stuff_from
         self.input_format = input_format
         self.architecture = architecture
+        self._holds_proposals = False
+        self._held_proposals: dict[int, list[Instances]] = {}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -157,7 +161,11 @@ class SpatialFlow(nn.Module):
             [branches["cls"][level] for level in box_levels], list(branches["box"].values())
         )
         anchors = self.box_head.anchor_generator(logits)
-        detections = self.box_head.inference(anchors, logits, deltas, images.image_sizes)
+        detections = self._held_proposals.get(id(batched_inputs))
+        if detections is None:
+            detections = self.box_head.inference(anchors, logits, deltas, images.image_sizes)
+        if self._holds_proposals:
+            self._held_proposals[id(batched_inputs)] = detections
         stuff_logits = self.stuff_head(branches["stuff"])
         mask_features = list(branches["mask"].values())
         if self.training:
@@ -175,6 +183,19 @@ class SpatialFlow(nn.Module):
                 detections, stuff_logits, images.image_sizes, batched_inputs, strict=True
             )
         ]
+
+    @contextlib.contextmanager
+    def holding_proposals(self) -> Iterator[None]:
+        """Give each batch, inside, the proposals of its first forward pass in training.
+
+        They change with the weights by jumps, which no difference between nearby weights stands.
+        """
+        self._holds_proposals = True
+        try:
+            yield
+        finally:
+            self._holds_proposals = False
+            self._held_proposals = {}
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images, and pad them to one size that the pyramid divides.

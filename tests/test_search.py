@@ -6,7 +6,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.func import functional_call
 
+from darts.architect import Architect, VirtualStep
 from darts.genotype import Genotype
 from darts.relaxation import Architecture, Relaxing, architecture_parameters
 from spatialflow.config import load_genotype
@@ -96,16 +98,24 @@ def search(cfg, *, resume=False, seed=0):
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["softmax", "gumbel"])
-def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, kind):  # noqa: F811
-    keys = {**SEARCH, "SEARCH.RELAXATION": kind}
+VARIANTS = {
+    "softmax": {},
+    "gumbel": {"SEARCH.RELAXATION": "gumbel"},
+    "second order": {"SEARCH.ORDER": 2, "SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.01},
+    "partial": {"SEARCH.PARTIAL_CHANNELS": 4, "SEARCH.EDGE_WEIGHTS": "independent"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, variant):  # noqa: F811
+    keys = {**SEARCH, **VARIANTS[variant]}
     whole = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "whole")})
     trainer = search(whole)
     weights = {id(p) for g in trainer._trainer.optimizer.param_groups for p in g["params"]}
     architecture = architecture_parameters(trainer.supernet)
     assert not weights & {id(p) for p in architecture.values()}
     assert len(weights) + len(architecture) == len(list(trainer.supernet.parameters()))
-    learnt = torch.cat([p.detach() for p in architecture.values()])
+    learnt = torch.cat([p.detach().flatten() for p in architecture.values()])
     assert learnt.abs().max() > 0.05, "the architecture has not moved"
 
     stopped = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "stopped")})
@@ -121,6 +131,7 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, kind)
     search_space(whole).check(genotype)
     costs, human = flow_costs(whole, resumed.architecture.space.topology)
     assert sum(costs[f.key, f.operation] for f in genotype.flows) <= human
+    assert path.with_suffix(".svg").read_text().count("<title>") == 1 + len(genotype.flows)
     line = json.loads((tmp_path / "whole" / "search.jsonl").read_text().splitlines()[-1])
     assert line["iteration"] == 4
     assert len(line["probabilities"]) == 36
@@ -154,8 +165,73 @@ def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
         ("SEARCH.SPACE.MAX_INPUTS", -1, "SEARCH.SPACE.MAX_INPUTS"),
         ("SEARCH.ARCHITECTURE_FRACTION", 1.0, "SEARCH.ARCHITECTURE_FRACTION"),
         ("SEARCH.ENABLED", False, "SEARCH.ENABLED"),
+        ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
+        ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
     ],
 )
 def test_wrong_keys_are_named(scenes_cfg, key, value, problem):  # noqa: F811
     with pytest.raises(ValueError, match=problem):
         SearchTrainer(scenes_cfg({**SEARCH, key: value}))
+
+
+def exact_gradient(model, architect, optimizer, train, held_out, loss_of):
+    """Differentiate through a step of SGD without momentum buffers."""
+    weights, rate = architect.weights, optimizer.param_groups[0]["lr"]
+    loss = loss_of(model, train)
+    gradients = torch.autograd.grad(
+        loss, list(weights.values()), create_graph=True, materialize_grads=True
+    )
+    moved = {
+        name: weight - rate * gradient
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }
+    after = loss_of(lambda x: functional_call(model, moved, (x,)), held_out)
+    found = torch.autograd.grad(after, list(architect.architecture.values()))
+    return torch.cat(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_second_order_of_the_whole_model_without_masks(tiny_cfg, make_input, seed):
+    """ROIAlign has no double backward, so the mask loss is left out."""
+    torch.manual_seed(seed)
+    changes = {"SEARCH.ENABLED": True, "SEARCH.SPACE.OPERATIONS": ["identity", "conv_3x3"]}
+    model = build_model(tiny_cfg(changes)).double()
+    names = ("loss_cls", "loss_box", "loss_stuff")
+
+    def loss_of(call, batch):
+        losses = call(batch)
+        return sum(losses[name] for name in names)
+
+    def batch(number):
+        image = make_input(64, 64, seed=number)
+        return [{**image, "image": image["image"].double()}]
+
+    architect = Architect(model, architecture_parameters(model), loss_of)
+    optimizer = torch.optim.SGD(architect.weights.values(), 0.01)
+    train, held_out = batch(seed), batch(seed + 10)
+    with EventStorage():
+        step = VirtualStep.of(optimizer, architect.weights)
+        _, given = architect.second_order(train, held_out, step)
+        _, first = architect.first_order(held_out)
+        exact = exact_gradient(model, architect, optimizer, train, held_out, loss_of)
+    error = (torch.cat(list(given.values())) - exact).norm() / exact.norm()
+    assert error < 1e-5
+    assert (torch.cat(list(first.values())) - exact).norm() / exact.norm() > 10 * error
+
+
+def test_held_proposals_are_those_of_the_first_pass(tiny_cfg, make_input, monkeypatch):
+    model = build_model(tiny_cfg({"SEARCH.ENABLED": True}))
+    batch, other = [make_input(64, 64)], [make_input(64, 64, seed=1)]
+    calls = []
+    inference = model.box_head.inference
+    monkeypatch.setattr(
+        model.box_head, "inference", lambda *args: calls.append(1) or inference(*args)
+    )
+    with EventStorage():
+        with model.holding_proposals():
+            for item in (batch, other, batch):
+                model(item)
+        assert len(calls) == 2
+        model(batch)
+    assert len(calls) == 3

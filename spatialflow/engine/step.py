@@ -71,10 +71,17 @@ class StepTrainer(SimpleTrainer):
         self.skip_non_finite = non_finite == "skip"
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
+        self._ahead: Batch | None = None
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype == torch.float16
         )
+
+    def peek(self) -> Batch:
+        """Return the first batch of the step that comes next."""
+        if self._ahead is None:
+            self._ahead = next(self._data_loader_iter)
+        return self._ahead
 
     def run_step(self) -> None:
         """Draw the step's batches, accumulate their gradients, and step the optimiser.
@@ -89,7 +96,8 @@ class StepTrainer(SimpleTrainer):
         data_time = 0.0
         for i in range(self.accumulation_steps):
             start = time.perf_counter()
-            batches.append(next(self._data_loader_iter))
+            batches.append(self.peek())
+            self._ahead = None
             data_time += time.perf_counter() - start
             last = i == self.accumulation_steps - 1
             for name, value in self._backward(batches[-1], last=last).items():

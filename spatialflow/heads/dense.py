@@ -21,7 +21,7 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatialflow.losses import LossNormalizer
+from spatialflow.losses import LossNormalizer, full_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,10 @@ class DenseBoxHead(nn.Module):
         Returns:
             ``loss_cls`` and ``loss_box``, scalars in float32.
         """
-        all_logits = cat([permute_to_N_HWA_K(x, self.num_classes) for x in logits], dim=1).float()
-        all_deltas = cat([permute_to_N_HWA_K(x, 4) for x in deltas], dim=1).float()
+        all_logits = full_precision(
+            cat([permute_to_N_HWA_K(x, self.num_classes) for x in logits], dim=1)
+        )
+        all_deltas = full_precision(cat([permute_to_N_HWA_K(x, 4) for x in deltas], dim=1))
         boxes = Boxes.cat(anchors)
         assigned = [self._assign(boxes, image) for image in targets]
         classes = torch.stack([pair[0] for pair in assigned])  # (N, R)

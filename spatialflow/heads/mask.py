@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from spatialflow.losses import LossNormalizer
+from spatialflow.losses import LossNormalizer, full_precision
 from spatialflow.norms import norm_builder
 
 
@@ -93,7 +93,7 @@ class ProposalMaskHead(nn.Module):
             (M, 1, 28, 28), probabilities in the box.
         """
         # Pooling is not implemented in half precision on every device.
-        features = [level.float() for level in features]
+        features = [full_precision(level) for level in features]
         if not self.training:
             boxes = [image.pred_boxes for image in detections]
             mask_rcnn_inference(self.fcn.layers(self.pooler(features, boxes)), detections)
@@ -103,7 +103,7 @@ class ProposalMaskHead(nn.Module):
         logits = self.fcn.layers(
             self.pooler(features, [image.proposal_boxes for image in proposals])
         )
-        loss = mask_rcnn_loss(logits.float(), proposals)
+        loss = mask_rcnn_loss(full_precision(logits), proposals)
         # Detectron2's loss is the mean over this process's proposals.
         count = torch.as_tensor(len(logits), device=logits.device)
         return {"loss_mask": loss * count / self.normalizer(count)}

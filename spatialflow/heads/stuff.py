@@ -15,7 +15,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatialflow.losses import LossNormalizer
+from spatialflow.losses import LossNormalizer, full_precision
 from spatialflow.norms import build_norm
 
 
@@ -126,7 +126,7 @@ class StuffHead(nn.Module):
         """
         labels = torch.stack([self._pad(image, logits.shape[-2:]) for image in targets])
         loss = F.cross_entropy(
-            logits.float(), labels, ignore_index=self.ignore_value, reduction="sum"
+            full_precision(logits), labels, ignore_index=self.ignore_value, reduction="sum"
         )
         pixels = torch.as_tensor(sum(image.numel() for image in targets), device=logits.device)
         return {"loss_stuff": self.loss_weight * loss / self.normalizer(pixels)}

@@ -38,6 +38,9 @@ def add_search_config(cfg: CfgNode) -> None:
     search.SPLIT_SEED = 0
     # Iterations in which only the weights learn.
     search.WARMUP_ITERS = 0
+    # Of the architecture's gradient: 1 at the weights as they are, 2 through one virtual step of
+    # SGD (DARTS, eq. 6 to 8), which takes four forward and backward passes instead of one.
+    search.ORDER = 1
     # Adam of the architecture parameters (the values of DARTS).
     search.OPTIMIZER = CfgNode({"LR": 0.0003, "BETAS": [0.5, 0.999], "WEIGHT_DECAY": 0.001})
     # Divide each task's loss by its value at the first architecture step.
@@ -52,5 +55,6 @@ def add_search_config(cfg: CfgNode) -> None:
     # Share of the source that is added to every flow, fading to 0 at the end (Chu et al. 2021,
     # DARTS-).
     search.AUXILIARY_SKIP = 0.0
-    # How the genotype is derived: "argmax", "threshold" or "top_inputs" (the rule of DARTS).
+    # How the genotype is derived: "argmax" (with ``none`` allowed), "threshold" (of 0.5) or
+    # "top_inputs" (two inputs of every node, the rule of DARTS).
     search.RULE = "argmax"

@@ -14,7 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
 
-from darts.architect import Architect, Named
+from darts.architect import Architect, Named, VirtualStep
 from darts.derive import Costs
 from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
 from darts.relaxation import Architecture, MixedEdge
@@ -93,7 +93,7 @@ class ArchitectureHook(HookBase):
         seed_generators(mix_seeds(self.seed, iteration, comm.get_rank(), 3))
         if self._batches is None:
             self._batches = iter(self.loader)
-        loss, gradients = self.architect.first_order(next(self._batches))
+        loss, gradients = self._gradient(next(self._batches))
         penalty = self._penalty(progress)
         self._add_gradient(gradients, penalty)
         for name, parameter in self.architect.architecture.items():
@@ -104,6 +104,14 @@ class ArchitectureHook(HookBase):
         self._count_flips()
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.trainer.max_iter:
             self._write(iteration, loss, penalty)
+
+    def _gradient(self, batch: list[dict[str, Any]]) -> tuple[Tensor, Named]:
+        if self.keys.ORDER == 1:
+            return self.architect.first_order(batch)
+        inner = self.trainer._trainer
+        step = VirtualStep.of(inner.optimizer, self.architect.weights)
+        with self.architect.model.holding_proposals():
+            return self.architect.second_order(inner.peek(), batch, step)
 
     def loss(self, model: Callable[..., Any], batch: list[dict[str, Any]]) -> Tensor:
         """Return the sum of the tasks' losses, each over its value at the first step."""

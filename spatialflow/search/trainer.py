@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from darts.architect import Architect, Named
 from darts.derive import by_argmax, by_threshold, by_top_inputs, derive
+from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
@@ -44,6 +45,13 @@ class SearchTrainer(Trainer):
         if cfg.SEARCH.RULE not in RULES:
             raise ValueError(
                 f"SEARCH.RULE: {cfg.SEARCH.RULE!r} given, one of {list(RULES)} expected"
+            )
+        if cfg.SEARCH.ORDER not in (1, 2):
+            raise ValueError(f"SEARCH.ORDER: {cfg.SEARCH.ORDER} given, 1 or 2 expected")
+        if cfg.SEARCH.ORDER == 2 and cfg.SOLVER.OPTIMIZER != "SGD":
+            raise ValueError(
+                f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} given, 'SGD' expected where "
+                "SEARCH.ORDER is 2, whose virtual step is one of SGD"
             )
         super().__init__(cfg)
 
@@ -128,10 +136,12 @@ class SearchTrainer(Trainer):
         )
 
     def write_genotype(self) -> Path:
-        """Derive the genotype, write it to ``OUTPUT_DIR/genotype.json`` and return that path."""
-        genotype = self.derive()
+        """Derive the genotype; write it as JSON, SVG and DOT, and return the first one's path."""
+        genotype, topology = self.derive(), self.architecture.space.topology
         path = Path(self.cfg.OUTPUT_DIR, "genotype.json")
         genotype.save(path)
+        path.with_suffix(".svg").write_text(to_svg(genotype, topology))
+        path.with_suffix(".dot").write_text(to_dot(genotype, topology))
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
