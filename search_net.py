@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Search the flows of SpatialFlow, and write the genotype that train_net.py trains.
 
-python search_net.py --config-file search/generated.yaml
+python search_net.py --config-file search/default.yaml
 python search_net.py --config-file FILE --resume
 python search_net.py --config-file FILE --derive-only OUTPUT_DIR/model_final.pth
+python search_net.py --config-file FILE --random 5 --seed 0
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from detectron2.utils import comm
 
 from spatialflow.engine import setup
 from spatialflow.engine.program import Work, run
-from spatialflow.search.trainer import SearchTrainer
+from spatialflow.search.trainer import SearchTrainer, write_random_genotypes
 
 
 def prepare(args: argparse.Namespace) -> Work:
     """Build the search, and return what a process is to do."""
     args.opts = ["SEARCH.ENABLED", True, *args.opts]
     cfg = setup(args)
+    if args.random:
+        return functools.partial(write_random_genotypes, cfg, args.random, args.seed)
     trainer = SearchTrainer(cfg)
     if args.derive_only:
         trainer.checkpointer.load(args.derive_only)
@@ -46,4 +49,6 @@ def finish(trainer: SearchTrainer) -> None:
 if __name__ == "__main__":
     parser = default_argument_parser(__doc__)
     parser.add_argument("--derive-only", metavar="CKPT", help="derive from a search's checkpoint")
+    parser.add_argument("--random", type=int, metavar="N", help="write N random genotypes instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the random genotypes")
     run(prepare, parser.parse_args())

@@ -11,10 +11,11 @@ from torch.func import functional_call
 from darts.architect import Architect, VirtualStep
 from darts.genotype import Genotype
 from darts.relaxation import Architecture, Relaxing, architecture_parameters
-from spatialflow.config import load_genotype
+from spatialflow.config import get_cfg, load_genotype
+from spatialflow.engine import prepare_config
 from spatialflow.flows import FlowGraph
 from spatialflow.search.space import flow_costs, search_space
-from spatialflow.search.trainer import SearchTrainer
+from spatialflow.search.trainer import SearchTrainer, write_random_genotypes
 from tests.engine.conftest import scenes_cfg  # noqa: F401
 from tests.engine.test_resume import checkpoint, equal
 
@@ -139,6 +140,29 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, varia
     # The derived network builds and trains.
     derived = scenes_cfg({"MODEL.SPATIALFLOW.GENOTYPE": str(path)})
     assert len(build_model(derived).flow_graph.flows) == len(genotype.flows)
+
+
+def test_random_genotypes_are_written_within_the_budget(tiny_cfg, tmp_path):
+    cfg = tiny_cfg({"SEARCH.ENABLED": True, "OUTPUT_DIR": str(tmp_path)})
+    paths = write_random_genotypes(cfg, 5, 3)
+    assert [path.name for path in paths] == [f"random_{i}.json" for i in range(3, 8)]
+    genotypes = [Genotype.load(path) for path in paths]
+    assert len({genotype.hash for genotype in genotypes}) == 5
+    costs, human = flow_costs(cfg, search_space(cfg).topology)
+    for genotype in genotypes:
+        search_space(cfg).check(genotype)
+        assert sum(costs[f.key, f.operation] for f in genotype.flows) <= human
+    with pytest.raises(ValueError, match="--random 0"):
+        write_random_genotypes(cfg, 0, 0)
+
+
+@pytest.mark.parametrize("file", ["search/default.yaml", "search/darts_original.yaml"])
+def test_search_configs_build_their_trainer(file, scenes, tmp_path):
+    data = {"DATASETS.TRAIN": (scenes,), "DATASETS.TEST": (), "OUTPUT_DIR": str(tmp_path)}
+    keys = {**data, "SEARCH.ENABLED": True, "SEARCH.ARCHITECTURE_FRACTION": 0.5}
+    cfg = get_cfg(file, [item for pair in keys.items() for item in pair])
+    prepare_config(cfg)
+    assert len(SearchTrainer(cfg).architecture.space.edges) == 36
 
 
 def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from darts.architect import Architect, Named
-from darts.derive import by_argmax, by_threshold, by_top_inputs, derive
+from darts.derive import by_argmax, by_threshold, by_top_inputs, derive, random_genotype
 from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
 from darts.relaxation import Architecture, architecture_parameters
@@ -24,7 +24,7 @@ from spatialflow.data.source import in_validation_split
 from spatialflow.engine.trainer import Trainer
 from spatialflow.randomness import mix_seeds
 from spatialflow.search.hook import LOG_FILE, ArchitectureHook
-from spatialflow.search.space import flow_costs
+from spatialflow.search.space import flow_costs, search_space
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,35 @@ class SearchTrainer(Trainer):
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
         return path
+
+
+def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
+    """Write random points of a config's space to ``OUTPUT_DIR/random_<seed>.json``, and so on.
+
+    Each costs at most ``SEARCH.BUDGET`` times what the human flows cost.
+
+    Args:
+        cfg: Of a search.
+        count: How many, 1 or more.
+        seed: Of the first; the others have the numbers that follow.
+
+    Raises:
+        ValueError: If the count is wrong, or the config is not one of a search.
+    """
+    if count < 1 or seed < 0:
+        raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
+    space = search_space(cfg)
+    costs, human = flow_costs(cfg, space.topology)
+    paths = []
+    for number in range(seed, seed + count):
+        name = f"random_{number}"
+        genotype = random_genotype(
+            space, seed=number, name=name, costs=costs, budget=cfg.SEARCH.BUDGET * human
+        )
+        paths.append(Path(cfg.OUTPUT_DIR, f"{name}.json"))
+        genotype.save(paths[-1])
+        logger.info("%s: %d flows", paths[-1], len(genotype.flows))
+    return paths
 
 
 def _mean_over_processes(named: Named) -> Named:
