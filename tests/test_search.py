@@ -165,6 +165,19 @@ def test_search_configs_build_their_trainer(file, scenes, tmp_path):
     assert len(SearchTrainer(cfg).architecture.space.edges) == 36
 
 
+def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):  # noqa: F811
+    few = {"SEARCH.SPACE.PAIRS": ["box>mask", "box>cls"], "SEARCH.SPACE.STAGES": [4]}
+    keys = {**SEARCH, **few, "SEARCH.RULE": "perturbation", "SEARCH.COST": 0.0}
+    trainer = SearchTrainer(scenes_cfg({**keys, "SEARCH.PERTURBATION_BATCHES": 1}))
+    before = {n: p.clone() for n, p in architecture_parameters(trainer.supernet).items()}
+    trainer.iter = 0
+    genotype = trainer.derive()
+    assert genotype == trainer.derive()
+    search_space(trainer.cfg).check(genotype)
+    for name, parameter in architecture_parameters(trainer.supernet).items():
+        assert torch.equal(parameter, before[name])
+
+
 def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
     trainer = SearchTrainer(scenes_cfg(SEARCH))
     (hook,) = [h for h in trainer._hooks if type(h).__name__ == "ArchitectureHook"]
@@ -190,6 +203,7 @@ def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
         ("SEARCH.ARCHITECTURE_FRACTION", 1.0, "SEARCH.ARCHITECTURE_FRACTION"),
         ("SEARCH.ENABLED", False, "SEARCH.ENABLED"),
         ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
+        ("SEARCH.PERTURBATION_BATCHES", 0, "SEARCH.PERTURBATION_BATCHES: 0 given"),
         ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
     ],
 )

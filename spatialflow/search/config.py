@@ -56,5 +56,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # DARTS-).
     search.AUXILIARY_SKIP = 0.0
     # How the genotype is derived: "argmax" (with ``none`` allowed), "threshold" (of 0.5) or
-    # "top_inputs" (two inputs of every node, the rule of DARTS).
+    # "top_inputs" (two inputs of every node, the rule of DARTS) or "perturbation" (what hurts most
+    # when it is removed, Wang et al. 2021, DARTS-PT), measured on so many held-out batches.
     search.RULE = "argmax"
+    search.PERTURBATION_BATCHES = 4

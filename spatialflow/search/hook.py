@@ -81,6 +81,8 @@ class ArchitectureHook(HookBase):
 
     def before_step(self) -> None:
         """Fade the auxiliary skip and, after the warm-up, step the architecture."""
+        # What the weights' backward pass has left here is nobody's.
+        self.optimizer.zero_grad()
         iteration = self.trainer.iter
         progress = iteration / self.trainer.max_iter
         for module in self.architect.model.modules():
@@ -99,7 +101,6 @@ class ArchitectureHook(HookBase):
         for name, parameter in self.architect.architecture.items():
             parameter.grad = gradients[name]
         self.optimizer.step()
-        # What the weights' backward pass leaves here is nobody's.
         self.optimizer.zero_grad()
         self._count_flips()
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.trainer.max_iter:

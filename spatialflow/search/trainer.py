@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,24 +12,34 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from darts.architect import Architect, Named
-from darts.derive import by_argmax, by_threshold, by_top_inputs, derive, random_genotype
+from darts.derive import (
+    Strengths,
+    by_argmax,
+    by_perturbation,
+    by_threshold,
+    by_top_inputs,
+    derive,
+    random_genotype,
+)
 from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
 from spatialflow.data.source import in_validation_split
 from spatialflow.engine.trainer import Trainer
-from spatialflow.randomness import mix_seeds
+from spatialflow.randomness import mix_seeds, seeded
 from spatialflow.search.hook import LOG_FILE, ArchitectureHook
 from spatialflow.search.space import flow_costs, search_space
 
 logger = logging.getLogger(__name__)
 
 RULES = {"argmax": by_argmax, "threshold": by_threshold, "top_inputs": by_top_inputs}
+PERTURBATION = "perturbation"
 
 
 class SearchTrainer(Trainer):
@@ -42,9 +53,14 @@ class SearchTrainer(Trainer):
         """
         if not cfg.SEARCH.ENABLED:
             raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
-        if cfg.SEARCH.RULE not in RULES:
+        if cfg.SEARCH.RULE not in (*RULES, PERTURBATION):
             raise ValueError(
-                f"SEARCH.RULE: {cfg.SEARCH.RULE!r} given, one of {list(RULES)} expected"
+                f"SEARCH.RULE: {cfg.SEARCH.RULE!r} given, one of {[*RULES, PERTURBATION]} expected"
+            )
+        if cfg.SEARCH.RULE == PERTURBATION and cfg.SEARCH.RELAXATION == "sigmoid":
+            raise ValueError(
+                "SEARCH.RULE: 'perturbation' given with SEARCH.RELAXATION 'sigmoid', which has no "
+                "parameter of `none` to compare with; 'threshold' expected"
             )
         if cfg.SEARCH.ORDER not in (1, 2):
             raise ValueError(f"SEARCH.ORDER: {cfg.SEARCH.ORDER} given, 1 or 2 expected")
@@ -52,6 +68,11 @@ class SearchTrainer(Trainer):
             raise ValueError(
                 f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} given, 'SGD' expected where "
                 "SEARCH.ORDER is 2, whose virtual step is one of SGD"
+            )
+        if cfg.SEARCH.PERTURBATION_BATCHES < 1:
+            raise ValueError(
+                f"SEARCH.PERTURBATION_BATCHES: {cfg.SEARCH.PERTURBATION_BATCHES} given, 1 or more "
+                "expected"
             )
         super().__init__(cfg)
 
@@ -123,7 +144,7 @@ class SearchTrainer(Trainer):
         keys = self.cfg.SEARCH
         return derive(
             self.architecture,
-            RULES[keys.RULE](self.architecture),
+            self._perturb() if keys.RULE == PERTURBATION else RULES[keys.RULE](self.architecture),
             name=Path(self.cfg.OUTPUT_DIR).name or "searched",
             costs=costs,
             budget=keys.BUDGET * human if keys.COST > 0 else None,
@@ -134,6 +155,23 @@ class SearchTrainer(Trainer):
                 "seed": self._trainer.seed,
             },
         )
+
+    def _perturb(self) -> Strengths:
+        """Remove each candidate in turn, and compare the losses on the same held-out batches."""
+        loader = build_train_loader(
+            self.cfg, mix_seeds(self._trainer.seed, 4), keep=_part(self.cfg, architecture=True)
+        )
+        batches = list(itertools.islice(loader, self.cfg.SEARCH.PERTURBATION_BATCHES))
+
+        @torch.no_grad()
+        def evaluate() -> float:
+            # The storage is where Detectron2's mask head leaves its numbers.
+            with seeded(self._trainer.seed), EventStorage():
+                losses = [sum(self.supernet(batch).values()) for batch in batches]
+            return float(sum(losses)) / len(losses)
+
+        self.supernet.train()
+        return by_perturbation(self.architecture, evaluate, seed=self._trainer.seed)
 
     def write_genotype(self) -> Path:
         """Derive the genotype; write it as JSON, SVG and DOT, and return the first one's path."""
