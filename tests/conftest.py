@@ -1,5 +1,10 @@
 """Small models and inputs for the whole suite: nothing here takes more than a second."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -34,6 +39,23 @@ TINY = {
     "INPUT.MIN_SIZE_TEST": 64,
     "DATALOADER.NUM_WORKERS": 0,
 }
+# Over a config of the small models, for a program that trains for seconds on generated scenes.
+TINY_RUN = {
+    **TINY,
+    "MODEL.SPATIALFLOW.TRUNK": "resnet",
+    "MODEL.RETINANET.NORM": "",
+    "MODEL.RETINANET.NUM_CLASSES": -1,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,
+    "DATASETS.SCENES.TRAIN": 6,
+    "DATASETS.SCENES.VAL": 3,
+    "DATASETS.SCENES.SIZE": 96,
+}
+GROUP_NORM = {
+    "MODEL.RESNETS.NORM": "GN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +136,52 @@ def scenes(scenes_root, tmp_path, monkeypatch):
     yield "tiny_scenes"
     for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
         unregister(name)
+
+
+@pytest.fixture
+def scenes_cfg(tiny_cfg, scenes):
+    """Returns a function that gives a config for training on the tiny scenes."""
+
+    def build(changes=None):
+        return tiny_cfg(
+            {
+                "DATASETS.TRAIN": (scenes,),
+                "DATASETS.TEST": (scenes,),
+                "MODEL.RETINANET.NUM_CLASSES": 5,
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
+                "SEED": 1,
+                "SOLVER.OPTIMIZER": "AdamW",
+                "SOLVER.BASE_LR": 0.001,
+                "SOLVER.IMS_PER_BATCH": 2,
+                "SOLVER.WARMUP_ITERS": 0,
+                "SOLVER.MAX_ITER": 6,
+                **(changes or {}),
+            }
+        )
+
+    return build
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Returns a function that runs a script of the repository, elsewhere than in it."""
+
+    def start(script, *arguments, wrapper=()):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            [*wrapper, sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return start

@@ -1,12 +1,12 @@
 """train_net.py as a user starts it."""
 
+import functools
 import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from detectron2.engine import default_argument_parser
@@ -14,34 +14,15 @@ from detectron2.engine import default_argument_parser
 from darts.genotype import Flow, Genotype
 from spatialflow.config import load_genotype
 from spatialflow.engine import setup
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "generated/spatialflow.yaml"
 
 
 @pytest.fixture
-def train_net(tmp_path):
-    """Returns a function that runs train_net.py elsewhere than in the repository."""
-
-    def run(*arguments):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "ignore",
-            "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-        return subprocess.run(
-            [sys.executable, str(ROOT / "train_net.py"), *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
-    return run
+def train_net(program):
+    """Returns a function that runs train_net.py."""
+    return functools.partial(program, "train_net.py")
 
 
 @pytest.mark.parametrize(

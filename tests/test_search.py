@@ -16,7 +16,6 @@ from spatialflow.engine import prepare_config
 from spatialflow.flows import FlowGraph
 from spatialflow.search.space import flow_costs, search_space
 from spatialflow.search.trainer import SearchTrainer, write_random_genotypes
-from tests.engine.conftest import scenes_cfg  # noqa: F401
 from tests.engine.test_resume import checkpoint, equal
 
 SEARCH = {
@@ -108,7 +107,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, variant):  # noqa: F811
+def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, variant):
     keys = {**SEARCH, **VARIANTS[variant]}
     whole = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "whole")})
     trainer = search(whole)
@@ -165,7 +164,7 @@ def test_search_configs_build_their_trainer(file, scenes, tmp_path):
     assert len(SearchTrainer(cfg).architecture.space.edges) == 36
 
 
-def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):  # noqa: F811
+def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):
     few = {"SEARCH.SPACE.PAIRS": ["box>mask", "box>cls"], "SEARCH.SPACE.STAGES": [4]}
     keys = {**SEARCH, **few, "SEARCH.RULE": "perturbation", "SEARCH.COST": 0.0}
     trainer = SearchTrainer(scenes_cfg({**keys, "SEARCH.PERTURBATION_BATCHES": 1}))
@@ -178,7 +177,7 @@ def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):  # noqa:
         assert torch.equal(parameter, before[name])
 
 
-def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
+def test_the_parts_of_the_images_are_disjoint(scenes_cfg):
     trainer = SearchTrainer(scenes_cfg(SEARCH))
     (hook,) = [h for h in trainer._hooks if type(h).__name__ == "ArchitectureHook"]
     names = [
@@ -207,7 +206,7 @@ def test_the_parts_of_the_images_are_disjoint(scenes_cfg):  # noqa: F811
         ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
     ],
 )
-def test_wrong_keys_are_named(scenes_cfg, key, value, problem):  # noqa: F811
+def test_wrong_keys_are_named(scenes_cfg, key, value, problem):
     with pytest.raises(ValueError, match=problem):
         SearchTrainer(scenes_cfg({**SEARCH, key: value}))
 

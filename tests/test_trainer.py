@@ -9,37 +9,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from spatialflow.engine import StepTrainer, Trainer
+from tests.conftest import GROUP_NORM
 
 LOSSES = ("loss_cls", "loss_box", "loss_mask", "loss_stuff")
-GROUP_NORM = {
-    "MODEL.RESNETS.NORM": "GN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
-}
-
-
-@pytest.fixture
-def scenes_cfg(tiny_cfg, scenes):
-    """Returns a function that gives a config for training on the tiny scenes."""
-
-    def build(changes=None):
-        return tiny_cfg(
-            {
-                "DATASETS.TRAIN": (scenes,),
-                "DATASETS.TEST": (scenes,),
-                "MODEL.RETINANET.NUM_CLASSES": 5,
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 5,
-                "SEED": 1,
-                "SOLVER.OPTIMIZER": "AdamW",
-                "SOLVER.BASE_LR": 0.001,
-                "SOLVER.IMS_PER_BATCH": 2,
-                "SOLVER.WARMUP_ITERS": 0,
-                "SOLVER.MAX_ITER": 6,
-                **(changes or {}),
-            }
-        )
-
-    return build
 
 
 def run(trainer):

@@ -26,7 +26,7 @@ from spatialflow import files
 from spatialflow.engine import StepTrainer
 from spatialflow.engine.program import run
 from spatialflow.evaluation import PanopticEvaluator
-from tests.conftest import TINY
+from tests.conftest import TINY_RUN
 from train_net import prepare
 
 ITERATIONS, PERIOD = 8, 2
@@ -36,14 +36,7 @@ FILES = ("model_final.pth", "model_best.pth", "results.json")
 def options(output: Path) -> list[str]:
     """KEY VALUE pairs of a training of a few seconds, with checkpoints and evaluations."""
     keys = {
-        **TINY,
-        "MODEL.SPATIALFLOW.TRUNK": "resnet",
-        "MODEL.RETINANET.NORM": "",
-        "MODEL.RETINANET.NUM_CLASSES": -1,
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,
-        "DATASETS.SCENES.TRAIN": 6,
-        "DATASETS.SCENES.VAL": 3,
-        "DATASETS.SCENES.SIZE": 96,
+        **TINY_RUN,
         "DATALOADER.NUM_WORKERS": 2,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": ITERATIONS,

@@ -1,46 +1,17 @@
 """Trainings in processes of their own: two at a time, killed ones, and how mistakes are told."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from spatialflow.data import generate_scenes
-from tests.conftest import TINY
+from tests.conftest import TINY_RUN
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "generated/spatialflow.yaml"
-
-
-@pytest.fixture
-def program(tmp_path):
-    """Returns a function that runs a script elsewhere than in the repository."""
-
-    def start(script, *arguments):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "ignore",
-            "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-
-    return start
 
 
 @pytest.fixture
@@ -49,14 +20,7 @@ def options(tmp_path):
 
     def pairs(**changes):
         keys = {
-            **TINY,
-            "MODEL.SPATIALFLOW.TRUNK": "resnet",
-            "MODEL.RETINANET.NORM": "",
-            "MODEL.RETINANET.NUM_CLASSES": -1,
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,
-            "DATASETS.SCENES.TRAIN": 6,
-            "DATASETS.SCENES.VAL": 3,
-            "DATASETS.SCENES.SIZE": 96,
+            **TINY_RUN,
             "SOLVER.IMS_PER_BATCH": 4,
             "SOLVER.MAX_ITER": 3,
             "OUTPUT_DIR": tmp_path / "output",
@@ -211,22 +175,8 @@ def test_an_environment_that_does_not_work_is_one_line(
 def test_a_full_disk_ends_with_one_line_and_is_gone_on_from(program, options, tmp_path):
     """A limit of a file's size, under which a write fails in the middle, as on a full disk."""
     keys = options(SOLVER__CHECKPOINT_PERIOD=1, DATASETS__TEST="()")
-    limit = "ulimit -f 400; trap '' XFSZ; exec \"$@\""
-    command = [sys.executable, ROOT / "train_net.py", *in_processes(1), *keys]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "ignore",
-        "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
-    }
-    done = subprocess.run(
-        ["bash", "-c", limit, "bash", *map(str, command)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    limit = ("bash", "-c", "ulimit -f 400; trap '' XFSZ; exec \"$@\"", "bash")
+    done = program("train_net.py", *in_processes(1), *keys, wrapper=limit)
     output = tmp_path / "output"
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr

@@ -11,7 +11,7 @@ from torch import nn
 from spatialflow.data.loader import TrainLoader
 from spatialflow.data.stream import BatchStream
 from spatialflow.engine import StepTrainer, Trainer
-from tests.engine.conftest import GROUP_NORM
+from tests.conftest import GROUP_NORM
 
 
 def equal(first, second, where=""):
