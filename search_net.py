@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -46,9 +47,14 @@ def finish(trainer: SearchTrainer) -> None:
         trainer.write_genotype()
 
 
-if __name__ == "__main__":
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = default_argument_parser(__doc__)
     parser.add_argument("--derive-only", metavar="CKPT", help="derive from a search's checkpoint")
     parser.add_argument("--random", type=int, metavar="N", help="write N random genotypes instead")
     parser.add_argument("--seed", type=int, default=0, help="of the random genotypes")
-    run(prepare, parser.parse_args())
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    run(prepare, parse_arguments())

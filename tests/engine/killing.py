@@ -3,6 +3,7 @@
 
     python tests/engine/killing.py --at step evaluation checkpoint tag
     python tests/engine/killing.py --random 40 --seed 0
+    python tests/engine/killing.py --search --at step checkpoint tag
 
 Every training is a process of its own, forked from this one, which has only imported what they
 need. Exit status 0 if every end is that of the undisturbed training, to the bit.
@@ -22,18 +23,27 @@ from pathlib import Path
 import torch
 from detectron2.engine import default_argument_parser
 
+from darts.genotype import Genotype
+from search_net import parse_arguments as search_arguments
+from search_net import prepare as prepare_search
 from spatialflow import files
 from spatialflow.engine import StepTrainer
 from spatialflow.engine.program import run
 from spatialflow.evaluation import PanopticEvaluator
 from tests.conftest import TINY_RUN
-from train_net import prepare
+from train_net import prepare as prepare_training
 
 ITERATIONS, PERIOD = 8, 2
-FILES = ("model_final.pth", "model_best.pth", "results.json")
+SEARCH = {
+    "SEARCH.ARCHITECTURE_FRACTION": 0.5,
+    "SEARCH.SPACE.OPERATIONS": "['identity','conv_1x1']",
+    "SEARCH.OPTIMIZER.LR": 0.05,
+    "DATASETS.TEST": "()",
+    "DATASETS.SCENES.TRAIN": 12,
+}
 
 
-def options(output: Path) -> list[str]:
+def options(output: Path, *, search: bool) -> list[str]:
     """KEY VALUE pairs of a training of a few seconds, with checkpoints and evaluations."""
     keys = {
         **TINY_RUN,
@@ -44,15 +54,17 @@ def options(output: Path) -> list[str]:
         "TEST.EVAL_PERIOD": PERIOD,
         "SEED": 3,
         "OUTPUT_DIR": output,
+        **(SEARCH if search else {}),
     }
     return [str(item) for pair in keys.items() for item in pair]
 
 
-def start(output: Path, *, at: str | None = None) -> int:
+def start(output: Path, *, search: bool, at: str | None = None) -> int:
     """Fork a training that goes on from its last checkpoint, and return its process id.
 
     Args:
         output: Folder of the run.
+        search: Whether it is a search.
         at: Where it is to kill itself, a name in :data:`PLACES`; None for nowhere.
     """
     process = os.fork()
@@ -66,8 +78,12 @@ def start(output: Path, *, at: str | None = None) -> int:
     try:
         if at is not None:
             PLACES[at]()
-        config = ["--config-file", "generated/spatialflow.yaml", "--resume"]
-        run(prepare, default_argument_parser().parse_args([*config, *options(output)]))
+        words = ["--config-file", "generated/spatialflow.yaml", "--resume"]
+        words += options(output, search=search)
+        if search:
+            run(prepare_search, search_arguments(words))
+        else:
+            run(prepare_training, default_argument_parser().parse_args(words))
         status = 0
     finally:
         os._exit(status)
@@ -136,17 +152,20 @@ PLACES = {
 }
 
 
-def finish(output: Path) -> None:
+def finish(output: Path, *, search: bool) -> None:
     """Let a training run to its end."""
-    _, status = os.waitpid(start(output), 0)
+    _, status = os.waitpid(start(output, search=search), 0)
     if status:
         sys.exit(f"the training failed: {output.with_suffix('.log').read_text()[-2000:]}")
 
 
 def content(output: Path) -> list[object]:
     """What a run leaves, without what depends on paths."""
-    loaded = [torch.load(output / name, weights_only=True) for name in FILES[:2]]
-    return [*loaded, (output / FILES[2]).read_text()]
+    weights = [output / name for name in ("model_final.pth", "model_best.pth")]
+    loaded = [torch.load(path, weights_only=True) for path in weights if path.is_file()]
+    results = output / "results.json"
+    texts = [results.read_text()] if results.is_file() else []
+    return [*loaded, *texts, Genotype.load(output / "genotype.json").hash]
 
 
 def same(first: object, second: object) -> bool:
@@ -160,7 +179,9 @@ def same(first: object, second: object) -> bool:
     return first == second
 
 
-def kill_at_random(output: Path, kills: int, longest: float, rng: random.Random) -> int:
+def kill_at_random(
+    output: Path, kills: int, longest: float, rng: random.Random, *, search: bool
+) -> int:
     """Kill and resume a training until it ends, and return how often it was killed.
 
     Args:
@@ -168,9 +189,10 @@ def kill_at_random(output: Path, kills: int, longest: float, rng: random.Random)
         kills: Let it run to its end after so many.
         longest: Seconds after which a kill comes at the latest.
         rng: Of the moments.
+        search: Whether it is a search.
     """
     for killed in range(kills):
-        process = start(output)
+        process = start(output, search=search)
         time.sleep(rng.uniform(0, longest))
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
@@ -179,7 +201,7 @@ def kill_at_random(output: Path, kills: int, longest: float, rng: random.Random)
             return killed
         os.killpg(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    finish(output)
+    finish(output, search=search)
     return kills
 
 
@@ -189,26 +211,29 @@ def main() -> None:
     parser.add_argument("--at", nargs="*", choices=PLACES, default=[])
     parser.add_argument("--random", type=int, default=0, help="kills at random moments")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--search", action="store_true", help="a search instead of a training")
     args = parser.parse_args()
     torch.set_num_threads(1)
     good = True
     with tempfile.TemporaryDirectory(prefix="spatialflow_killing_") as folder:
         os.environ["SPATIALFLOW_CACHE"] = str(Path(folder, "cache"))
         began = time.perf_counter()
-        finish(Path(folder, "undisturbed"))
+        finish(Path(folder, "undisturbed"), search=args.search)
         seconds = time.perf_counter() - began
         expected = content(Path(folder, "undisturbed"))
         for at in args.at:
-            _, status = os.waitpid(start(Path(folder, at), at=at), 0)
+            _, status = os.waitpid(start(Path(folder, at), search=args.search, at=at), 0)
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            finish(Path(folder, at))
+            finish(Path(folder, at), search=args.search)
             equal = same(content(Path(folder, at)), expected)
             good &= killed and equal
             print(f"{at}: killed {killed}, resumed, the same end {equal}", flush=True)
         rng, kills, runs = random.Random(args.seed), 0, 0
         while kills < args.random:
             output = Path(folder, f"random-{runs}")
-            kills += kill_at_random(output, args.random - kills, 1.2 * seconds, rng)
+            kills += kill_at_random(
+                output, args.random - kills, 1.2 * seconds, rng, search=args.search
+            )
             equal = same(content(output), expected)
             good, runs = good and equal, runs + 1
             print(f"random moments: {kills} kills so far, the same end {equal}", flush=True)
