@@ -5,10 +5,9 @@
     python benchmarks/compare_peers.py speed --nuclei nuclei_train433   # minutes
     python benchmarks/compare_peers.py report                          # tables from the results
 
-``run`` trains what has no result yet: the three main contestants with the first seed at both
-learning rates and with the others at the better one, then SpatialFlow less one flow at its better
-rate. A result is one small JSON file in ``benchmarks/results/peers``, written when its run is
-complete.
+``run`` trains what has no result yet: the three main contestants with every seed at both learning
+rates, then SpatialFlow less one flow at the rate that is the better one for it. A result is one
+small JSON file in ``benchmarks/results/peers``, written when its run is complete.
 """
 
 from __future__ import annotations
@@ -82,17 +81,11 @@ def planned(args: argparse.Namespace) -> Iterator[Run]:
     wanted = args.contestants or [*MAIN, *ablations()]
     main = [name for name in MAIN if name in wanted]
     less = [name for name in ablations() if name in wanted]
-    first, *others = args.seeds
-    for dataset, rate, contestant in itertools.product(args.data, RATES, main):
-        yield Run(dataset, contestant, rate, first)
-    for seed, dataset, contestant in itertools.product(others, args.data, main):
-        yield Run(dataset, contestant, _rate(args, dataset, contestant), seed)
+    for seed, dataset, rate, contestant in itertools.product(args.seeds, args.data, RATES, main):
+        yield Run(dataset, contestant, rate, seed)
     for seed, dataset, contestant in itertools.product(args.seeds, args.data, less):
-        yield Run(dataset, contestant, _rate(args, dataset, "spatialflow"), seed)
-
-
-def _rate(args: argparse.Namespace, dataset: str, contestant: str) -> float:
-    return best_rate(load_results(args.results), dataset, contestant)
+        rate = best_rate(load_results(args.results), dataset, "spatialflow")
+        yield Run(dataset, contestant, rate, seed)
 
 
 def run_all(args: argparse.Namespace) -> None:
