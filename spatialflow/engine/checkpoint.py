@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ class Checkpointer(DetectionCheckpointer):
         except OSError:
             raise
         except Exception as error:  # broken bytes make an unpickler raise almost anything
-            first_line = str(error).strip().split("\n")[0]
+            reason = re.split(r"\n|\. ", str(error).strip())[0]
             raise CheckpointError(
                 f"{filename}: not a whole file of weights, or one that holds more than weights: "
-                f"{first_line}"
+                f"{reason}"
             ) from error
         _check_content(filename, loaded, self._wanted)
         self._source = filename
@@ -149,7 +150,9 @@ class Checkpointer(DetectionCheckpointer):
             f"{key}: {tuple(given)} in the file, {tuple(expected)} in the model"
             for key, given, expected in incompatible.incorrect_shapes
         ]
-        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
+        missing = [key for key in incompatible.missing_keys if key not in misshapen]
+        unexpected = incompatible.unexpected_keys
         exact = bool(self._wanted) or not self.model.training
         if exact and (missing or unexpected or shapes):
             raise CheckpointError(

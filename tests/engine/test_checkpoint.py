@@ -122,8 +122,9 @@ def test_a_last_checkpoint_that_is_not_there(saved, content):
 def test_a_checkpoint_of_another_model(saved, model, problem):
     with pytest.raises(
         CheckpointError, match=f"model_0000001.pth is of another model: .*{problem}"
-    ):
+    ) as raised:
         resume(saved, model)
+    assert ("only in the model" in str(raised.value)) == ("only in the model" in problem)
     model.eval()
     with pytest.raises(CheckpointError, match=problem):
         Checkpointer(model).load(str(saved / "model_0000001.pth"), checkpointables=[])
