@@ -65,11 +65,13 @@ class VirtualStep:
         for option, expected in (("nesterov", False), ("dampening", 0), ("maximize", False)):
             if any(group[option] != expected for group in options):
                 raise ValueError(f"SGD with {option} is not foreseen by the second-order gradient")
-        (momentum,) = {group["momentum"] for group in options} or {0.0}
+        momenta = {float(group["momentum"]) for group in options}
+        if len(momenta) != 1:
+            raise ValueError(f"one momentum of all weights expected, {sorted(momenta)} given")
         states = {name: optimizer.state.get(weight, {}) for name, weight in weights.items()}
         return cls(
             rate={name: groups[id(weight)]["lr"] for name, weight in weights.items()},
-            momentum=momentum,
+            momentum=momenta.pop(),
             decay={name: groups[id(weight)]["weight_decay"] for name, weight in weights.items()},
             buffers={
                 name: state["momentum_buffer"]

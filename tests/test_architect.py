@@ -176,6 +176,15 @@ def test_steps_that_are_not_foreseen(build, options, problem):
         VirtualStep.of(optimizer, architect.weights)
 
 
+def test_several_momenta_are_not_foreseen(build):
+    _, architect, _ = build(steps=0)
+    groups = [
+        {"params": [p], "momentum": 0.1 * i} for i, p in enumerate(architect.weights.values())
+    ]
+    with pytest.raises(ValueError, match="one momentum of all weights expected"):
+        VirtualStep.of(torch.optim.SGD(groups, 0.1), architect.weights)
+
+
 def test_optimizers_that_are_not_foreseen(build):
     _, architect, _ = build(steps=0)
     with pytest.raises(ValueError, match="AdamW given"):
