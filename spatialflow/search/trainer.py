@@ -216,9 +216,11 @@ def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
 
 
 def _mean_over_processes(named: Named) -> Named:
-    for value in named.values():
-        torch.distributed.all_reduce(value)
-    return {name: value / comm.get_world_size() for name, value in named.items()}
+    # Copies: what is reduced is changed in place, and may be a view of a loss.
+    totals = {name: value.clone() for name, value in named.items()}
+    for total in totals.values():
+        torch.distributed.all_reduce(total)
+    return {name: total / comm.get_world_size() for name, total in totals.items()}
 
 
 def _part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:

@@ -10,17 +10,7 @@ from detectron2.utils.events import EventStorage
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.step import MAX_SKIPPED_IN_A_ROW
 from spatialflow.errors import NonFiniteError
-
-
-class Given:
-    """A loader of given batches."""
-
-    def __init__(self, *batches):
-        self.batches = batches
-
-    def __iter__(self):
-        while True:
-            yield from self.batches
+from tests.test_trainer import Batches
 
 
 @pytest.fixture
@@ -38,7 +28,7 @@ def named(make_input):
 def steps(model, batches, count, **options):
     """Runs some steps; returns the trainer and what it logged last."""
     trainer = StepTrainer(
-        model, Given(*batches), torch.optim.SGD(model.parameters(), 1e-3), **options
+        model, Batches(*batches), torch.optim.SGD(model.parameters(), 1e-3), **options
     )
     with EventStorage() as storage:
         for trainer.iter in range(count):
@@ -58,7 +48,7 @@ def test_an_image_that_is_not_finite_is_named(tiny_cfg, named, value, dtype):
     assert "images: good.png, bad.png; NaN or infinite pixels in bad.png" in message
 
 
-def test_a_step_may_be_skipped_and_changes_nothing(tiny_cfg, named, caplog):
+def test_a_step_may_be_skipped_and_is_counted(tiny_cfg, named, caplog):
     model = build_model(tiny_cfg())
     good, bad = [named("good.png")], [named("bad.png", float("nan"))]
     trainer, logged = steps(model, [good, bad, good], 3, non_finite="skip")
@@ -66,9 +56,6 @@ def test_a_step_may_be_skipped_and_changes_nothing(tiny_cfg, named, caplog):
     assert logged["skipped_steps"][0] == 1
     assert "step left out" in caplog.text
     assert "bad.png" in caplog.text
-    torch.manual_seed(0)
-    other = build_model(tiny_cfg())
-    other.load_state_dict(build_model(tiny_cfg()).state_dict())
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
