@@ -2,12 +2,14 @@
 """Compare Detectron2's Panoptic FPN, parallel branches and SpatialFlow, and leave out each flow.
 
     python benchmarks/compare_peers.py run --nuclei nuclei_train433     # hours; may be stopped
+    python benchmarks/compare_peers.py flows --nuclei nuclei_train433   # hours; the same
     python benchmarks/compare_peers.py speed --nuclei nuclei_train433   # minutes
     python benchmarks/compare_peers.py report                          # tables from the results
 
-``run`` trains what has no result yet: the three main contestants with every seed at both learning
-rates, then SpatialFlow less one flow at the rate that is the better one for it. A result is one
-small JSON file in ``benchmarks/results/peers``, written when its run is complete.
+``run`` trains what has no result yet of the three main contestants, with every seed at both rates;
+``flows`` SpatialFlow, parallel branches and SpatialFlow less one flow, for longer and at
+SpatialFlow's rate. A result is one small JSON file below ``benchmarks/results``, written when its
+run is complete.
 """
 
 from __future__ import annotations
@@ -28,8 +30,15 @@ import torch
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils.logger import setup_logger
 
-from benchmarks.peers.analysis import best_rate, load_results, report
-from benchmarks.peers.contestants import DATASETS, MAIN, ablations, config, genotype, run_name
+from benchmarks.peers.analysis import report
+from benchmarks.peers.contestants import (
+    DATASETS,
+    MAIN,
+    config,
+    flow_contestants,
+    genotype,
+    run_name,
+)
 from benchmarks.peers.speed import measure_speed
 from spatialflow.engine import Trainer
 from spatialflow.engine.program import PREPARING, one_line
@@ -38,8 +47,12 @@ from spatialflow.files import write_atomically
 from spatialflow.randomness import seed_generators
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 RATES = (0.001, 0.002)
 SEEDS = (0, 1, 2)
+# Flows have to be learnt before leaving one out can say anything.
+FLOW_RATE = 0.001
+FLOW_STEPS = ["SOLVER.MAX_ITER", "300", "SOLVER.WARMUP_ITERS", "30"]
 
 
 class Run(NamedTuple):
@@ -76,16 +89,16 @@ class PQTrainer(Trainer):
         return DatasetEvaluators([PanopticEvaluator(dataset_name, folder)])
 
 
-def planned(args: argparse.Namespace) -> Iterator[Run]:
-    """Yield the runs in order; the better rate is known by the time that it is asked for."""
-    wanted = args.contestants or [*MAIN, *ablations()]
-    main = [name for name in MAIN if name in wanted]
-    less = [name for name in ablations() if name in wanted]
-    for seed, dataset, rate, contestant in itertools.product(args.seeds, args.data, RATES, main):
+def peers(args: argparse.Namespace) -> Iterator[Run]:
+    """Yield the runs of the main contestants."""
+    for seed, dataset, rate, contestant in itertools.product(args.seeds, args.data, RATES, MAIN):
         yield Run(dataset, contestant, rate, seed)
-    for seed, dataset, contestant in itertools.product(args.seeds, args.data, less):
-        rate = best_rate(load_results(args.results), dataset, "spatialflow")
-        yield Run(dataset, contestant, rate, seed)
+
+
+def flows(args: argparse.Namespace) -> Iterator[Run]:
+    """Yield the runs that say what each flow is worth."""
+    for seed, dataset, contestant in itertools.product(args.seeds, args.data, flow_contestants()):
+        yield Run(dataset, contestant, FLOW_RATE, seed)
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -96,17 +109,19 @@ def run_all(args: argparse.Namespace) -> None:
     """
     for name in args.contestants or ():
         genotype(name)
+    plan, steps = (flows, FLOW_STEPS) if args.command == "flows" else (peers, [])
     if "nuclei" in args.data and args.nuclei is None:
         raise ValueError("--nuclei: the folder of the nuclei is needed, or --data scenes")
-    for run in planned(args):
-        if (args.results / run.file).is_file():
+    for run in plan(args):
+        skipped = args.contestants is not None and run.contestant not in args.contestants
+        if skipped or (args.results / run.file).is_file():
             continue
         start = time.perf_counter()
         command = [sys.executable, "-W", "ignore", __file__, "one", *map(str, run)]
         command += ["--results", args.results, "--threads", args.threads]
         command += ["--nuclei", args.nuclei] if args.nuclei else []
         try:
-            subprocess.run([*map(str, command), *args.opts], check=True)
+            subprocess.run([*map(str, command), "--opts", *steps, *args.opts], check=True)
         except subprocess.CalledProcessError as error:
             raise ValueError(
                 f"{run.file}: the run ended with status {error.returncode}, 0 expected; "
@@ -119,7 +134,7 @@ def run_one(args: argparse.Namespace) -> None:
     """Train and evaluate once, and write the result."""
     run = Run(args.dataset, args.contestant, args.rate, args.seed)
     torch.set_num_threads(args.threads)
-    output = ROOT / "output" / "peers" / Path(run.file).with_suffix("")
+    output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
     setup_logger(str(output), name="spatialflow")
     cfg = config(**run._asdict(), output=output, nuclei=args.nuclei, opts=args.opts)
     seed_generators(run.seed)
@@ -190,13 +205,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peers")
+    common.add_argument("--results", type=Path, default=RESULTS / "peers")
     common.add_argument("--data", nargs="+", choices=DATASETS, default=DATASETS)
     common.add_argument("--nuclei", type=Path, help="folder of the nuclei")
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
-    every = commands.add_parser("run", parents=[common])
-    every.add_argument("--contestants", nargs="*", help="these only")
-    every.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    plans = [commands.add_parser(name, parents=[common]) for name in ("run", "flows")]
+    plans[1].set_defaults(results=RESULTS / "flows", data=["nuclei"])
+    for plan in plans:
+        plan.add_argument("--contestants", nargs="*", help="these only")
+        plan.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     one = commands.add_parser("one", parents=[common], help="one of the runs")
     for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
         one.add_argument(name, type=kind)
@@ -211,7 +228,8 @@ def parse_arguments() -> argparse.Namespace:
     tables.add_argument(
         "--write", type=Path, nargs="*", default=[], help="pages to bring up to date"
     )
-    for command in (every, one):
+    tables.add_argument("--flow-results", type=Path, default=RESULTS / "flows")
+    for command in (*plans, one):
         command.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()
 
@@ -219,7 +237,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run a command."""
     args = parse_arguments()
-    work = {"run": run_all, "one": run_one, "speed": measure_speed, "report": report}
+    work = {
+        "run": run_all,
+        "flows": run_all,
+        "one": run_one,
+        "speed": measure_speed,
+        "report": report,
+    }
     with one_line(PREPARING):
         work[args.command](args)
 

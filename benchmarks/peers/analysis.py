@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.contestants import MAIN, WITHOUT, ablations
+from benchmarks.peers.contestants import MAIN, WITHOUT, flow_contestants
 
 RESAMPLES = 2000
 GROUPS = ("PQ", "PQ_th", "PQ_st")
@@ -199,20 +199,31 @@ def class_table(results: list[Result], dataset: str) -> str:
 
 
 def flow_table(results: list[Result], dataset: str) -> str:
-    """Write what SpatialFlow loses without each flow: the complete design minus the other."""
-    rate = best_rate(results, dataset, "spatialflow")
-    whole = of(results, dataset, "spatialflow", rate)
+    """Write what SpatialFlow loses without each flow: the complete design minus the other.
+
+    Raises:
+        ValueError: If there is no result of the complete design.
+    """
+    by_contestant: dict[str, list[Result]] = {}
+    for r in results:
+        if r["dataset"] == dataset:
+            by_contestant.setdefault(r["contestant"], []).append(r)
+    if "spatialflow" not in by_contestant:
+        raise ValueError(f"no result of spatialflow on {dataset} yet: `compare_peers.py flows`")
+    whole = sorted(by_contestant["spatialflow"], key=lambda r: r["seed"])
     rows = []
-    for contestant in ["parallel", *ablations()]:
-        mine = of(results, dataset, contestant, rate)
+    for contestant in flow_contestants()[1:]:
+        mine = sorted(by_contestant.get(contestant, []), key=lambda r: r["seed"])
         if not mine:
             continue
         worth, seeds = minus(whole, mine)
         saved = whole[0]["parameters"] - mine[0]["parameters"]
         name = "all ten" if contestant == "parallel" else contestant.removeprefix(WITHOUT)
         cells = [worth.cell(group, sign=True) for group in range(3)]
-        rows.append([name, *cells, str(seeds), f"{saved / 1e3:.0f}"])
-    return table(["flow", *GROUPS, "seeds", "thousand parameters"], rows)
+        mean = f"{np.mean([r['PQ'] for r in mine]):.1f}"
+        rows.append([name, mean, *cells, str(seeds), f"{saved / 1e3:.0f}"])
+    head = ["flow", "PQ without it", *GROUPS, "seeds", "thousand parameters"]
+    return table(head, rows)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -228,7 +239,9 @@ def report(args: argparse.Namespace) -> None:
     for dataset in args.data:
         tables[f"peers {dataset}"] = main_table(results, dataset, speed)
         tables[f"classes {dataset}"] = class_table(results, dataset)
-        tables[f"flows {dataset}"] = flow_table(results, dataset)
+    flows = load_results(args.flow_results)
+    for dataset in sorted({r["dataset"] for r in flows}):
+        tables[f"flows {dataset}"] = flow_table(flows, dataset)
     for name, content in tables.items():
         print(f"### {name}\n\n{content}\n")
     for page in args.write:

@@ -48,6 +48,11 @@ def ablations() -> list[str]:
     return [WITHOUT + flow_name(flow) for flow in load_genotype("spatialflow").flows]
 
 
+def flow_contestants() -> list[str]:
+    """Return who is needed to say what each flow is worth: the whole, none, and each left out."""
+    return ["spatialflow", "parallel", *ablations()]
+
+
 def run_name(dataset: str, contestant: str, rate: float, seed: int) -> str:
     """Return where a run's files are, below a folder of outputs or of results."""
     name = contestant.replace(" -> ", "-to-").replace(" ", "-")
