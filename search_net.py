@@ -18,7 +18,8 @@ from detectron2.utils import comm
 
 from spatialflow.engine import setup
 from spatialflow.engine.program import Work, run
-from spatialflow.search.trainer import SearchTrainer, write_random_genotypes
+from spatialflow.search.space import write_random_genotypes
+from spatialflow.search.trainer import SearchTrainer
 
 
 def prepare(args: argparse.Namespace) -> Work:

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from darts.genotype import Flow, Genotype
 from darts.relaxation import Architecture, choice_key
-from darts.space import Edge, SearchSpace
-
-Costs = Mapping[tuple[str, str], float]
-"""(key of an edge, operation) → what the flow costs, in any unit."""
+from darts.space import Costs, Edge, SearchSpace
 
 Strengths = dict[Flow, float]
 

@@ -111,6 +111,9 @@ OPERATIONS = (
 )
 """Names of the operations a flow can have; the absence of a flow is ``none`` in a search."""
 
+PARAMETER_FREE = ("identity",)
+"""Those without weights, which a search that collapses prefers, as they need not learn."""
+
 GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
 """Those that can write a gate: their last layer starts at zero, so the gate starts open."""
 

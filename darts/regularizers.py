@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from darts.relaxation import Architecture
+from darts.space import Costs
 
 
 def beta_decay(architecture: Architecture) -> Tensor:
@@ -38,7 +37,7 @@ def _log_sigmoid(x: Tensor) -> Tensor:
     return torch.nn.functional.logsigmoid(x)
 
 
-def expected_cost(architecture: Architecture, costs: Mapping[tuple[str, str], float]) -> Tensor:
+def expected_cost(architecture: Architecture, costs: Costs) -> Tensor:
     """Cost of all flows, each weighed by the probability of its operation.
 
     Args:

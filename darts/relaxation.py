@@ -159,8 +159,24 @@ class Architecture(nn.Module):
         return logits.sigmoid() if self.relaxing.kind == "sigmoid" else logits.softmax(dim=0)
 
     @torch.no_grad()
+    def favour(self, genotype: Genotype, logit: float) -> None:
+        """Add a logit to the parameters of a genotype's flows: a prior.
+
+        Raises:
+            ValueError: If the genotype is no point of the space.
+        """
+        self.space.check(genotype)
+        flows = {flow.edge: flow for flow in genotype.flows}
+        for edge in self.space.edges:
+            if edge.flow.edge in flows:
+                position = edge.operations.index(flows[edge.flow.edge].operation)
+                self.edges[edge.key][position] += logit
+
+    @torch.no_grad()
     def set_genotype(self, genotype: Genotype) -> None:
         """Make the relaxation that very genotype, to float32's precision.
+
+        Independent edge weights become 1, those of a softmax over a node's inputs stay.
 
         Raises:
             ValueError: If the genotype is no point of the space.
@@ -174,6 +190,9 @@ class Architecture(nn.Module):
                 logits[edge.operations.index(flow.operation)] = CERTAIN
             elif len(logits) > len(edge.operations):
                 logits[-1] = CERTAIN
+        if self.relaxing.edge_weights == "independent":
+            for gate in self.edge_gates.values():
+                gate.zero_()
         for name, options in self.space.choices.items():
             option = options.index(genotype.choices.get(name, options[0]))
             self.choices[choice_key(name)].fill_(-CERTAIN)[option] = CERTAIN
@@ -198,23 +217,28 @@ class MixedEdge(nn.Module):
             {name: build_operation(name, self.channels, zero_init=gate) for name in edge.operations}
         )
         # A gate's operations start at zero, at one scale.
-        self.scales = [1.0 if gate else reference_scale(name) for name in edge.operations]
+        self.scales = {name: 1.0 if gate else reference_scale(name) for name in edge.operations}
         self.auxiliary_skip = 0.0
         """Share of the source that is added, to keep identity from winning as a mere shortcut
         (Chu et al. 2021, DARTS-); faded to 0 by the end of a search."""
         # Not a sub-module: the parameters are the architecture's, and no weights of this edge.
         self._architecture = [architecture]
 
+    @property
+    def architecture(self) -> Architecture:
+        """What weighs the operations."""
+        return self._architecture[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """Mix the operations, (N, C, H, W) → (N, C, H, W)."""
-        weights = self._architecture[0].edge_weights(self.edge)
+        weights = self.architecture.edge_weights(self.edge)
         part = x[:, : self.channels]
         mixed = self.auxiliary_skip * part
-        hard = self._architecture[0].relaxing.kind == "gumbel"
-        for i, operation in enumerate(self.operations.values()):
+        hard = self.architecture.relaxing.kind == "gumbel"
+        for i, (name, operation) in enumerate(self.operations.items()):
             # What was not drawn is not computed: the memory of one path.
             if not hard or weights[i] != 0:
-                mixed = mixed + weights[i] * self.scales[i] * operation(part)
+                mixed = mixed + weights[i] * self.scales[name] * operation(part)
         return F.pad(mixed, (0, 0, 0, 0, 0, x.shape[1] - self.channels))
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from darts.genotype import PORTS, Flow, Genotype
 from darts.operations import GATE_OPERATIONS, OPERATIONS
 
+Costs = Mapping[tuple[str, str], float]
+"""(key of an edge, operation) → what the flow costs, in any unit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:

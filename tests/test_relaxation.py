@@ -133,7 +133,7 @@ def test_candidates_leave_at_comparable_scale(space, channels):
     torch.manual_seed(0)
     mixed = MixedEdge(space.edges[0], channels, Architecture(space))
     x = torch.randn(4, channels, 32, 32)
-    for name, scale in zip(mixed.operations, mixed.scales, strict=True):
+    for name, scale in mixed.scales.items():
         rms = (scale * mixed.operations[name](x)).pow(2).mean().sqrt().item()
         assert 0.25 < rms < 1.3, name
 

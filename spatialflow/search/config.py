@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from darts.learner import Learning
 from darts.operations import OPERATIONS
+
+RULES = ("argmax", "threshold", "top_inputs", "perturbation")
 
 
 def add_search_config(cfg: CfgNode) -> None:
@@ -55,8 +58,95 @@ def add_search_config(cfg: CfgNode) -> None:
     # Share of the source that is added to every flow, fading to 0 at the end (Chu et al. 2021,
     # DARTS-).
     search.AUXILIARY_SKIP = 0.0
+    # Temperature of the relaxation at the start, reaching 1 at the end in equal ratios.
+    search.TEMPERATURE = 1.0
+    # A checkpoint of a network that was trained with MODEL.SPATIALFLOW.GENOTYPE: the supernet
+    # starts as that network, its other candidates at zero (Gao et al. 2020, MTL-NAS).
+    search.WEIGHTS = ""
+    # Logit added at the start to the flows of the human design; a search with it starts from what
+    # it should find, and has to be named so.
+    search.HUMAN_PRIOR = 0.0
+    # Iterations between measurements of the dominant eigenvalue of the architecture's loss; 0 for
+    # none. The architecture goes back and is frozen where the mean of five measurements, over that
+    # of the five before it, is above 1 / STOP_RATIO (0.75 in Zela et al. 2020, RobustDARTS; 0 for
+    # never).
+    search.EIGENVALUE_PERIOD = 0
+    search.STOP_RATIO = 0.0
     # How the genotype is derived: "argmax" (with ``none`` allowed), "threshold" (of 0.5) or
     # "top_inputs" (two inputs of every node, the rule of DARTS) or "perturbation" (what hurts most
     # when it is removed, Wang et al. 2021, DARTS-PT), measured on so many held-out batches.
     search.RULE = "argmax"
+    # The loss of the derived network with the supernet's weights is measured on them as well.
     search.PERTURBATION_BATCHES = 4
+    # Write the derived network with the supernet's weights, for MODEL.WEIGHTS of a training.
+    search.INHERIT = False
+
+
+def check_search_config(cfg: CfgNode) -> None:
+    """Check the keys of a search that nothing else checks.
+
+    Raises:
+        ValueError: Naming the first key whose value is not allowed.
+    """
+    keys = cfg.SEARCH
+    if not keys.ENABLED:
+        raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
+    if keys.RULE not in RULES:
+        raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {list(RULES)} expected")
+    if keys.RULE in ("perturbation", "argmax") and keys.RELAXATION == "sigmoid":
+        raise ValueError(
+            f"SEARCH.RULE: {keys.RULE!r} given with SEARCH.RELAXATION 'sigmoid', which has no "
+            "parameter of `none` to compare with; 'threshold' expected"
+        )
+    if keys.ORDER not in (1, 2):
+        raise ValueError(f"SEARCH.ORDER: {keys.ORDER} given, 1 or 2 expected")
+    if keys.ORDER == 2 and cfg.SOLVER.OPTIMIZER != "SGD":
+        raise ValueError(
+            f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} given, 'SGD' expected where "
+            "SEARCH.ORDER is 2, whose virtual step is one of SGD"
+        )
+    if keys.PARTIAL_CHANNELS != 1 and (keys.WEIGHTS or keys.INHERIT):
+        raise ValueError(
+            f"SEARCH.PARTIAL_CHANNELS: {keys.PARTIAL_CHANNELS} given, 1 expected with "
+            "SEARCH.WEIGHTS or SEARCH.INHERIT, as weights do not pass between parts of channels "
+            "and all"
+        )
+    for name, least in (
+        ("PERTURBATION_BATCHES", 1),
+        ("EIGENVALUE_PERIOD", 0),
+        ("STOP_RATIO", 0),
+        ("WARMUP_ITERS", 0),
+        ("BETA_DECAY", 0),
+        ("ENTROPY", 0),
+        ("COST", 0),
+        ("AUXILIARY_SKIP", 0),
+    ):
+        if keys[name] < least:
+            raise ValueError(f"SEARCH.{name}: {keys[name]} given, {least} or more expected")
+    for name in ("TEMPERATURE", "BUDGET"):
+        if keys[name] <= 0:
+            raise ValueError(f"SEARCH.{name}: {keys[name]} given, more than 0 expected")
+    if keys.STOP_RATIO and not keys.EIGENVALUE_PERIOD:
+        raise ValueError(
+            f"SEARCH.STOP_RATIO: {keys.STOP_RATIO} given with SEARCH.EIGENVALUE_PERIOD 0, a period "
+            "expected"
+        )
+
+
+def learning(cfg: CfgNode) -> Learning:
+    """Return how the architecture is to learn."""
+    keys = cfg.SEARCH
+    return Learning(
+        iterations=cfg.SOLVER.MAX_ITER,
+        warmup=keys.WARMUP_ITERS,
+        order=keys.ORDER,
+        rate=keys.OPTIMIZER.LR,
+        betas=tuple(keys.OPTIMIZER.BETAS),
+        decay=keys.OPTIMIZER.WEIGHT_DECAY,
+        normalize=keys.NORMALIZE_LOSSES,
+        beta_decay=keys.BETA_DECAY,
+        entropy=keys.ENTROPY,
+        cost=keys.COST,
+        auxiliary_skip=keys.AUXILIARY_SKIP,
+        temperature=keys.TEMPERATURE,
+    )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from darts.architect import Architect, Named, VirtualStep
-from darts.derive import Costs
-from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
-from darts.relaxation import Architecture, MixedEdge
+from darts.learner import ArchitectureLearner
+from darts.watch import CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.randomness import mix_seeds, seed_generators
 
@@ -25,181 +23,156 @@ logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
 LOG_FILE = "search.jsonl"
-ENTROPY_FROM = 2 / 3
-"""Share of the search after which the entropy is pushed down."""
 
 
 class ArchitectureHook(HookBase):
     """Takes one step of the architecture on held-out images before each step of the weights.
 
     ``after_backward`` never fires for hooks of a ``DefaultTrainer``, hence ``before_step``. All
-    processes take part alike: gradients are averaged, and parameters are compared at each log.
+    processes take part alike: gradients are averaged, and parameters are compared at each step.
     """
 
     def __init__(
         self,
-        keys: CfgNode,
-        architecture: Architecture,
-        architect: Architect,
+        learner: ArchitectureLearner,
+        supernet: nn.Module,
         loader: TrainLoader,
         *,
         seed: int,
-        costs: Costs,
-        budget: float,
         log_file: Path,
+        eigenvalue_period: int = 0,
+        stop_ratio: float = 0.0,
     ) -> None:
         """Keep the parts.
 
         Args:
-            keys: ``SEARCH``.
-            architecture: Of the supernet.
-            architect: Computes the gradients.
+            learner: Of the supernet's architecture.
+            supernet: Holds its proposals still in a step of second order.
             loader: Batches of held-out images.
             seed: Of what is random in a step.
-            costs: Of each edge's operations.
-            budget: Of all flows, in the unit of ``costs``.
             log_file: One line a log step is written to it.
+            eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
+                none.
+            stop_ratio: Of :class:`darts.watch.CurvatureWatch`.
         """
-        self.keys = keys
-        self.architecture = architecture
-        self.architect = architect
+        self.learner = learner
+        self.supernet = supernet
         self.loader = loader
         self.seed = seed
-        self.costs = costs
-        self.budget = budget
         self.log_file = log_file
-        self.optimizer = torch.optim.Adam(
-            architect.architecture.values(),
-            lr=keys.OPTIMIZER.LR,
-            betas=tuple(keys.OPTIMIZER.BETAS),
-            weight_decay=keys.OPTIMIZER.WEIGHT_DECAY,
-        )
-        self.loss_scales: dict[str, float] = {}
+        self.eigenvalue_period = eigenvalue_period
+        self.watch = CurvatureWatch(stop_ratio)
+        self._eigenvalue: float | None = None
         self._batches: Iterator[list[dict[str, Any]]] | None = None
-        self._flips = 0
-        self._likeliest: dict[str, int] = {}
+        self._differs: Tensor | None = None
 
     def before_step(self) -> None:
-        """Fade the auxiliary skip and, after the warm-up, step the architecture."""
-        # What the weights' backward pass has left here is nobody's.
-        self.optimizer.zero_grad()
+        """Step the architecture, unless it is frozen."""
         iteration = self.trainer.iter
-        progress = iteration / self.trainer.max_iter
-        for module in self.architect.model.modules():
-            if isinstance(module, MixedEdge):
-                module.auxiliary_skip = self.keys.AUXILIARY_SKIP * (1 - progress)
-        if iteration == 0 and self.keys.WARMUP_ITERS:
-            logger.info("the architecture is frozen until iteration %d", self.keys.WARMUP_ITERS)
-        if iteration < self.keys.WARMUP_ITERS:
+        warmup = self.learner.learning.warmup
+        if iteration == 0 and warmup:
+            logger.info("the architecture is frozen until iteration %d", warmup)
+        if not self.learner.begin(iteration):
             return
         seed_generators(mix_seeds(self.seed, iteration, comm.get_rank(), 3))
         if self._batches is None:
             self._batches = iter(self.loader)
-        loss, gradients = self._gradient(next(self._batches))
-        penalty = self._penalty(progress)
-        self._add_gradient(gradients, penalty)
-        for name, parameter in self.architect.architecture.items():
-            parameter.grad = gradients[name]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._count_flips()
+        batch = next(self._batches)
+        if self.learner.learning.order == 1:
+            self.learner.step(iteration, batch)
+        else:
+            inner = self.trainer._trainer
+            with self.supernet.holding_proposals():
+                self.learner.step(iteration, batch, train=inner.peek(), optimizer=inner.optimizer)
+        self._compare_processes()
+        if self.eigenvalue_period and (iteration + 1) % self.eigenvalue_period == 0:
+            self._watch_curvature(iteration, batch)
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.trainer.max_iter:
-            self._write(iteration, loss, penalty)
+            self._write(iteration)
 
-    def _gradient(self, batch: list[dict[str, Any]]) -> tuple[Tensor, Named]:
-        if self.keys.ORDER == 1:
-            return self.architect.first_order(batch)
-        inner = self.trainer._trainer
-        step = VirtualStep.of(inner.optimizer, self.architect.weights)
-        with self.architect.model.holding_proposals():
-            return self.architect.second_order(inner.peek(), batch, step)
+    def _compare_processes(self) -> None:
+        """Note whether the processes' parameters differ; asked at each log, as it waits for them.
 
-    def loss(self, model: Callable[..., Any], batch: list[dict[str, Any]]) -> Tensor:
-        """Return the sum of the tasks' losses, each over its value at the first step."""
-        losses = model(batch)
-        if self.keys.NORMALIZE_LOSSES:
-            if not self.loss_scales:
-                first = self.architect.average({k: v.detach() for k, v in losses.items()})
-                self.loss_scales = {name: max(v.item(), 1e-6) for name, v in first.items()}
-            losses = {name: value / self.loss_scales[name] for name, value in losses.items()}
-        return torch.stack(list(losses.values())).sum()
+        The largest and the smallest of each value over processes are the same where all are.
+        """
+        if comm.get_world_size() == 1:
+            return
+        values = torch.cat([p.detach().flatten() for p in self.learner.parameters.values()])
+        extremes = torch.cat([values, -values])
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX)
+        differs = (extremes != torch.cat([values, -values])).any()
+        self._differs = differs if self._differs is None else self._differs | differs
 
-    def _penalty(self, progress: float) -> Tensor:
-        """Return what is added to the loss of the architecture."""
-        keys = self.keys
-        late = max(0.0, (progress - ENTROPY_FROM) / (1 - ENTROPY_FROM))
-        total = keys.BETA_DECAY * progress * beta_decay(self.architecture)
-        total = total + keys.ENTROPY * late * entropy(self.architecture)
-        cost = expected_cost(self.architecture, self.costs)
-        return total + keys.COST * over_budget(cost, self.budget)
+    def _watch_curvature(self, iteration: int, batch: list[dict[str, Any]]) -> None:
+        """Measure the dominant eigenvalue; freeze the architecture where it grows too fast."""
+        with self.supernet.holding_proposals():
+            self._eigenvalue = float(self.learner.architect.dominant_eigenvalue(batch))
+        earlier = self.watch.note(self._eigenvalue, self.learner.parameters)
+        if earlier is None:
+            return
+        with torch.no_grad():
+            for name, parameter in self.learner.parameters.items():
+                parameter.copy_(earlier[name])
+        self.learner.frozen = True
+        logger.warning(
+            "iteration %d: the dominant eigenvalue of the architecture's loss has grown to %.3g; "
+            "the architecture goes back by %d measurements and is frozen from now on",
+            iteration,
+            self._eigenvalue,
+            len(self.watch.state_dict()["history"]) // 2,
+        )
 
-    def _add_gradient(self, gradients: Named, penalty: Tensor) -> None:
-        parameters = self.architect.architecture
-        added = torch.autograd.grad(penalty, list(parameters.values()), materialize_grads=True)
-        for name, gradient in zip(parameters, added, strict=True):
-            gradients[name] = gradients[name] + gradient
-
-    def _count_flips(self) -> None:
-        """Count how often an edge's likeliest candidate has changed."""
-        for edge in self.architecture.space.edges:
-            best = int(self.architecture.probabilities(edge.key).argmax())
-            self._flips += self._likeliest.get(edge.key, best) != best
-            self._likeliest[edge.key] = best
-
-    def _write(self, iteration: int, loss: Tensor, penalty: Tensor) -> None:
-        """Write a line of ``search.jsonl``, after a comparison of the processes.
+    def _write(self, iteration: int) -> None:
+        """Write a line of ``search.jsonl``, and the same to the trainer's storage.
 
         Raises:
-            RuntimeError: If the processes' architectures differ.
+            RuntimeError: If the processes' architectures have differed since the last time.
         """
-        values = {n: p.detach().cpu() for n, p in self.architect.architecture.items()}
-        for other in comm.all_gather(values):
-            if any(not torch.equal(values[name], other[name]) for name in values):
-                raise RuntimeError("the architecture parameters of the processes differ")
-        with torch.no_grad():
-            measured = {
-                "entropy": entropy(self.architecture).item(),
-                "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
-                "architecture_loss": loss.item(),
-                "penalty": penalty.item(),
-            }
-        self.trainer.storage.put_scalars(
+        if self._differs is not None and bool(self._differs):
+            raise RuntimeError("the architecture parameters of the processes differ")
+        measured = self.learner.measure()
+        if self._eigenvalue is not None:
+            measured["eigenvalue"] = self._eigenvalue
+        storage = self.trainer.storage
+        storage.put_scalars(
             smoothing_hint=False, **{f"search/{name}": value for name, value in measured.items()}
         )
-        if comm.is_main_process():
-            probabilities = {
-                str(edge): self.architecture.probabilities(edge.key).tolist()
-                for edge in self.architecture.space.edges
-            }
-            line = {
-                "iteration": iteration,
-                **measured,
-                "flips": self._flips,
-                "alpha": {name: value.tolist() for name, value in values.items()},
-                "probabilities": probabilities,
-            }
-            with self.log_file.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        if not comm.is_main_process():
+            return
+        architecture = self.learner.architecture
+        probabilities = {
+            edge: architecture.probabilities(edge.key).cpu() for edge in architecture.space.edges
+        }
+        storage.put_image("search/probabilities", _image(list(probabilities.values())))
+        line = {
+            "iteration": iteration,
+            **measured,
+            "alpha": {name: p.tolist() for name, p in self.learner.parameters.items()},
+            "probabilities": {str(edge): p.tolist() for edge, p in probabilities.items()},
+        }
+        with self.log_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state by name, the position in the data, and what was counted."""
+        """Return the state of the learner and of the watch, and the position in the data."""
         return {
-            "optimizer": {
-                name: self.optimizer.state.get(parameter, {})
-                for name, parameter in self.architect.architecture.items()
-            },
+            "learner": self.learner.state_dict(),
+            "watch": self.watch.state_dict(),
+            "eigenvalue": self._eigenvalue,
             "data": self.loader.state_dict(),
-            "loss_scales": self.loss_scales,
-            "flips": self._flips,
-            "likeliest": self._likeliest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        for name, parameter in self.architect.architecture.items():
-            self.optimizer.state[parameter] = dict(state_dict["optimizer"][name])
+        self.learner.load_state_dict(state_dict["learner"])
+        self.watch.load_state_dict(state_dict["watch"])
+        self._eigenvalue = state_dict["eigenvalue"]
         self.loader.load_state_dict(state_dict["data"])
         self._batches = None
-        self.loss_scales = dict(state_dict["loss_scales"])
-        self._flips = state_dict["flips"]
-        self._likeliest = dict(state_dict["likeliest"])
+
+
+def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:
+    """Return edges × candidates as a grey image, (3, H, W) in 0 to 1, ``cell`` pixels a number."""
+    table = pad_sequence(rows, batch_first=True)  # (E, O + 1)
+    pixels = table.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
+    return pixels.expand(3, -1, -1)

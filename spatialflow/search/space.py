@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from detectron2.config import CfgNode
 
-from darts.derive import Costs
+from darts.derive import random_genotype
 from darts.genotype import Flow, Genotype
 from darts.operations import multiply_adds
 from darts.relaxation import Relaxing
-from darts.space import SearchSpace, Topology
+from darts.space import Costs, SearchSpace, Topology
 from spatialflow.config import load_genotype
 from spatialflow.flows import spatialflow_topology
+
+logger = logging.getLogger(__name__)
 
 HUMAN = "spatialflow"
 """The genotype whose flows' cost is the unit of a budget."""
@@ -94,3 +99,32 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
 def human_genotype() -> Genotype:
     """Return the published design."""
     return load_genotype(HUMAN)
+
+
+def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
+    """Write random points of a config's space to ``OUTPUT_DIR/random_<seed>.json``, and so on.
+
+    Each costs at most ``SEARCH.BUDGET`` times what the human flows cost.
+
+    Args:
+        cfg: Of a search.
+        count: How many, 1 or more.
+        seed: Of the first; the others have the numbers that follow.
+
+    Raises:
+        ValueError: If the count is wrong, or the config is not one of a search.
+    """
+    if count < 1 or seed < 0:
+        raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
+    space = search_space(cfg)
+    costs, human = flow_costs(cfg, space.topology)
+    paths = []
+    for number in range(seed, seed + count):
+        name = f"random_{number}"
+        genotype = random_genotype(
+            space, seed=number, name=name, costs=costs, budget=cfg.SEARCH.BUDGET * human
+        )
+        paths.append(Path(cfg.OUTPUT_DIR, f"{name}.json"))
+        genotype.save(paths[-1])
+        logger.info("%s: %d flows", paths[-1], len(genotype.flows))
+    return paths

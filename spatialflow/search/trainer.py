@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,34 +11,23 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from darts.architect import Architect, Named
-from darts.derive import (
-    Strengths,
-    by_argmax,
-    by_perturbation,
-    by_threshold,
-    by_top_inputs,
-    derive,
-    random_genotype,
-)
-from darts.drawing import to_dot, to_svg
-from darts.genotype import Genotype
+from darts.architect import Named
+from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
 from spatialflow.data.source import in_validation_split
 from spatialflow.engine.trainer import Trainer
-from spatialflow.randomness import mix_seeds, seeded
+from spatialflow.meta_arch import SpatialFlow
+from spatialflow.randomness import mix_seeds
+from spatialflow.search.config import check_search_config, learning
+from spatialflow.search.derivation import Derivation, architecture_of, start_from
 from spatialflow.search.hook import LOG_FILE, ArchitectureHook
-from spatialflow.search.space import flow_costs, search_space
+from spatialflow.search.space import flow_costs, human_genotype
 
 logger = logging.getLogger(__name__)
-
-RULES = {"argmax": by_argmax, "threshold": by_threshold, "top_inputs": by_top_inputs}
-PERTURBATION = "perturbation"
 
 
 class SearchTrainer(Trainer):
@@ -51,43 +39,33 @@ class SearchTrainer(Trainer):
         Raises:
             ValueError: If the config is not one of a search.
         """
-        if not cfg.SEARCH.ENABLED:
-            raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
-        if cfg.SEARCH.RULE not in (*RULES, PERTURBATION):
-            raise ValueError(
-                f"SEARCH.RULE: {cfg.SEARCH.RULE!r} given, one of {[*RULES, PERTURBATION]} expected"
-            )
-        if cfg.SEARCH.RULE == PERTURBATION and cfg.SEARCH.RELAXATION == "sigmoid":
-            raise ValueError(
-                "SEARCH.RULE: 'perturbation' given with SEARCH.RELAXATION 'sigmoid', which has no "
-                "parameter of `none` to compare with; 'threshold' expected"
-            )
-        if cfg.SEARCH.ORDER not in (1, 2):
-            raise ValueError(f"SEARCH.ORDER: {cfg.SEARCH.ORDER} given, 1 or 2 expected")
-        if cfg.SEARCH.ORDER == 2 and cfg.SOLVER.OPTIMIZER != "SGD":
-            raise ValueError(
-                f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} given, 'SGD' expected where "
-                "SEARCH.ORDER is 2, whose virtual step is one of SGD"
-            )
-        if cfg.SEARCH.PERTURBATION_BATCHES < 1:
-            raise ValueError(
-                f"SEARCH.PERTURBATION_BATCHES: {cfg.SEARCH.PERTURBATION_BATCHES} given, 1 or more "
-                "expected"
-            )
+        check_search_config(cfg)
         super().__init__(cfg)
 
     @property
-    def supernet(self) -> nn.Module:
+    def supernet(self) -> SpatialFlow:
         """The model without a wrapper for several processes."""
-        model: nn.Module = self.model
-        return model.module if isinstance(model, DistributedDataParallel) else model
+        model = self.model
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        assert isinstance(inner, SpatialFlow)
+        return inner
 
     @property
     def architecture(self) -> Architecture:
         """The architecture parameters."""
-        found = self.supernet.architecture
-        assert isinstance(found, Architecture)
-        return found
+        return architecture_of(self.supernet)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Return the supernet, with ``SEARCH.HUMAN_PRIOR`` in its architecture."""
+        model = super().build_model(cfg)
+        if cfg.SEARCH.HUMAN_PRIOR:
+            model.architecture.favour(human_genotype(), cfg.SEARCH.HUMAN_PRIOR)
+            logger.warning(
+                "SEARCH.HUMAN_PRIOR: the flows of the human design start ahead by a logit of %g",
+                cfg.SEARCH.HUMAN_PRIOR,
+            )
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -115,104 +93,48 @@ class SearchTrainer(Trainer):
         return built
 
     def _architecture_hook(self) -> ArchitectureHook:
-        seed = self._trainer.seed
-        loader = build_train_loader(
-            self.cfg, mix_seeds(seed, 2), keep=_part(self.cfg, architecture=True)
-        )
-        architect = Architect(
+        keys = self.cfg.SEARCH
+        costs, human = flow_costs(self.cfg, self.architecture.space.topology)
+        learner = ArchitectureLearner(
             self.supernet,
-            architecture_parameters(self.supernet),
-            lambda model, batch: hook.loss(model, batch),
+            self.architecture,
+            learning(self.cfg),
+            costs=costs,
+            budget=keys.BUDGET * human,
             average=_mean_over_processes if comm.get_world_size() > 1 else None,
         )
-        costs, human = flow_costs(self.cfg, self.architecture.space.topology)
-        hook = ArchitectureHook(
-            self.cfg.SEARCH,
-            self.architecture,
-            architect,
-            loader,
-            seed=seed,
-            costs=costs,
-            budget=self.cfg.SEARCH.BUDGET * human,
+        return ArchitectureHook(
+            learner,
+            self.supernet,
+            self._held_out(2),
+            seed=self._trainer.seed,
             log_file=Path(self.cfg.OUTPUT_DIR, LOG_FILE),
-        )
-        return hook
-
-    def derive(self) -> Genotype:
-        """Return the genotype that the architecture stands for now, by ``SEARCH.RULE``."""
-        costs, human = flow_costs(self.cfg, self.architecture.space.topology)
-        keys = self.cfg.SEARCH
-        return derive(
-            self.architecture,
-            self._perturb() if keys.RULE == PERTURBATION else RULES[keys.RULE](self.architecture),
-            name=Path(self.cfg.OUTPUT_DIR).name or "searched",
-            costs=costs,
-            budget=keys.BUDGET * human if keys.COST > 0 else None,
-            provenance={
-                "rule": keys.RULE,
-                "relaxation": keys.RELAXATION,
-                "iterations": self.iter,
-                "seed": self._trainer.seed,
-            },
+            eigenvalue_period=keys.EIGENVALUE_PERIOD,
+            stop_ratio=keys.STOP_RATIO,
         )
 
-    def _perturb(self) -> Strengths:
-        """Remove each candidate in turn, and compare the losses on the same held-out batches."""
-        loader = build_train_loader(
-            self.cfg, mix_seeds(self._trainer.seed, 4), keep=_part(self.cfg, architecture=True)
+    def _held_out(self, stream: int) -> TrainLoader:
+        """Return batches that the weights never see; each stream has an order of its own."""
+        seed = mix_seeds(self._trainer.seed, stream)
+        return build_train_loader(self.cfg, seed, keep=_part(self.cfg, architecture=True))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint, or start from ``MODEL.WEIGHTS`` or ``SEARCH.WEIGHTS``."""
+        super().resume_or_load(resume=resume)
+        going_on = resume and self.checkpointer.has_checkpoint()
+        if self.cfg.SEARCH.WEIGHTS and not going_on:
+            start_from(self.cfg, self.supernet)
+
+    @property
+    def derivation(self) -> Derivation:
+        """What derives a genotype from the supernet as it is."""
+        return Derivation(
+            self.cfg, self.supernet, lambda: iter(self._held_out(4)), seed=self._trainer.seed
         )
-        batches = list(itertools.islice(loader, self.cfg.SEARCH.PERTURBATION_BATCHES))
-
-        @torch.no_grad()
-        def evaluate() -> float:
-            # The storage is where Detectron2's mask head leaves its numbers.
-            with seeded(self._trainer.seed), EventStorage():
-                losses = [sum(self.supernet(batch).values()) for batch in batches]
-            return float(sum(losses)) / len(losses)
-
-        self.supernet.train()
-        return by_perturbation(self.architecture, evaluate, seed=self._trainer.seed)
 
     def write_genotype(self) -> Path:
-        """Derive the genotype; write it as JSON, SVG and DOT, and return the first one's path."""
-        genotype, topology = self.derive(), self.architecture.space.topology
-        path = Path(self.cfg.OUTPUT_DIR, "genotype.json")
-        genotype.save(path)
-        path.with_suffix(".svg").write_text(to_svg(genotype, topology))
-        path.with_suffix(".dot").write_text(to_dot(genotype, topology))
-        for flow in genotype.flows:
-            logger.info("%s", flow)
-        logger.info("%d flows, written to %s", len(genotype.flows), path)
-        return path
-
-
-def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
-    """Write random points of a config's space to ``OUTPUT_DIR/random_<seed>.json``, and so on.
-
-    Each costs at most ``SEARCH.BUDGET`` times what the human flows cost.
-
-    Args:
-        cfg: Of a search.
-        count: How many, 1 or more.
-        seed: Of the first; the others have the numbers that follow.
-
-    Raises:
-        ValueError: If the count is wrong, or the config is not one of a search.
-    """
-    if count < 1 or seed < 0:
-        raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
-    space = search_space(cfg)
-    costs, human = flow_costs(cfg, space.topology)
-    paths = []
-    for number in range(seed, seed + count):
-        name = f"random_{number}"
-        genotype = random_genotype(
-            space, seed=number, name=name, costs=costs, budget=cfg.SEARCH.BUDGET * human
-        )
-        paths.append(Path(cfg.OUTPUT_DIR, f"{name}.json"))
-        genotype.save(paths[-1])
-        logger.info("%s: %d flows", paths[-1], len(genotype.flows))
-    return paths
+        """Derive the genotype, write it with its pictures, and return its path."""
+        return self.derivation.write(self.iter)
 
 
 def _mean_over_processes(named: Named) -> Named:

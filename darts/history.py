@@ -1,0 +1,102 @@
+"""The history of a search as a picture: one small chart an edge, in SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from darts.drawing import STYLES
+from darts.relaxation import Architecture
+from darts.space import Edge
+
+COLUMNS = 6
+WIDTH, HEIGHT = 150, 64
+GAP_X, GAP_Y = 22, 40
+LEFT, TOP = 44, 96
+NONE_STYLE = ("#999999", "1 4")
+
+
+def history_svg(
+    architecture: Architecture, lines: Sequence[Mapping[str, object]], *, title: str
+) -> str:
+    """Draw the probability of every candidate of every edge over a search.
+
+    Args:
+        architecture: Of the search.
+        lines: Each with ``iteration`` and ``probabilities``, the numbers of each edge by its name,
+            as a search logs them; in order of iterations.
+        title: Of the picture.
+
+    Raises:
+        ValueError: If there is no line.
+    """
+    if not lines:
+        raise ValueError("the search has logged no line yet: nothing to draw")
+    edges = architecture.space.edges
+    rows = -(-len(edges) // COLUMNS)
+    width = LEFT + COLUMNS * (WIDTH + GAP_X)
+    height = TOP + rows * (HEIGHT + GAP_Y)
+    first, last = (int(str(lines[i]["iteration"])) + 1 for i in (0, -1))
+    names = list(dict.fromkeys(name for edge in edges for name in edge.operations))
+    if architecture.relaxing.kind != "sigmoid":
+        names.append("none")
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" '
+        'font-family="sans-serif" font-size="11" fill="currentColor">',
+        f"<title>{escape(title)}</title>",
+        f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
+        f'<text x="{LEFT}" y="42">probability of each candidate, 0 to 1, from iteration {first} to '
+        f"{last}</text>",
+        *_legend(names),
+    ]
+    for number, edge in enumerate(edges):
+        x = LEFT + (number % COLUMNS) * (WIDTH + GAP_X)
+        y = TOP + (number // COLUMNS) * (HEIGHT + GAP_Y)
+        parts += _chart(edge, lines, x, y)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _style(name: str) -> tuple[str, str]:
+    return STYLES.get(name, NONE_STYLE)
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    parts = []
+    for i, name in enumerate(names):
+        color, dashes = _style(name)
+        x = LEFT + 126 * i
+        parts.append(
+            f'<path d="M{x} 62h26" stroke="{color}" stroke-width="2" stroke-dasharray="{dashes}"/>'
+            f'<text x="{x + 32}" y="66">{escape(name)}</text>'
+        )
+    return parts
+
+
+def _chart(edge: Edge, lines: Sequence[Mapping[str, object]], x: int, y: int) -> list[str]:
+    histories = [_probabilities(line, edge) for line in lines]
+    step = WIDTH / max(1, len(lines) - 1)
+    names = [*edge.operations, "none"][: len(histories[0])]
+    parts = [
+        f'<text x="{x}" y="{y - 5}">{escape(str(edge))}</text>',
+        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
+        'stroke="currentColor" stroke-opacity=".3"/>',
+    ]
+    for i, name in enumerate(names):
+        color, dashes = _style(name)
+        points = " ".join(
+            f"{x + step * at:.1f},{y + HEIGHT * (1 - values[i]):.1f}"
+            for at, values in enumerate(histories)
+        )
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6" '
+            f'stroke-dasharray="{dashes}"><title>{escape(name)}: {histories[-1][i]:.3f} at the end'
+            "</title></polyline>"
+        )
+    return parts
+
+
+def _probabilities(line: Mapping[str, object], edge: Edge) -> list[float]:
+    table = line["probabilities"]
+    assert isinstance(table, Mapping)
+    return [float(value) for value in table[str(edge)]]

@@ -1,0 +1,246 @@
+"""How an architecture learns: one step at a time, on held-out data, with what is added to its loss.
+
+The owner of the weights and of the data calls :meth:`ArchitectureLearner.begin` before each step of
+the weights, and :meth:`ArchitectureLearner.step` where that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darts.architect import Architect, Named, VirtualStep
+from darts.operations import PARAMETER_FREE
+from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
+from darts.relaxation import Architecture, MixedEdge, architecture_parameters
+from darts.space import Costs
+
+ENTROPY_FROM = 2 / 3
+"""Share of the search after which the entropy is pushed down."""
+
+Losses = Callable[[Callable[..., Any], Any], dict[str, Tensor]]
+"""From a model and a batch to the scalar losses of its tasks by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What an architecture learns by; the defaults are those of DARTS (Liu et al. 2019, sec. 3).
+
+    Attributes:
+        iterations: Length of the search.
+        warmup: Iterations in which only the weights learn.
+        order: 1 or 2, of the gradient.
+        rate: Adam's.
+        betas: Adam's.
+        decay: Adam's weight decay.
+        normalize: Divide each task's loss by its value at the first step.
+        beta_decay: Factor of :func:`darts.regularizers.beta_decay` at the end, growing from 0.
+        entropy: Factor of :func:`darts.regularizers.entropy` at the end, growing from 0 at two
+            thirds of the search.
+        cost: Factor of :func:`darts.regularizers.over_budget`.
+        auxiliary_skip: Share of the source added to every flow at the start, 0 at the end.
+        temperature: Of the relaxation at the start; it reaches 1 in equal ratios at the end.
+    """
+
+    iterations: int
+    warmup: int = 0
+    order: int = 1
+    rate: float = 3e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    decay: float = 1e-3
+    normalize: bool = False
+    beta_decay: float = 0.0
+    entropy: float = 0.0
+    cost: float = 0.0
+    auxiliary_skip: float = 0.0
+    temperature: float = 1.0
+
+
+class ArchitectureLearner:
+    """Steps the architecture of a supernet, and measures how the search is doing.
+
+    It knows nothing of where batches come from, nor of what the tasks are.
+    """
+
+    def __init__(
+        self,
+        supernet: nn.Module,
+        architecture: Architecture,
+        learning: Learning,
+        *,
+        costs: Costs,
+        budget: float,
+        losses: Losses = lambda model, batch: model(batch),
+        average: Callable[[Named], Named] | None = None,
+    ) -> None:
+        """Keep the parts, and make the optimiser of the architecture parameters.
+
+        Args:
+            supernet: Contains the architecture.
+            architecture: What is to learn.
+            learning: How.
+            costs: Of each edge's operations.
+            budget: What all flows may cost together, in the unit of ``costs``.
+            losses: Of the tasks, by name.
+            average: Means tensors over processes; None where there is one.
+        """
+        self.architecture = architecture
+        self.learning = learning
+        self.costs = costs
+        self.budget = budget
+        self.architect = Architect(
+            supernet, architecture_parameters(supernet), self._loss, average=average
+        )
+        self.optimizer = torch.optim.Adam(
+            self.architect.architecture.values(),
+            lr=learning.rate,
+            betas=learning.betas,
+            weight_decay=learning.decay,
+        )
+        self.frozen = False
+        """Set to stop the learning for good; the weights may go on."""
+        self._losses = losses
+        self._mixed = [m for m in supernet.modules() if isinstance(m, MixedEdge)]
+        self._loss_scales: dict[str, float] = {}
+        self._measured: dict[str, Tensor] = {}
+        self._likeliest: Tensor | None = None
+        self._flips = torch.zeros((), dtype=torch.long, device=self._device)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The architecture parameters, by name."""
+        return self.architect.architecture
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def begin(self, iteration: int) -> bool:
+        """Fade what fades with time, and tell whether the architecture learns in this iteration."""
+        # What the weights' backward pass has left here is nobody's.
+        self.optimizer.zero_grad()
+        progress = self._progress(iteration)
+        for edge in self._mixed:
+            edge.auxiliary_skip = self.learning.auxiliary_skip * (1 - progress)
+        self.architecture.temperature = self.learning.temperature ** (1 - progress)
+        return iteration >= self.learning.warmup and not self.frozen
+
+    def step(
+        self,
+        iteration: int,
+        held_out: Any,
+        *,
+        train: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Take one step of the architecture.
+
+        Args:
+            iteration: Counted from 0.
+            held_out: The batch of the loss.
+            train: Of second order, the batch that the weights will learn from next.
+            optimizer: Of second order, the one of the weights.
+
+        Raises:
+            ValueError: If the gradient is of second order, and batch or optimiser do not fit.
+        """
+        if self.learning.order == 2:
+            if train is None or optimizer is None:
+                raise ValueError("the second-order gradient needs `train` and `optimizer`")
+            virtual = VirtualStep.of(optimizer, self.architect.weights)
+            loss, gradients = self.architect.second_order(train, held_out, virtual)
+        else:
+            loss, gradients = self.architect.first_order(held_out)
+        penalty = self._penalty(self._progress(iteration))
+        added = torch.autograd.grad(penalty, list(self.parameters.values()), materialize_grads=True)
+        for (name, parameter), more in zip(self.parameters.items(), added, strict=True):
+            parameter.grad = gradients[name] + more
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._measured = {
+            "architecture_loss": loss,
+            "penalty": penalty.detach(),
+            "gradient_norm": torch.cat([g.flatten() for g in gradients.values()]).norm(),
+        }
+        self._count_flips()
+
+    def _progress(self, iteration: int) -> float:
+        return iteration / self.learning.iterations
+
+    def _loss(self, model: Callable[..., Any], batch: Any) -> Tensor:
+        losses = self._losses(model, batch)
+        if self.learning.normalize:
+            if not self._loss_scales:
+                first = self.architect.average({k: v.detach() for k, v in losses.items()})
+                self._loss_scales = {name: max(v.item(), 1e-6) for name, v in first.items()}
+            losses = {name: value / self._loss_scales[name] for name, value in losses.items()}
+        return torch.stack(list(losses.values())).sum()
+
+    def _penalty(self, progress: float) -> Tensor:
+        """Return what is added to the loss of the architecture."""
+        given = self.learning
+        late = max(0.0, (progress - ENTROPY_FROM) / (1 - ENTROPY_FROM))
+        total = given.beta_decay * progress * beta_decay(self.architecture)
+        total = total + given.entropy * late * entropy(self.architecture)
+        cost = expected_cost(self.architecture, self.costs)
+        return total + given.cost * over_budget(cost, self.budget)
+
+    @torch.no_grad()
+    def _count_flips(self) -> None:
+        """Count how often an edge's likeliest candidate has changed, without waiting for a GPU."""
+        best = torch.stack([p.argmax() for p in self.architecture.edges.values()])
+        if self._likeliest is not None:
+            self._flips = self._flips + (best != self._likeliest).sum()
+        self._likeliest = best
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return how the search is doing, in numbers.
+
+        Returns:
+            ``entropy``: mean of the edges, in nats; ``expected_cost``: over the budget; ``flips``:
+            changes of an edge's likeliest candidate so far; ``parameter_free``: the share of
+            edges whose likeliest operation has no weights, which grows where a search collapses
+            (Zela et al. 2020); ``absent``: the share of edges whose likeliest candidate is
+            ``none``; and of the last step ``architecture_loss``, ``penalty``, ``gradient_norm``.
+        """
+        edges = self.architecture.space.edges
+        likeliest = [
+            (edge, int(self.architecture.probabilities(edge.key).argmax())) for edge in edges
+        ]
+        operations = [e.operations[i] if i < len(e.operations) else None for e, i in likeliest]
+        return {
+            "entropy": entropy(self.architecture).item(),
+            "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
+            "flips": int(self._flips),
+            "parameter_free": sum(o in PARAMETER_FREE for o in operations) / len(edges),
+            "absent": sum(o is None for o in operations) / len(edges),
+            **{name: value.item() for name, value in self._measured.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state by parameter name, and what was counted and measured."""
+        return {
+            "optimizer": {
+                name: self.optimizer.state.get(parameter, {})
+                for name, parameter in self.parameters.items()
+            },
+            "loss_scales": self._loss_scales,
+            "flips": self._flips,
+            "likeliest": self._likeliest,
+            "frozen": self.frozen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for name, parameter in self.parameters.items():
+            self.optimizer.state[parameter] = dict(state["optimizer"][name])
+        self._loss_scales = dict(state["loss_scales"])
+        self._flips = state["flips"].to(self._device)
+        best = state["likeliest"]
+        self._likeliest = None if best is None else best.to(self._device)
+        self.frozen = state["frozen"]

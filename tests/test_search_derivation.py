@@ -1,0 +1,164 @@
+"""What a search starts from and what it leaves: weights, genotype, provenance; when it stops."""
+
+import json
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from darts.architect import Architect
+from darts.genotype import Genotype
+from darts.relaxation import architecture_parameters
+from spatialflow.config import load_genotype
+from spatialflow.search.derivation import config_hash
+from spatialflow.search.space import search_space
+from spatialflow.search.trainer import SearchTrainer
+from tests.test_search import SEARCH, search
+
+
+def outputs(model, image):
+    """What the four branches give."""
+    features = model.backbone(model.preprocess_image([image]).tensor)
+    return model.flow_graph(features)
+
+
+def assert_same_outputs(given, expected):
+    for branch, levels in expected.items():
+        for level, value in levels.items():
+            scale = value.abs().max()
+            torch.testing.assert_close(
+                given[branch][level], value, rtol=1e-4, atol=1e-5 * scale.item()
+            )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["spatialflow", "parallel"])
+def test_a_search_starts_as_the_network_whose_weights_it_gets(
+    scenes_cfg, make_input, tmp_path, kind, name
+):
+    trained = build_model(scenes_cfg({"MODEL.SPATIALFLOW.GENOTYPE": name}))
+    for parameter in trained.flow_graph.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    path = tmp_path / "trained.pth"
+    torch.save({"model": trained.state_dict()}, path)
+    keys = {
+        "SEARCH.SPACE.OPERATIONS": ["conv_1x1", "conv_3x3", "sep_conv_3x3"],
+        "SEARCH.RELAXATION": kind,
+        "SEARCH.RULE": "threshold",
+        "SEARCH.AUXILIARY_SKIP": 0.0,
+        "SEARCH.WEIGHTS": str(path),
+        "MODEL.SPATIALFLOW.GENOTYPE": name,
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+    trainer.resume_or_load(resume=False)
+    with torch.no_grad():
+        image = make_input(64, 64)
+        assert_same_outputs(outputs(trainer.supernet, image), outputs(trained, image))
+    # What was trained is there at once, and the α have not been touched.
+    assert all(p.abs().max() < 0.1 for p in architecture_parameters(trainer.supernet).values())
+
+
+def test_weights_of_another_genotype_are_refused(scenes_cfg, tmp_path):
+    path = tmp_path / "trained.pth"
+    torch.save({"model": build_model(scenes_cfg()).state_dict()}, path)
+    keys = {"SEARCH.WEIGHTS": str(path), "MODEL.SPATIALFLOW.GENOTYPE": "parallel"}
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+    with pytest.raises(ValueError, match=r"trained\.pth: .* other flows"):
+        trainer.resume_or_load(resume=False)
+
+
+def test_a_genotype_outside_of_the_space_is_no_start(scenes_cfg, tmp_path):
+    path = tmp_path / "trained.pth"
+    torch.save({"model": build_model(scenes_cfg()).state_dict()}, path)
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, "SEARCH.WEIGHTS": str(path)}))
+    with pytest.raises(ValueError, match=r"box\.1 -> .* conv_3x3 has been trained, and is none"):
+        trainer.resume_or_load(resume=False)
+
+
+@pytest.mark.parametrize("rule", ["argmax", "top_inputs"])
+def test_the_derived_network_can_start_with_the_supernets_weights(
+    scenes_cfg, make_input, tmp_path, rule
+):
+    keys = {"SEARCH.RULE": rule, "SEARCH.INHERIT": True, "SEARCH.COST": 0.0}
+    cfg = scenes_cfg({**SEARCH, **keys, "OUTPUT_DIR": str(tmp_path)})
+    trainer = search(cfg)
+    path = trainer.write_genotype()
+    genotype = Genotype.load(path)
+    derived = build_model(scenes_cfg({"MODEL.SPATIALFLOW.GENOTYPE": str(path)}))
+    stored = torch.load(tmp_path / "inherited.pth", weights_only=True)["model"]
+    derived.load_state_dict(stored)
+    trainer.architecture.set_genotype(genotype)
+    with torch.no_grad():
+        image = make_input(64, 64)
+        assert_same_outputs(outputs(derived, image), outputs(trainer.supernet, image))
+    losses = genotype.provenance["held_out_loss"]
+    assert losses["supernet"] > 0
+    assert losses["derived"] != losses["supernet"]
+    assert genotype.provenance["config"] == config_hash(cfg)
+
+
+def test_the_hash_of_a_config_is_not_of_where_it_writes(tiny_cfg):
+    cfg = tiny_cfg({"OUTPUT_DIR": "here"})
+    assert config_hash(cfg) == config_hash(tiny_cfg({"OUTPUT_DIR": "there"}))
+    assert config_hash(cfg) != config_hash(tiny_cfg({"OUTPUT_DIR": "here", "SEED": 77}))
+
+
+def test_a_search_freezes_where_the_curvature_grows(scenes_cfg, tmp_path, monkeypatch):
+    eigenvalues = iter([1.0] * 5 + [10.0] * 90)
+    monkeypatch.setattr(
+        Architect, "dominant_eigenvalue", lambda self, batch: torch.tensor(next(eigenvalues))
+    )
+    keys = {
+        "SEARCH.EIGENVALUE_PERIOD": 1,
+        "SEARCH.STOP_RATIO": 0.75,
+        "SEARCH.WARMUP_ITERS": 0,
+        "SOLVER.MAX_ITER": 12,
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+    (hook,) = [h for h in trainer._hooks if type(h).__name__ == "ArchitectureHook"]
+    seen = []
+    begin = hook.learner.begin
+
+    def spy(iteration):
+        state = {n: p.detach().clone() for n, p in hook.learner.parameters.items()}
+        seen.append(torch.cat([value.flatten() for value in state.values()]))
+        return begin(iteration)
+
+    monkeypatch.setattr(hook.learner, "begin", spy)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert hook.learner.frozen
+    # Frozen at the tenth step, with what it was after the fifth.
+    assert torch.equal(seen[10], seen[5])
+    assert torch.equal(seen[11], seen[5])
+    assert not torch.equal(seen[9], seen[5])
+
+
+def test_the_eigenvalue_is_logged(scenes_cfg, tmp_path):
+    keys = {"SEARCH.EIGENVALUE_PERIOD": 2, "OUTPUT_DIR": str(tmp_path), "SOLVER.MAX_ITER": 4}
+    search(scenes_cfg({**SEARCH, **keys}))
+    line = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[-1])
+    assert line["eigenvalue"] != 0
+
+
+def test_a_prior_on_the_human_flows_is_said(scenes_cfg, tmp_path):
+    keys = {"SEARCH.HUMAN_PRIOR": 5.0, "SEARCH.SPACE.OPERATIONS": ["identity", "conv_3x3"]}
+    cfg = scenes_cfg({**SEARCH, **keys, "SEARCH.COST": 0.0, "OUTPUT_DIR": str(tmp_path)})
+    genotype = SearchTrainer(cfg).derivation.derive(0)
+    human = load_genotype("spatialflow")
+    assert set(human.flows) <= set(genotype.flows)
+    assert genotype.provenance["human_prior"] == 5.0
+
+
+def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):
+    few = {"SEARCH.SPACE.PAIRS": ["box>mask", "box>cls"], "SEARCH.SPACE.STAGES": [4]}
+    keys = {**SEARCH, **few, "SEARCH.RULE": "perturbation", "SEARCH.COST": 0.0}
+    trainer = SearchTrainer(scenes_cfg({**keys, "SEARCH.PERTURBATION_BATCHES": 1}))
+    before = {n: p.clone() for n, p in architecture_parameters(trainer.supernet).items()}
+    genotype = trainer.derivation.derive(0)
+    assert genotype == trainer.derivation.derive(0)
+    search_space(trainer.cfg).check(genotype)
+    for name, parameter in architecture_parameters(trainer.supernet).items():
+        assert torch.equal(parameter, before[name])
