@@ -16,19 +16,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from detectron2.evaluation import DatasetEvaluators
-from detectron2.utils.logger import setup_logger
 
 from benchmarks.peers.analysis import report
 from benchmarks.peers.contestants import (
@@ -40,11 +35,8 @@ from benchmarks.peers.contestants import (
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
-from spatialflow.engine import Trainer
+from benchmarks.trials import trial
 from spatialflow.engine.program import PREPARING, one_line
-from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
-from spatialflow.files import write_atomically
-from spatialflow.randomness import seed_generators
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,26 +59,6 @@ class Run(NamedTuple):
     def file(self) -> str:
         """Where its result is, below the folder of results."""
         return f"{run_name(*self)}.json"
-
-
-class PQTrainer(Trainer):
-    """Evaluates PQ alone, and says how long the last evaluation took."""
-
-    evaluation_seconds = 0.0
-
-    @classmethod
-    def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> Any:
-        """Evaluate, and keep the time."""
-        start = time.perf_counter()
-        results = super().test(cfg, model, evaluators)
-        cls.evaluation_seconds = time.perf_counter() - start
-        return results
-
-    @classmethod
-    def build_evaluator(cls, cfg: Any, dataset_name: str) -> DatasetEvaluators:
-        """Return the evaluator of PQ, for any meta-architecture."""
-        folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return DatasetEvaluators([PanopticEvaluator(dataset_name, folder)])
 
 
 def peers(args: argparse.Namespace) -> Iterator[Run]:
@@ -135,67 +107,8 @@ def run_one(args: argparse.Namespace) -> None:
     run = Run(args.dataset, args.contestant, args.rate, args.seed)
     torch.set_num_threads(args.threads)
     output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
-    setup_logger(str(output), name="spatialflow")
     cfg = config(**run._asdict(), output=output, nuclei=args.nuclei, opts=args.opts)
-    seed_generators(run.seed)
-    trainer = PQTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    path = output / "inference" / cfg.DATASETS.TEST[0] / RESULTS_FILE
-    content = {
-        **run._asdict(),
-        **describe(cfg, trainer),
-        "seconds": round(seconds, 1),
-        "evaluation_seconds": round(PQTrainer.evaluation_seconds, 1),
-    }
-    content |= compact(json.loads(path.read_text()))
-    target = args.results / run.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda file: file.write(json.dumps(content).encode()))
-
-
-def describe(cfg: Any, trainer: Trainer) -> dict[str, Any]:
-    """Say what was trained, on what."""
-    return {
-        "iterations": cfg.SOLVER.MAX_ITER,
-        "batch": cfg.SOLVER.IMS_PER_BATCH,
-        "image_side": cfg.INPUT.MIN_SIZE_TRAIN[0],
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout, None where there is none."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def compact(results: dict[str, Any]) -> dict[str, Any]:
-    """Keep PQ and, for each class and image, what it is made of: iou, tp, fp, fn."""
-    classes = [c["id"] for c in results["per_class"]]
-    nothing = {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0}
-    counts = [
-        [
-            [round(c["iou"], 4), c["tp"], c["fp"], c["fn"]]
-            for c in (image["classes"].get(str(i), nothing) for i in classes)
-        ]
-        for image in results["per_image"]
-    ]
-    return {
-        **{key: results["summary"][key] for key in ("PQ", "PQ_th", "PQ_st")},
-        "classes": [{k: c[k] for k in ("name", "isthing", "PQ")} for c in results["per_class"]],
-        "images": [image["file_name"] for image in results["per_image"]],
-        "counts": counts,
-    }
+    trial(cfg, args.results / run.file, run._asdict())
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,6 +31,23 @@ def by_argmax(architecture: Architecture) -> Strengths:
     return found
 
 
+def by_presence(architecture: Architecture) -> Strengths:
+    """Take each edge whose operations together are likelier than ``none``, with the likeliest.
+
+    Operations that do much the same share the probability of the flow between them, so that
+    ``none`` may be the likeliest candidate of an edge that is needed. With sigmoid gates ``none``
+    has no parameter: use :func:`by_threshold`.
+    """
+    found = {}
+    for edge in architecture.space.edges:
+        probabilities = architecture.probabilities(edge.key)
+        presence = float(probabilities[: len(edge.operations)].sum())
+        if presence > 0.5:
+            best = int(probabilities[: len(edge.operations)].argmax())
+            found[edge.with_operation(edge.operations[best])] = presence
+    return found
+
+
 def by_threshold(architecture: Architecture, threshold: float = 0.5) -> Strengths:
     """Take each edge's likeliest operation where its probability reaches a threshold.
 

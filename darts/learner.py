@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darts.architect import Architect, Named, VirtualStep
 from darts.operations import PARAMETER_FREE
-from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
+from darts.regularizers import beta_decay, entropy, expected_cost, expected_flows, over_budget
 from darts.relaxation import Architecture, MixedEdge, architecture_parameters
 from darts.space import Costs
 
@@ -41,6 +41,7 @@ class Learning:
         beta_decay: Factor of :func:`darts.regularizers.beta_decay` at the end, growing from 0.
         entropy: Factor of :func:`darts.regularizers.entropy` at the end, growing from 0 at two
             thirds of the search.
+        sparsity: Factor of :func:`darts.regularizers.expected_flows`.
         cost: Factor of :func:`darts.regularizers.over_budget`.
         auxiliary_skip: Share of the source added to every flow at the start, 0 at the end.
         temperature: Of the relaxation at the start; it reaches 1 in equal ratios at the end.
@@ -55,6 +56,7 @@ class Learning:
     normalize: bool = False
     beta_decay: float = 0.0
     entropy: float = 0.0
+    sparsity: float = 0.0
     cost: float = 0.0
     auxiliary_skip: float = 0.0
     temperature: float = 1.0
@@ -186,6 +188,7 @@ class ArchitectureLearner:
         late = max(0.0, (progress - ENTROPY_FROM) / (1 - ENTROPY_FROM))
         total = given.beta_decay * progress * beta_decay(self.architecture)
         total = total + given.entropy * late * entropy(self.architecture)
+        total = total + given.sparsity * expected_flows(self.architecture)
         cost = expected_cost(self.architecture, self.costs)
         return total + given.cost * over_budget(cost, self.budget)
 

@@ -37,6 +37,22 @@ def _log_sigmoid(x: Tensor) -> Tensor:
     return torch.nn.functional.logsigmoid(x)
 
 
+def expected_flows(architecture: Architecture) -> Tensor:
+    """Expected number of flows over the number of edges: what an L0 penalty pushes down.
+
+    An edge that is of no use has no gradient of its own, so without it ``none`` wins no edge but by
+    chance (Louizos et al. 2018, L0 regularisation). Of sigmoid gates the sum is taken, which may
+    be more than 1 an edge.
+    """
+    shares = []
+    for edge in architecture.space.edges:
+        logits: Tensor = architecture.edges[edge.key]
+        sigmoid = architecture.relaxing.kind == "sigmoid"
+        probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
+        shares.append(probabilities[: len(edge.operations)].sum())
+    return torch.stack(shares).mean()
+
+
 def expected_cost(architecture: Architecture, costs: Costs) -> Tensor:
     """Cost of all flows, each weighed by the probability of its operation.
 

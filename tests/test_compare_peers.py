@@ -10,17 +10,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers
-from benchmarks.peers.analysis import (
-    Sampled,
-    best_rate,
-    fill,
-    flow_table,
-    main_table,
-    minus,
-    quality,
-)
+from benchmarks.intervals import Sampled, fill, minus, quality
+from benchmarks.peers.analysis import best_rate, flow_table, main_table
 from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
-from benchmarks.peers.speed import Timed, models
+from benchmarks.peers.speed import models, timed
 from spatialflow.config import load_genotype
 
 
@@ -198,7 +191,7 @@ def test_speed_needs_the_models_of_the_runs(tmp_path):
     name = run_name("scenes", "parallel", 0.001, 1)
     assert found["parallel"] == tmp_path / name / "model_final.pth"
     with pytest.raises(ValueError, match=r"seed1/model_final\.pth: no such file"):
-        Timed("scenes", "parallel", found["parallel"], None, tmp_path)
+        timed("scenes", "parallel", found["parallel"], None, tmp_path)
 
 
 def arguments(folder, **changes):

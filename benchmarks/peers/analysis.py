@@ -1,30 +1,17 @@
-"""From results to tables: PQ with intervals over seeds and images together, and paired differences.
-
-S seeds, I images, C classes; ``counts`` (S, I, C, 4) holds iou, tp, fp and fn, as PQ is made of.
-"""
+"""From results to the tables of the peers."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.intervals import GROUPS, Result, Sampled, fill, load_results, minus, table
 from benchmarks.peers.contestants import MAIN, WITHOUT, flow_contestants
 
-RESAMPLES = 2000
-GROUPS = ("PQ", "PQ_th", "PQ_st")
 SPEED_FILE = "speed.json"
-
-Result = dict[str, Any]
-
-
-def load_results(folder: Path) -> list[Result]:
-    """Read all results of runs."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
 
 
 def of(results: list[Result], dataset: str, contestant: str, rate: float) -> list[Result]:
@@ -53,99 +40,6 @@ def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
     if not common:
         raise ValueError(f"{contestant} on {dataset}: one seed at all of {sorted(mine)} expected")
     return max(mine, key=lambda rate: sum(mine[rate][seed] for seed in common))
-
-
-def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
-    """Return PQ, PQ_th and PQ_st in percent.
-
-    Args:
-        counts: (..., C, 4) summed over images.
-        isthing: (C,) bool.
-
-    Returns:
-        (..., 3); a class without segments is left out of the mean, as panopticapi does.
-    """
-    denominator = counts[..., 1] + 0.5 * (counts[..., 2] + counts[..., 3])
-    present = denominator > 0
-    per_class = counts[..., 0] / np.where(present, denominator, 1)
-    groups = []
-    for member in (np.ones_like(isthing), isthing, ~isthing):
-        number = (present & member).sum(axis=-1)
-        groups.append(100 * (per_class * member).sum(axis=-1) / np.maximum(number, 1))
-    return np.stack(groups, axis=-1)
-
-
-class Sampled:
-    """PQ of one contestant: the measured mean over seeds, and resamples of seeds and images."""
-
-    def __init__(self, results: list[Result], *, seed: int = 0) -> None:
-        """Resample.
-
-        Args:
-            results: One of each seed, on the same images.
-            seed: Of the resampling; the same for contestants that are to be compared.
-        """
-        images = [r["images"] for r in results]
-        if any(names != images[0] for names in images):
-            raise ValueError("results of different images cannot be compared")
-        isthing = np.array([bool(c["isthing"]) for c in results[0]["classes"]])
-        counts = np.array([r["counts"] for r in results])  # (S, I, C, 4)
-        # What a difference has to have in common.
-        self.drawn_from = ([r["seed"] for r in results], images[0], seed)
-        self.mean = quality(counts.sum(axis=1), isthing).mean(axis=0)  # (3,)
-        rng = np.random.default_rng(seed)
-        seeds, number = counts.shape[:2]
-        draws = []
-        for _ in range(RESAMPLES):
-            weights = np.bincount(rng.integers(number, size=number), minlength=number)
-            chosen = rng.integers(seeds, size=seeds)
-            summed = np.tensordot(counts[chosen], weights, axes=([1], [0]))  # (S, C, 4)
-            draws.append(quality(summed, isthing).mean(axis=0))
-        self.draws = np.array(draws)  # (RESAMPLES, 3)
-
-    def minus(self, other: Sampled) -> Sampled:
-        """Return the paired difference: the same seeds and images on both sides.
-
-        Raises:
-            ValueError: If the two sides have others.
-        """
-        if self.drawn_from != other.drawn_from:
-            sides = " and ".join(
-                f"seeds {side.drawn_from[0]} on {len(side.drawn_from[1])} images"
-                for side in (self, other)
-            )
-            raise ValueError(f"{sides}: a difference needs the same seeds and images")
-        difference = object.__new__(Sampled)
-        difference.drawn_from = self.drawn_from
-        difference.mean = self.mean - other.mean
-        difference.draws = self.draws - other.draws
-        return difference
-
-    def cell(self, group: int, *, sign: bool = False) -> str:
-        """Write the mean and its 95 % interval."""
-        low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
-        form = "{:+.1f}" if sign else "{:.1f}"
-        return f"{form} ({form} to {form})".format(self.mean[group], low, high)
-
-
-def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:
-    """Return the paired difference at the seeds that both sides have, and how many they are.
-
-    Raises:
-        ValueError: If they have none in common.
-    """
-    common = {r["seed"] for r in one} & {r["seed"] for r in other}
-    if not common:
-        names = " and ".join(side[0]["contestant"] if side else "nothing" for side in (one, other))
-        raise ValueError(f"{names} have no seed in common")
-    sides = [Sampled([r for r in side if r["seed"] in common]) for side in (one, other)]
-    return sides[0].minus(sides[1]), len(common)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Write a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)
 
 
 def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> str:
@@ -246,12 +140,3 @@ def report(args: argparse.Namespace) -> None:
         print(f"### {name}\n\n{content}\n")
     for page in args.write:
         page.write_text(fill(page.read_text(), tables, str(page)))
-
-
-def fill(text: str, tables: dict[str, str], where: str) -> str:
-    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    mark = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-    unknown = [found[1] for found in mark.findall(text) if found[1] not in tables]
-    if unknown or not mark.search(text):
-        raise ValueError(f"{where}: tables {unknown} marked, some of {list(tables)} expected")
-    return mark.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}", text)

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from darts.learner import Learning
 from darts.operations import OPERATIONS
 
-RULES = ("argmax", "threshold", "top_inputs", "perturbation")
+RULES = ("argmax", "presence", "threshold", "top_inputs", "perturbation")
 
 
 def add_search_config(cfg: CfgNode) -> None:
@@ -52,6 +52,8 @@ def add_search_config(cfg: CfgNode) -> None:
     # first growing from the first architecture step on, the second from two thirds of the search.
     search.BETA_DECAY = 0.0
     search.ENTROPY = 0.0
+    # Factor of the expected share of edges that carry a flow (after Louizos et al. 2018, L0).
+    search.SPARSITY = 0.0
     # Factor of relu(expected cost / budget - 1), and the budget in units of the human flows' cost.
     search.COST = 0.0
     search.BUDGET = 1.0
@@ -72,7 +74,8 @@ def add_search_config(cfg: CfgNode) -> None:
     # never).
     search.EIGENVALUE_PERIOD = 0
     search.STOP_RATIO = 0.0
-    # How the genotype is derived: "argmax" (with ``none`` allowed), "threshold" (of 0.5) or
+    # How the genotype is derived: "argmax" (with ``none`` allowed), "presence" (an edge
+    # whose operations together are likelier than ``none``), "threshold" (of 0.5),
     # "top_inputs" (two inputs of every node, the rule of DARTS) or "perturbation" (what hurts most
     # when it is removed, Wang et al. 2021, DARTS-PT), measured on so many held-out batches.
     search.RULE = "argmax"
@@ -93,7 +96,7 @@ def check_search_config(cfg: CfgNode) -> None:
         raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
     if keys.RULE not in RULES:
         raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {list(RULES)} expected")
-    if keys.RULE in ("perturbation", "argmax") and keys.RELAXATION == "sigmoid":
+    if keys.RULE in ("perturbation", "argmax", "presence") and keys.RELAXATION == "sigmoid":
         raise ValueError(
             f"SEARCH.RULE: {keys.RULE!r} given with SEARCH.RELAXATION 'sigmoid', which has no "
             "parameter of `none` to compare with; 'threshold' expected"
@@ -118,6 +121,7 @@ def check_search_config(cfg: CfgNode) -> None:
         ("WARMUP_ITERS", 0),
         ("BETA_DECAY", 0),
         ("ENTROPY", 0),
+        ("SPARSITY", 0),
         ("COST", 0),
         ("AUXILIARY_SKIP", 0),
     ):
@@ -146,6 +150,7 @@ def learning(cfg: CfgNode) -> Learning:
         normalize=keys.NORMALIZE_LOSSES,
         beta_decay=keys.BETA_DECAY,
         entropy=keys.ENTROPY,
+        sparsity=keys.SPARSITY,
         cost=keys.COST,
         auxiliary_skip=keys.AUXILIARY_SKIP,
         temperature=keys.TEMPERATURE,

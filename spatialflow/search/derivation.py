@@ -23,6 +23,7 @@ from darts.derive import (
     Strengths,
     by_argmax,
     by_perturbation,
+    by_presence,
     by_threshold,
     by_top_inputs,
     derive,
@@ -107,6 +108,8 @@ class Derivation:
         match rule:
             case "argmax":
                 return by_argmax(self.architecture)
+            case "presence":
+                return by_presence(self.architecture)
             case "threshold":
                 return by_threshold(self.architecture)
             case "top_inputs":
