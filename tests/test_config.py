@@ -12,7 +12,12 @@ from spatialflow.config import configs_root, find_config, load_genotype
 from spatialflow.data import unregister
 from spatialflow.engine import Trainer, prepare_config
 
-FILES = sorted(str(path.relative_to(configs_root())) for path in configs_root().rglob("*.yaml"))
+FILES = sorted(
+    str(path.relative_to(configs_root()))
+    for path in configs_root().rglob("*.yaml")
+    # Keys for others to inherit, no config of their own.
+    if path.parent.name != "methods"
+)
 GENOTYPES = sorted(path.stem for path in (configs_root() / "genotypes").glob("*.json"))
 # Reference settings of full width build in seconds; their widths and depths are given small.
 NARROW = {

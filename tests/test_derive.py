@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from darts.derive import (
     by_argmax,
     by_perturbation,
+    by_presence,
     by_threshold,
     by_top_inputs,
     derive,
@@ -15,7 +16,7 @@ from darts.derive import (
     within_budget,
 )
 from darts.genotype import Flow
-from darts.regularizers import beta_decay, entropy, expected_cost, over_budget
+from darts.regularizers import beta_decay, entropy, expected_cost, expected_flows, over_budget
 from darts.relaxation import KINDS, Architecture, Relaxing
 from darts.space import Branch, SearchSpace, Topology
 
@@ -51,6 +52,23 @@ def test_argmax_allows_none():
         Flow("a.1", "b.1", "input", "conv_3x3"),
         Flow("b.2", "a.3", "input", "identity"),
     ]
+
+
+def test_presence_is_of_all_operations_together():
+    # Two operations share what none of them has alone; a third edge is likelier to be absent.
+    architecture = architecture_with(
+        {
+            "a_1_to_b_1_input": {0: 1.0, 1: 1.1, 2: -9.0, 3: 1.2},
+            "b_2_to_a_3_input": {0: 1.0, 1: -9.0, 2: -9.0, 3: 1.2},
+        }
+    )
+    for key, logits in architecture.edges.items():
+        if key not in ("a_1_to_b_1_input", "b_2_to_a_3_input"):
+            logits.data[3] = 5.0
+    found = by_presence(architecture)
+    assert list(found) == [Flow("a.1", "b.1", "input", "conv_1x1")]
+    assert found[Flow("a.1", "b.1", "input", "conv_1x1")] == pytest.approx(0.6328, abs=1e-3)
+    assert list(by_argmax(architecture)) == []
 
 
 def test_threshold():
@@ -121,12 +139,17 @@ def test_the_weakest_flows_go_first():
     assert within_budget(flows, costs, 0) == {}
 
 
-rules = st.sampled_from(["argmax", "threshold", "top"])
+RULES = {
+    "argmax": by_argmax,
+    "presence": by_presence,
+    "threshold": by_threshold,
+    "top": by_top_inputs,
+}
 
 
 @given(
     kind=st.sampled_from(KINDS),
-    rule=rules,
+    rule=st.sampled_from(list(RULES)),
     seed=st.integers(0, 1000),
     budget=st.one_of(st.none(), st.floats(0, 60)),
     inputs=st.one_of(st.none(), st.integers(1, 3)),
@@ -135,9 +158,7 @@ def test_a_derived_genotype_is_always_valid(kind, rule, seed, budget, inputs):
     torch.manual_seed(seed)
     space = space_of(max_inputs=inputs)
     architecture = Architecture(space, Relaxing(kind, deviation=2.0))
-    found = {"argmax": by_argmax, "threshold": by_threshold, "top": by_top_inputs}[rule](
-        architecture
-    )
+    found = RULES[rule](architecture)
     genotype = derive(architecture, found, name="derived", costs=costs_of(space), budget=budget)
     space.check(genotype)
     cost = sum(costs_of(space)[flow.key, flow.operation] for flow in genotype.flows)
@@ -177,6 +198,17 @@ def test_entropy_and_beta_decay_have_the_right_slopes(kind):
             for parameter, gradient in zip(architecture.edges.values(), gradients, strict=True):
                 parameter -= 0.1 * gradient
         assert term(architecture) < value
+
+
+def test_expected_flows_by_hand():
+    flat = Architecture(space_of(), Relaxing(deviation=0))
+    assert expected_flows(flat).item() == pytest.approx(3 / 4)
+    genotype = random_genotype(space_of(), seed=3, name="r", budget=None)
+    for kind in KINDS:
+        architecture = Architecture(space_of(), Relaxing(kind))
+        architecture.set_genotype(genotype)
+        share = len(genotype.flows) / len(space_of().edges)
+        assert expected_flows(architecture).item() == pytest.approx(share, abs=1e-6)
 
 
 def test_entropy_by_hand():

@@ -22,7 +22,7 @@ from tests.engine.test_resume import checkpoint, equal
 SEARCH = {
     "SEARCH.ENABLED": True,
     "SEARCH.ARCHITECTURE_FRACTION": 0.5,
-    "SEARCH.WARMUP_ITERS": 1,
+    "SEARCH.WARMUP": 0.2,
     "SEARCH.SPACE.OPERATIONS": ["identity", "conv_1x1"],
     "SEARCH.OPTIMIZER.LR": 0.1,
     "SEARCH.COST": 1.0,
@@ -150,7 +150,15 @@ def test_random_genotypes_are_written_within_the_budget(tiny_cfg, tmp_path):
         write_random_genotypes(cfg, 0, 0)
 
 
-@pytest.mark.parametrize("file", ["search/default.yaml", "search/darts_original.yaml"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "search/default.yaml",
+        "search/darts_original.yaml",
+        "search/nuclei.yaml",
+        "search/nuclei_darts_original.yaml",
+    ],
+)
 def test_search_configs_build_their_trainer(file, scenes, tmp_path):
     data = {"DATASETS.TRAIN": (scenes,), "DATASETS.TEST": (), "OUTPUT_DIR": str(tmp_path)}
     keys = {**data, "SEARCH.ENABLED": True, "SEARCH.ARCHITECTURE_FRACTION": 0.5}
@@ -186,7 +194,7 @@ def test_the_parts_of_the_images_are_disjoint(scenes_cfg):
         ("SEARCH.TEMPERATURE", 0.0, "SEARCH.TEMPERATURE: 0.0 given, more than 0"),
         ("SEARCH.COST", -1.0, "SEARCH.COST: -1.0 given, 0 or more"),
         ("SEARCH.STOP_RATIO", 0.5, "SEARCH.STOP_RATIO: 0.5 given with SEARCH.EIGENVALUE_PERIOD 0"),
-        ("SEARCH.RELAXATION", "sigmoid", "SEARCH.RULE: 'argmax' given with SEARCH.RELAXATION"),
+        ("SEARCH.RELAXATION", "sigmoid", "SEARCH.RULE: 'presence' given with SEARCH.RELAXATION"),
         ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
         ("SEARCH.PERTURBATION_BATCHES", 0, "SEARCH.PERTURBATION_BATCHES: 0 given"),
         ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),

@@ -112,7 +112,7 @@ def test_a_search_freezes_where_the_curvature_grows(scenes_cfg, tmp_path, monkey
     keys = {
         "SEARCH.EIGENVALUE_PERIOD": 1,
         "SEARCH.STOP_RATIO": 0.75,
-        "SEARCH.WARMUP_ITERS": 0,
+        "SEARCH.WARMUP": 0.0,
         "SOLVER.MAX_ITER": 12,
         "OUTPUT_DIR": str(tmp_path),
     }
