@@ -21,15 +21,18 @@ INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo search-demo test lint bench clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
 
 install: $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
 
 demo: $(INSTALLED)  ## Train on a small data set, print PQ, write pictures (DATA=… for your own data)
 	@$(BIN)/python $(QUIET) demo/quickstart.py $(if $(DATA),--data "$(DATA)")
+
+search-demo: $(INSTALLED)  ## Search the flows on generated scenes, and train what is found
+	@$(BIN)/python $(QUIET) demo/search.py
 
 test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
