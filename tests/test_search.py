@@ -13,10 +13,11 @@ from darts.genotype import Genotype
 from darts.inheritance import inherited
 from darts.relaxation import Architecture, Relaxing, architecture_parameters
 from spatialflow.config import get_cfg, load_genotype
+from spatialflow.data.source import in_validation_split
 from spatialflow.engine import prepare_config
 from spatialflow.flows import FlowGraph
 from spatialflow.search.space import flow_costs, search_space, write_random_genotypes
-from spatialflow.search.trainer import SearchTrainer
+from spatialflow.search.trainer import SearchTrainer, _part
 from tests.engine.test_resume import checkpoint, equal
 
 SEARCH = {
@@ -177,6 +178,15 @@ def test_the_parts_of_the_images_are_disjoint(scenes_cfg):
     assert names[0]
     assert names[1]
     assert not names[0] & names[1]
+
+
+def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
+    """A data set may have given away the images of the same hash already."""
+    names = [f"{i}.png" for i in range(400)]
+    left = [name for name in names if not in_validation_split(name, 0.2, 0)]
+    keep = _part(scenes_cfg({**SEARCH, "SEARCH.ARCHITECTURE_FRACTION": 0.2}), architecture=True)
+    share = sum(keep({"file_name": f"/data/{name}"}) for name in left) / len(left)
+    assert 0.14 < share < 0.26
 
 
 @pytest.mark.parametrize(

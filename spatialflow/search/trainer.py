@@ -147,7 +147,9 @@ def _mean_over_processes(named: Named) -> Named:
 
 def _part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
     """Tell which images are the architecture's, or the weights', by a hash of seed and name."""
-    fraction, seed = cfg.SEARCH.ARCHITECTURE_FRACTION, cfg.SEARCH.SPLIT_SEED
+    fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
+    # Another draw than that of DATASETS.FOLDER, which takes the same images away at equal seeds.
+    seed = mix_seeds(cfg.SEARCH.SPLIT_SEED, 5)
     if not 0 < fraction < 1:
         raise ValueError(
             f"SEARCH.ARCHITECTURE_FRACTION: {fraction} given, between 0 and 1 expected"
