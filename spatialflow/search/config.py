@@ -21,7 +21,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # Stages of the targets; empty for all.
     space.STAGES = []
     space.PORTS = ["input"]
-    # Of all that darts.operations has; "channel_gate", "spatial_gate" and "dil_conv_3x3" are others.
+    # Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
     space.OPERATIONS = ["identity", "conv_1x1", "conv_3x3", "sep_conv_3x3"]
     # Leave out edges whose target has levels that the source lacks.
     space.COMPLETE_LEVELS = False
@@ -39,7 +39,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # Share of the training images that the architecture learns from, by a hash of seed and name.
     search.ARCHITECTURE_FRACTION = 0.2
     search.SPLIT_SEED = 0
-    # Share of the iterations, at the start, in which only the weights learn (0.3 in Xu et al. 2020).
+    # Share of the iterations, at the start, in which only the weights learn (Xu et al. 2020: 0.3).
     search.WARMUP = 0.3
     # Of the architecture's gradient: 1 at the weights as they are, 2 through one virtual step of
     # SGD (DARTS, eq. 6 to 8), which takes four forward and backward passes instead of one.
