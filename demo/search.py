@@ -34,7 +34,9 @@ def main() -> None:
     searched = time.perf_counter()
     genotype = Genotype.load(path)
     trained = folder / "trained"
-    opts = ["MODEL.SPATIALFLOW.GENOTYPE", str(path), "SOLVER.IMS_PER_BATCH", "4", *args.opts]
+    opts = ["MODEL.SPATIALFLOW.GENOTYPE", str(path), "SOLVER.IMS_PER_BATCH", "4"]
+    opts += ["DATASETS.TEST", "('scenes_val',)", *args.opts]
+    show_progress_only(str(trained))
     with one_line(PREPARING):
         cfg = config(trained, opts)
         trainer = Trainer(cfg)
