@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""What an iteration of a search costs, over a training step of the human design at the same batch.
+
+    python benchmarks/search_cost.py --write docs/search.md
+
+Times are taken in turn in one process. Memory is that of a process of its own for each row: the
+largest resident size in three iterations, less what it was before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+
+from benchmarks.intervals import fill, table
+from darts.operations import OPERATIONS
+from spatialflow.config import get_cfg
+from spatialflow.engine import Trainer, prepare_config
+from spatialflow.engine.program import PREPARING, one_line
+from spatialflow.search.hook import ArchitectureHook
+from spatialflow.search.trainer import SearchTrainer
+
+HUMAN = "training step, human design"
+SGD = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.001}
+FULL = {"SEARCH.SPACE.OPERATIONS": list(OPERATIONS)}
+VARIANTS: dict[str, dict[str, Any]] = {
+    HUMAN: {},
+    "first order": {},
+    "second order": {"SEARCH.ORDER": 2, **SGD},
+    "first order, one channel of 4": {"SEARCH.PARTIAL_CHANNELS": 4},
+    "first order, Gumbel": {"SEARCH.RELAXATION": "gumbel"},
+    "first order, all 7 operations": FULL,
+    "second order, all 7 operations": {**FULL, "SEARCH.ORDER": 2, **SGD},
+}
+ITERATIONS = 3
+
+
+def step_of(name: str, folder: Path) -> Callable[[], None]:
+    """Build a trainer, and return a function that does one iteration with its architecture step."""
+    keys = {
+        **VARIANTS[name],
+        "SEARCH.ENABLED": name != HUMAN,
+        "SEARCH.WARMUP": 0.0,
+        "DATASETS.TEST": (),
+        "DATASETS.SCENES.TRAIN": 40,
+        "OUTPUT_DIR": str(folder / name.replace(" ", "_").replace(",", "")),
+    }
+    cfg = get_cfg("search/default.yaml", [item for pair in keys.items() for item in pair])
+    prepare_config(cfg)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    trainer = (Trainer if name == HUMAN else SearchTrainer)(cfg)
+    hooks = [hook for hook in trainer._hooks if isinstance(hook, ArchitectureHook)]
+    # Not one of those that write a log.
+    trainer.iter = trainer._trainer.iter = cfg.SOLVER.MAX_ITER // 2 + 1
+
+    def step() -> None:
+        with EventStorage() as storage:
+            trainer.storage = trainer._trainer.storage = storage
+            for hook in hooks:
+                hook.before_step()
+            trainer.run_step()
+
+    return step
+
+
+def measure_memory(name: str, threads: int) -> float:
+    """Return MiB, from a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, "--memory", name]
+    done = subprocess.run(
+        [*command, "--threads", str(threads)], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def own_memory(name: str) -> float:
+    """Return the MiB that this process needs for some iterations."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
+        step = step_of(name, Path(folder))
+        for _ in range(ITERATIONS):
+            step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure_times(rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each variant's iterations; the first round only warms up."""
+    with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
+        steps = {name: step_of(name, Path(folder)) for name in VARIANTS}
+        times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        for number in range(rounds + 1):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if number:
+                    times[name].append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    if args.memory:
+        print(own_memory(args.memory))
+        return
+    with one_line(PREPARING):
+        memory = {name: measure_memory(name, args.threads) for name in VARIANTS}
+        times = measure_times(args.rounds)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    rows = [
+        [
+            name,
+            f"{median[name] / median[HUMAN]:.2f}",
+            f"{median[name]:.2f} ({min(times[name]):.2f} to {max(times[name]):.2f})",
+            f"{memory[name] / memory[HUMAN]:.2f}",
+            f"{memory[name]:.0f}",
+        ]
+        for name in VARIANTS
+    ]
+    text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
+    print(text)
+    print(json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}))
+    for page in args.write:
+        page.write_text(fill(page.read_text(), {"search cost": text}, str(page)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
