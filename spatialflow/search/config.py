@@ -54,7 +54,7 @@ def add_search_config(cfg: CfgNode) -> None:
     search.BETA_DECAY = 0.0
     search.ENTROPY = 0.0
     # Factor of the expected share of edges that carry a flow (after Louizos et al. 2018, L0).
-    search.SPARSITY = 0.5
+    search.SPARSITY = 0.3
     # Factor of relu(expected cost / budget - 1), and the budget in units of the human flows' cost.
     search.COST = 1.0
     search.BUDGET = 1.0
