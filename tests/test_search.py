@@ -261,6 +261,33 @@ def test_second_order_of_the_whole_model_without_masks(tiny_cfg, make_input, see
     assert (torch.cat(list(first.values())) - exact).norm() / exact.norm() > 10 * error
 
 
+@pytest.mark.parametrize("name", ["loss_mask", "loss_stuff"])
+def test_second_order_converges_in_the_step(tiny_cfg, make_input, name):
+    """Of masks there is no exact gradient to compare with: shorter steps have to agree."""
+    torch.manual_seed(0)
+    changes = {"SEARCH.ENABLED": True, "SEARCH.SPACE.OPERATIONS": ["identity", "conv_3x3"]}
+    model = build_model(tiny_cfg(changes)).double()
+    train, held_out = (
+        [{**item, "image": item["image"].double()}]
+        for item in (make_input(64, 64, seed=0), make_input(64, 64, seed=10))
+    )
+    architect = Architect(
+        model, architecture_parameters(model), lambda call, data: call(data)[name]
+    )
+    optimizer = torch.optim.SGD(architect.weights.values(), 0.01)
+    found = []
+    with EventStorage(), model.holding_proposals():
+        step = VirtualStep.of(optimizer, architect.weights)
+        for scale in (1e-1, 1e-3, 1e-7, 1e-8):
+            _, gradient = architect.second_order(train, held_out, step, scale=scale)
+            found.append(torch.cat(list(gradient.values())))
+        first = torch.cat(list(architect.first_order(held_out)[1].values()))
+    errors = [((value - found[-1]).norm() / found[-1].norm()).item() for value in found]
+    assert errors[2] < 1e-5
+    assert errors[0] > 1e-3, "the length of the step makes no difference here"
+    assert (first - found[-1]).norm() / found[-1].norm() > 1e-3
+
+
 def test_held_proposals_are_those_of_the_first_pass(tiny_cfg, make_input, monkeypatch):
     model = build_model(tiny_cfg({"SEARCH.ENABLED": True}))
     batch, other = [make_input(64, 64)], [make_input(64, 64, seed=1)]

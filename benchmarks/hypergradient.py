@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""How near the second-order gradient comes to the true one on the whole model, by its step.
+
+    python benchmarks/hypergradient.py --write docs/search.md
+
+The reference is the same gradient in float64 with a step of 1e-6, which exact differentiation
+agrees with where that is possible (tests/test_search.py). A network of ReLUs is bent over longer
+steps, and float32 rounds over shorter ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from benchmarks.intervals import fill, table
+from darts.architect import Architect, VirtualStep
+from darts.relaxation import architecture_parameters
+from spatialflow.config import get_cfg
+from spatialflow.data.loader import build_train_loader
+from spatialflow.engine import prepare_config
+
+STEPS = (1e-1, 1e-2, 1e-3, 1e-4)
+TRAINED = (0, 50, 150)
+RATE = 0.01
+REFERENCE = 1e-6
+
+
+def gradients(
+    model: nn.Module, batches: list, dtype: torch.dtype, scales: tuple[float, ...]
+) -> tuple[list[Tensor], Tensor]:
+    """Return the second-order gradient with each scale, and that of first order."""
+    model = copy.deepcopy(model).to(dtype)
+    train, held_out = (
+        [{**item, "image": item["image"].to(dtype)} for item in batch] for batch in batches
+    )
+    architect = Architect(
+        model, architecture_parameters(model), lambda call, data: sum(call(data).values())
+    )
+    virtual = VirtualStep.of(torch.optim.SGD(architect.weights.values(), RATE), architect.weights)
+    with EventStorage(), model.holding_proposals():
+        second = [architect.second_order(train, held_out, virtual, scale=s)[1] for s in scales]
+        first = architect.first_order(held_out)[1]
+    flat = [torch.cat([value.double() for value in named.values()]) for named in (*second, first)]
+    return flat[:-1], flat[-1]
+
+
+def error(given: Tensor, expected: Tensor) -> str:
+    """Write a relative error and a cosine."""
+    cosine = torch.nn.functional.cosine_similarity(given, expected, dim=0)
+    return f"{(given - expected).norm() / expected.norm():.3f} ({cosine:.3f})"
+
+
+def main() -> None:
+    """Train for a while, and measure in between."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    opts = ["SEARCH.ENABLED", True, "MODEL.DEVICE", "cpu", "DATASETS.SCENES.TRAIN", 64]
+    cfg = get_cfg("search/demo.yaml", opts)
+    prepare_config(cfg)
+    torch.manual_seed(args.seed)
+    model = build_model(cfg)
+    loader = iter(build_train_loader(cfg, args.seed))
+    batches = [next(loader), next(loader)]
+    weights = [p for n, p in model.named_parameters() if not n.startswith("architecture.")]
+    optimizer = torch.optim.AdamW(weights, 0.001)
+    rows, done = [], 0
+    for target in TRAINED:
+        with EventStorage():
+            for _ in range(target - done):
+                optimizer.zero_grad()
+                sum(model(next(loader)).values()).backward()
+                optimizer.step()
+        done = target
+        (reference,), _ = gradients(model, batches, torch.float64, (REFERENCE,))
+        second, first = gradients(model, batches, torch.float32, STEPS)
+        rows.append([str(target), *(error(x, reference) for x in (*second, first))])
+    head = ["steps of training", *(f"second order, {s:g}" for s in STEPS), "first order"]
+    text = table(head, rows)
+    print(text)
+    for page in args.write:
+        page.write_text(fill(page.read_text(), {"hypergradient": text}, str(page)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
