@@ -118,9 +118,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def fill(text: str, tables: dict[str, str], where: str) -> str:
-    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
+    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; those of others stay.
+
+    Raises:
+        ValueError: If the page has a mark of none of them.
+    """
     mark = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-    unknown = [found[1] for found in mark.findall(text) if found[1] not in tables]
-    if unknown or not mark.search(text):
-        raise ValueError(f"{where}: tables {unknown} marked, some of {list(tables)} expected")
-    return mark.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}", text)
+    marks = [found[1] for found in mark.findall(text)]
+    if not set(marks) & set(tables):
+        raise ValueError(f"{where}: tables {marks} marked, some of {list(tables)} expected")
+    return mark.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}" if m[2] in tables else m[0], text)

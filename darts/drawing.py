@@ -25,7 +25,7 @@ NODE_WIDTH, NODE_HEIGHT = 84, 34
 def to_svg(genotype: Genotype, topology: Topology) -> str:
     """Draw a genotype: branches as rows, stages as columns, flows as curves from node to node.
 
-    Colours are legible on white and on black; the text takes the colour of its surroundings.
+    Colours are legible on white and on black.
     """
     ranks = {branch.name: i for i, branch in enumerate(topology.branches)}
     stages = sorted({node.stage for node in topology.nodes})
@@ -42,10 +42,7 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     height = TOP + ROW * len(ranks) + 22 * max(1, (len(used) + 1) // 2)
     title = f"{genotype.name}: {len(genotype.flows)} flows"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" '
-        'font-family="sans-serif" font-size="13" fill="currentColor">',
-        f"<title>{escape(title)}</title>",
+        *svg_head(width, height, title, font_size=13),
         f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
         *_markers(used),
     ]
@@ -60,6 +57,18 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     parts += [_box(name, *center) for name, center in centers.items()]
     parts += _legend(used, TOP + ROW * len(ranks) - 22)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def svg_head(width: float, height: float, title: str, *, font_size: int) -> list[str]:
+    """Begin a picture whose lines and text are dark on a light page, and light on a dark one."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" class="drawing" '
+        f'font-family="sans-serif" font-size="{font_size}" fill="currentColor">',
+        "<style>.drawing{color:#1c2733}"
+        "@media (prefers-color-scheme:dark){.drawing{color:#dfe6ee}}</style>",
+        f"<title>{escape(title)}</title>",
+    ]
 
 
 def _markers(used: Sequence[str]) -> list[str]:

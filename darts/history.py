@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from darts.drawing import STYLES
+from darts.drawing import STYLES, svg_head
 from darts.relaxation import Architecture
 from darts.space import Edge
 
@@ -41,10 +41,7 @@ def history_svg(
     if architecture.relaxing.kind != "sigmoid":
         names.append("none")
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" '
-        'font-family="sans-serif" font-size="11" fill="currentColor">',
-        f"<title>{escape(title)}</title>",
+        *svg_head(width, height, title, font_size=11),
         f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
         f'<text x="{LEFT}" y="42">probability of each candidate, 0 to 1, from iteration {first} to '
         f"{last}</text>",

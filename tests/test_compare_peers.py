@@ -181,6 +181,7 @@ def test_tables_go_between_their_marks():
     page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n"
     assert fill(page, {"x": "new"}, "p") == "a\n<!-- table: x -->\n\nnew\n\n<!-- end -->\nb\n"
     assert fill(fill(page, {"x": "new"}, "p"), {"x": "new"}, "p") == fill(page, {"x": "new"}, "p")
+    assert fill(page + page.replace("x", "y"), {"x": "new"}, "p").endswith(page.replace("x", "y"))
     with pytest.raises(ValueError, match="page.md: tables"):
         fill("nothing", {"x": "new"}, "page.md")
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from benchmarks.intervals import GROUPS, Result, Sampled, minus, table
+from benchmarks.intervals import GROUPS, Result, Sampled, fill, minus, table
 from benchmarks.timing import IMAGES, Timed, in_turn, spread
 from benchmarks.trials import trial
 from darts.genotype import Genotype
@@ -190,6 +190,8 @@ def main() -> None:
         text = comparison(results, speed(args, list(results)))
         print(text)
         (args.output / TABLE_FILE).write_text(text + "\n")
+        for page in args.write:
+            page.write_text(fill(page.read_text(), {"comparison": text}, str(page)))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -202,6 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("output/comparison"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()
