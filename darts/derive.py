@@ -139,7 +139,7 @@ def derive(
     """Make a genotype of the flows that a rule has found.
 
     Flows beyond the space's ``max_inputs`` of a node are dropped, and then, while the rest costs
-    more than the budget, the weakest. Choices take their likeliest option.
+    more than the budget, the weakest. Choices take their likeliest option that fits, before flows.
 
     Args:
         architecture: Of the space.
@@ -154,15 +154,12 @@ def derive(
     """
     space = architecture.space
     flows = strengths
+    choices, spent = _choices(architecture, costs or {}, budget)
     if space.max_inputs is not None:
         flows = _strongest_inputs(flows, space.max_inputs)
     if budget is not None:
-        flows = within_budget(flows, costs or {}, budget)
+        flows = within_budget(flows, costs or {}, budget - spent)
     order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
-    choices = {
-        choice: options[int(architecture.probabilities(choice_key(choice)).argmax())]
-        for choice, options in space.choices.items()
-    }
     genotype = Genotype(
         name,
         tuple(sorted(flows, key=lambda flow: order[flow.edge])),
@@ -171,6 +168,24 @@ def derive(
     )
     space.check(genotype)
     return genotype
+
+
+def _choices(
+    architecture: Architecture, costs: Costs, budget: float | None
+) -> tuple[dict[str, str], float]:
+    """Return of each choice the likeliest option that fits into a budget, and what they cost."""
+    chosen, spent = {}, 0.0
+    for name, options in architecture.space.choices.items():
+        key = choice_key(name)
+        order = architecture.probabilities(key).argsort(descending=True).tolist()
+        # The default, the first, is taken where nothing else fits.
+        for position in [*order, 0]:
+            cost = costs.get((key, options[position]), 0.0)
+            if budget is None or spent + cost <= budget:
+                break
+        chosen[name] = options[position]
+        spent += cost
+    return chosen, spent
 
 
 def _strongest_inputs(flows: Strengths, inputs: int) -> Strengths:
@@ -205,12 +220,19 @@ def random_genotype(
         seed: Of the draw.
         name: Of the genotype.
         costs: Needed with a budget.
-        budget: What all flows may cost together, in the unit of ``costs``; None for any.
+        budget: What choices and flows may cost together, in the unit of ``costs``; None for any.
     """
     rng = random.Random(seed)
+    choices, spent = {}, 0.0
+    for choice, options in space.choices.items():
+        prices = [(costs or {}).get((choice_key(choice), option), 0.0) for option in options]
+        fitting = [i for i, price in enumerate(prices) if budget is None or spent + price <= budget]
+        position = rng.choice(fitting or [0])
+        choices[choice] = options[position]
+        spent += prices[position]
     wanted: list[Edge] = [edge for edge in space.edges if rng.random() < 0.5]
     rng.shuffle(wanted)
-    flows, spent = [], 0.0
+    flows = []
     inputs: Counter[str] = Counter()
     for edge in wanted:
         flow = edge.with_operation(rng.choice(edge.operations))
@@ -222,7 +244,6 @@ def random_genotype(
         spent += cost
         inputs[flow.target] += 1
     order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
-    choices = {choice: rng.choice(options) for choice, options in space.choices.items()}
     genotype = Genotype(
         name,
         tuple(sorted(flows, key=lambda flow: order[flow.edge])),

@@ -44,6 +44,7 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     parts = [
         *svg_head(width, height, title, font_size=13),
         f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
+        f'<text x="{LEFT + 200}" y="24" font-size="12">{escape(_choices(genotype))}</text>',
         *_markers(used),
     ]
     for branch, rank in ranks.items():
@@ -57,6 +58,12 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     parts += [_box(name, *center) for name, center in centers.items()]
     parts += _legend(used, TOP + ROW * len(ranks) - 22)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _choices(genotype: Genotype) -> str:
+    """Write what is chosen other than nothing."""
+    chosen = {n: o for n, o in genotype.choices.items() if o not in ("none", "plain")}
+    return ", ".join(f"{name}: {option}" for name, option in sorted(chosen.items()))
 
 
 def svg_head(width: float, height: float, title: str, *, font_size: int) -> list[str]:

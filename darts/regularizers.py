@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from darts.relaxation import Architecture
+from darts.relaxation import Architecture, choice_key
 from darts.space import Costs
 
 
@@ -54,11 +54,11 @@ def expected_flows(architecture: Architecture) -> Tensor:
 
 
 def expected_cost(architecture: Architecture, costs: Costs) -> Tensor:
-    """Cost of all flows, each weighed by the probability of its operation.
+    """Cost of all flows and choices, each weighed by the probability of operation or option.
 
     Args:
         architecture: Of the space.
-        costs: (key of an edge, operation) → cost, in any unit; what is absent costs nothing.
+        costs: In any unit; what is absent costs nothing.
     """
     total = torch.zeros((), device=next(iter(architecture.edges.values())).device)
     for edge in architecture.space.edges:
@@ -67,6 +67,10 @@ def expected_cost(architecture: Architecture, costs: Costs) -> Tensor:
         probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
         for probability, operation in zip(probabilities, edge.operations, strict=False):
             total = total + probability * costs.get((edge.key, operation), 0.0)
+    for name, options in architecture.space.choices.items():
+        shares = architecture.choices[choice_key(name)].softmax(dim=0)
+        for probability, option in zip(shares, options, strict=True):
+            total = total + probability * costs.get((choice_key(name), option), 0.0)
     return total
 
 

@@ -10,7 +10,7 @@ from darts.genotype import PORTS, Flow, Genotype
 from darts.operations import GATE_OPERATIONS, OPERATIONS
 
 Costs = Mapping[tuple[str, str], float]
-"""(key of an edge, operation) → what the flow costs, in any unit."""
+"""(key of an edge or choice, operation or option) → what it costs, in any unit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 
 from darts.genotype import Genotype
+from spatialflow.heads.attention import OPTIONS, SITES
 from spatialflow.search.config import add_search_config
 
 
@@ -20,6 +22,10 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     own = cfg.MODEL.SPATIALFLOW = CfgNode()
     # Name of a file in configs/genotypes, or a path to a JSON file.
     own.GENOTYPE = "spatialflow"
+    # Attention of the stuff head: "from_genotype", or in the place of the genotype's choices
+    # "<site>=<option>", such as "merged=channel" or "levels=spatial,merged=criss_cross" (sites and
+    # options: spatialflow/heads/attention.py).
+    own.STUFF_ATTENTION = "from_genotype"
     # "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0" or "mobilenet_v2".
     own.TRUNK = "resnet"
     # Whether the last two start from their packages' weights when MODEL.WEIGHTS is empty.
@@ -150,3 +156,29 @@ def load_genotype(name: str) -> Genotype:
             return Genotype.load(path)
     known = ", ".join(builtin_genotypes())
     raise ValueError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")
+
+
+def genotype_of(cfg: CfgNode) -> Genotype:
+    """Return the genotype of a config, with what ``STUFF_ATTENTION`` puts in the place of choices.
+
+    Raises:
+        ValueError: If there is no such genotype, or the key is not understood.
+    """
+    own = cfg.MODEL.SPATIALFLOW
+    genotype = load_genotype(own.GENOTYPE)
+    if own.STUFF_ATTENTION == "from_genotype":
+        return genotype
+    replaced = dict.fromkeys(SITES, "none")
+    for part in own.STUFF_ATTENTION.split(","):
+        site, _, option = part.strip().partition("=")
+        name = f"stuff.attention.{site}"
+        if name not in SITES or option not in OPTIONS:
+            sites = [known.rpartition(".")[2] for known in SITES]
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {own.STUFF_ATTENTION!r} given, "
+                f"'from_genotype' or '<site>=<option>' expected, sites {sites}, options "
+                f"{list(OPTIONS)}"
+            )
+        replaced[name] = option
+    provenance = {**genotype.provenance, "choices_replaced_by_config": replaced}
+    return replace(genotype, choices={**genotype.choices, **replaced}, provenance=provenance)

@@ -17,10 +17,8 @@ from darts.genotype import Flow, Genotype
 from darts.operations import build_operation, initialise
 from darts.relaxation import Architecture, MixedEdge
 from darts.space import Branch, Node, Topology
+from spatialflow.heads.attention import OPTIONS, SITES
 from spatialflow.norms import build_norm
-
-DEFAULT_CHOICES = {"stuff.attention.levels": "none", "stuff.attention.merged": "none"}
-"""What a genotype may choose besides flows, with the only options that can be built so far."""
 
 
 def spatialflow_topology(
@@ -111,12 +109,7 @@ class FlowGraph(nn.Module):
         """
         topology = topology or spatialflow_topology()
         topology.check(genotype)
-        for name, option in genotype.choices.items():
-            if DEFAULT_CHOICES.get(name, _plain_convolution(name, topology)) != option:
-                raise ValueError(
-                    f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built; "
-                    f"expected {DEFAULT_CHOICES} or '<node>.conv': 'plain'"
-                )
+        check_choices(genotype, topology)
         flows = {flow: _flow_module(flow, channels, genotype.name) for flow in genotype.flows}
         return cls(topology=topology, channels=channels, flows=flows, norm=norm)
 
@@ -197,9 +190,21 @@ def _key(node_name: str) -> str:
     return node_name.replace(".", "_")
 
 
-def _plain_convolution(choice: str, topology: Topology) -> str | None:
-    nodes = {f"{node.name}.conv" for node in topology.nodes}
-    return "plain" if choice in nodes else None
+def check_choices(genotype: Genotype, topology: Topology) -> None:
+    """Check that every choice of a genotype can be built, here or in the heads.
+
+    Raises:
+        ValueError: Naming the first that cannot.
+    """
+    known: dict[str, tuple[str, ...]] = dict.fromkeys(SITES, OPTIONS)
+    known |= {f"{node.name}.conv": ("plain",) for node in topology.nodes}
+    for name, option in genotype.choices.items():
+        if option not in known.get(name, ()):
+            expected = f"one of {list(known[name])}" if name in known else f"{list(SITES)}"
+            raise ValueError(
+                f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built; "
+                f"{expected} or '<node>.conv': 'plain' expected"
+            )
 
 
 def _node_conv(channels: int, norm: str) -> Conv2d:

@@ -19,17 +19,19 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from darts.choice import MixedChoice
 from darts.relaxation import Architecture
 from darts.space import Topology
 from spatialflow.backbone import FeaturePyramid
-from spatialflow.config import load_genotype
+from spatialflow.config import genotype_of
 from spatialflow.config_check import STUFF_SOURCES, check_config
 from spatialflow.errors import NonFiniteError
 from spatialflow.flows import FlowGraph
 from spatialflow.fusion import PanopticFusion
 from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
+from spatialflow.heads.attention import SITES, build_attention
 from spatialflow.losses import LossNormalizer
-from spatialflow.search.space import relaxing, search_space, topology_of
+from spatialflow.search.space import relaxing, search_space, site_channels, topology_of
 
 
 @META_ARCH_REGISTRY.register()
@@ -111,7 +113,9 @@ class SpatialFlow(nn.Module):
             "architecture": architecture,
             "box_head": DenseBoxHead(cfg, shapes, normalizer),
             "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
-            "stuff_head": StuffHead(cfg, shapes, normalizer),
+            "stuff_head": StuffHead(
+                cfg, shapes, normalizer, attention=_attention(cfg, architecture)
+            ),
             "fusion": PanopticFusion(
                 score_threshold=combine.INSTANCES_CONFIDENCE_THRESH,
                 overlap_threshold=combine.OVERLAP_THRESH,
@@ -254,7 +258,22 @@ def _flow_graph(cfg: CfgNode, topology: Topology) -> tuple[Architecture | None, 
         "norm": cfg.MODEL.RETINANET.NORM,
     }
     if not cfg.SEARCH.ENABLED:
-        genotype = load_genotype(cfg.MODEL.SPATIALFLOW.GENOTYPE)
-        return None, FlowGraph.from_genotype(genotype, topology=topology, **options)
+        return None, FlowGraph.from_genotype(genotype_of(cfg), topology=topology, **options)
     architecture = Architecture(search_space(cfg), relaxing(cfg))
     return architecture, FlowGraph.from_architecture(architecture, **options)
+
+
+def _attention(cfg: CfgNode, architecture: Architecture | None) -> dict[str, nn.Module]:
+    """Return the blocks of the stuff head: the genotype's, or all that are searched."""
+    choices = genotype_of(cfg).choices if architecture is None else {}
+    blocks: dict[str, nn.Module] = {}
+    for name in SITES:
+        site = name.rpartition(".")[2]
+        channels = site_channels(cfg, site)
+        if architecture is not None and name in architecture.space.choices:
+            options = architecture.space.choices[name]
+            built = {option: build_attention(option, channels) for option in options}
+            blocks[site] = MixedChoice(name, built, architecture)
+        else:
+            blocks[site] = build_attention(choices.get(name, "none"), channels)
+    return blocks

@@ -218,7 +218,8 @@ def test_other_levels_and_stages():
         (genotype_of(Flow("box.1", "cls.1", "gate", "channel_gate")), "channel_gate"),
         (genotype_of(**{"cls.1.conv": "deformable"}), "deformable"),
         (genotype_of(**{"cls.9.conv": "plain"}), r"cls\.9\.conv"),
-        (genotype_of(**{"stuff.attention.merged": "channel"}), "channel"),
+        (genotype_of(**{"stuff.attention.merged": "magic"}), "one of \\['none', 'channel'"),
+        (genotype_of(**{"stuff.attention.upper": "channel"}), "stuff.attention.upper"),
         (genotype_of(**{"colour": "none"}), "colour"),
     ],
 )

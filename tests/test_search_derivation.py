@@ -10,8 +10,8 @@ from darts.architect import Architect
 from darts.genotype import Genotype
 from darts.relaxation import architecture_parameters
 from spatialflow.config import load_genotype
-from spatialflow.search.derivation import config_hash
-from spatialflow.search.space import search_space
+from spatialflow.search.derivation import config_hash, cost_of
+from spatialflow.search.space import flow_costs, search_space
 from spatialflow.search.trainer import SearchTrainer
 from tests.test_search import SEARCH, search
 
@@ -96,6 +96,68 @@ def test_the_derived_network_can_start_with_the_supernets_weights(
     assert losses["supernet"] > 0
     assert losses["derived"] != losses["supernet"]
     assert genotype.provenance["config"] == config_hash(cfg)
+
+
+CHOICES = [
+    "stuff.attention.levels=none,channel",
+    "stuff.attention.merged=none,criss_cross,non_local",
+]
+
+
+@pytest.mark.parametrize("kind", ["softmax", "gumbel"])
+def test_choices_are_searched_like_flows(scenes_cfg, make_input, tmp_path, kind):
+    keys = {
+        "SEARCH.SPACE.CHOICES": CHOICES,
+        "SEARCH.RELAXATION": kind,
+        "SEARCH.INHERIT": True,
+        "SEARCH.BUDGET": 100.0,
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    trainer = search(scenes_cfg({**SEARCH, **keys}))
+    learnt = trainer.architecture.choices["stuff_attention_merged"]
+    assert learnt.abs().max() > 0.02, "the choice has not moved"
+    with torch.no_grad():
+        learnt.copy_(torch.tensor([0.0, 1.0, 9.0]))
+        # Blocks that are the identity at the start would hide a wrong one.
+        for parameter in trainer.supernet.stuff_head.attention.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    path = trainer.write_genotype()
+    genotype = Genotype.load(path)
+    assert genotype.choices["stuff.attention.merged"] == "non_local"
+    assert "stuff.attention.merged: non_local" in path.with_suffix(".svg").read_text()
+    assert "stuff.attention.merged" in (tmp_path / "history.svg").read_text()
+    derived = build_model(scenes_cfg({"MODEL.SPATIALFLOW.GENOTYPE": str(path)})).eval()
+    derived.load_state_dict(torch.load(tmp_path / "inherited.pth", weights_only=True)["model"])
+    trainer.architecture.set_genotype(genotype)
+    supernet = trainer.supernet.eval()
+    with torch.no_grad():
+        given, expected = (m([make_input(64, 64)])[0]["sem_seg"] for m in (derived, supernet))
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_choice_beyond_the_budget_is_not_taken(scenes_cfg, tmp_path):
+    keys = {"SEARCH.SPACE.CHOICES": CHOICES, "SEARCH.BUDGET": 1e-6, "OUTPUT_DIR": str(tmp_path)}
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+    with torch.no_grad():
+        trainer.architecture.choices["stuff_attention_merged"].copy_(torch.tensor([0.0, 1.0, 9.0]))
+    genotype = trainer.derivation.derive(0)
+    assert set(genotype.choices.values()) == {"none"}
+    costs, human = flow_costs(trainer.cfg, trainer.architecture.space.topology)
+    assert cost_of(genotype, costs) <= 1e-6 * human
+
+
+def test_a_search_starts_with_the_attention_of_its_weights(scenes_cfg, make_input, tmp_path):
+    genotype = Genotype("mine", choices={"stuff.attention.merged": "criss_cross"})
+    genotype.save(tmp_path / "mine.json")
+    own = {"MODEL.SPATIALFLOW.GENOTYPE": str(tmp_path / "mine.json")}
+    trained = build_model(scenes_cfg(own))
+    trained.stuff_head.attention["merged"].factor.data.fill_(3.0)
+    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
+    keys = {"SEARCH.SPACE.CHOICES": CHOICES, "SEARCH.WEIGHTS": str(tmp_path / "trained.pth")}
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **own, **keys}))
+    trainer.resume_or_load(resume=False)
+    option = trainer.supernet.stuff_head.attention["merged"].options["criss_cross"]
+    assert option.factor == 3.0
 
 
 def test_the_hash_of_a_config_is_not_of_where_it_writes(tiny_cfg):

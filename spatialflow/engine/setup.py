@@ -12,10 +12,12 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from spatialflow.config import builtin_genotypes, find_config, get_cfg, load_genotype
+from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.config_check import check_config, check_training_config
 from spatialflow.data import ensure_metadata, register_panoptic
 from spatialflow.data.generated import register_scenes
+
+logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -56,6 +58,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(saved, args)
     for name in ("spatialflow", "darts"):
         setup_logger(str(log_folder), distributed_rank=comm.get_rank(), name=name)
+    replaced = genotype_of(cfg).provenance.get("choices_replaced_by_config")
+    if replaced:
+        logger.info("MODEL.SPATIALFLOW.STUFF_ATTENTION in place of the genotype's: %s", replaced)
     return cfg
 
 
@@ -75,7 +80,7 @@ def _draw_seed(output_dir: str, *, resume: bool) -> int:
 def _keep_genotype(cfg: CfgNode, folder: Path) -> None:
     """Copy the genotype to a run's folder; a config that gave a path takes the copy's."""
     own = cfg.MODEL.SPATIALFLOW
-    genotype = load_genotype(own.GENOTYPE)
+    genotype = genotype_of(cfg)
     copy = (folder / "genotype.json").absolute()
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)

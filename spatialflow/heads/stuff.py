@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -39,6 +40,7 @@ class StuffHead(nn.Module):
         loss_weight: float,
         ignore_value: int,
         normalizer: LossNormalizer,
+        attention: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Build the head.
 
@@ -51,8 +53,14 @@ class StuffHead(nn.Module):
             loss_weight: Factor of the loss.
             ignore_value: Label of pixels that teach nothing.
             normalizer: Of the loss, given the number of pixels that are not padding.
+            attention: ``levels``, applied to each level that comes in, and ``merged``, to their
+                sum; neither if absent.
         """
         super().__init__()
+        attention = attention or {}
+        self.attention = nn.ModuleDict(
+            {site: attention.get(site, nn.Identity()) for site in ("levels", "merged")}
+        )
         self.common_stride = common_stride
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
@@ -103,13 +111,32 @@ class StuffHead(nn.Module):
         Returns:
             Logits (N, S, H', W') at the size of the padded input.
         """
-        merged = sum(head(features[level]) for level, head in self.scale_heads.items())
+        attended = {level: self.attention["levels"](features[level]) for level in self.scale_heads}
+        merged = sum(head(attended[level]) for level, head in self.scale_heads.items())
         return F.interpolate(
-            self.predictor(merged),
+            self.predictor(self.attention["merged"](merged)),
             scale_factor=self.common_stride,
             mode="bilinear",
             align_corners=True,
         )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse, in eval mode, weights of a head with other attention.
+
+        As with flows, Detectron2's checkpointer would only warn, and random blocks give results.
+        """
+        here = f"{prefix}attention."
+        stored = {key.removeprefix(here) for key in state_dict if key.startswith(here)}
+        own = set(self.attention.state_dict())
+        if f"{prefix}predictor.weight" in state_dict and not self.training and stored != own:
+            raise ValueError(
+                "the checkpoint has other attention for stuff than the genotype's choices: only "
+                f"in the checkpoint {sorted(stored - own)}, only in the genotype "
+                f"{sorted(own - stored)}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def losses(self, logits: Tensor, targets: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy, summed over labelled pixels, over the count of pixels without padding.

@@ -23,6 +23,9 @@ def add_search_config(cfg: CfgNode) -> None:
     space.PORTS = ["input"]
     # Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
     space.OPERATIONS = ["identity", "conv_1x1", "conv_3x3", "sep_conv_3x3"]
+    # Attention of the stuff head, "<name>=<option>,<option>", such as
+    # "stuff.attention.merged=none,channel,criss_cross".
+    space.CHOICES = []
     # Leave out edges whose target has levels that the source lacks.
     space.COMPLETE_LEVELS = False
     # Flows that a node may receive at most; 0 for any number.

@@ -14,9 +14,7 @@ from typing import Any
 import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from torch import nn
 
 import spatialflow
 from darts.derive import (
@@ -31,20 +29,18 @@ from darts.derive import (
 from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
 from darts.history import history_svg
-from darts.inheritance import inherited, warm_start
-from darts.relaxation import Architecture, MixedEdge
-from spatialflow.config import load_genotype
-from spatialflow.engine.checkpoint import Checkpointer
+from darts.relaxation import MixedEdge, choice_key
+from darts.space import Costs
 from spatialflow.files import write_atomically
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import seeded
 from spatialflow.search.hook import LOG_FILE
 from spatialflow.search.space import flow_costs
+from spatialflow.search.weights import architecture_of, inherit
 
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
-FLOWS = "flow_graph.flows."
 
 
 class Derivation:
@@ -99,7 +95,7 @@ class Derivation:
                 "seed": self.seed,
                 "config": config_hash(self.cfg),
                 "held_out_loss": {"supernet": round(before, 5), "derived": round(after, 5)},
-                "cost": round(sum(costs[f.key, f.operation] for f in genotype.flows) / human, 4),
+                "cost": round(cost_of(genotype, costs) / human, 4),
                 "versions": versions(),
             },
         )
@@ -173,6 +169,13 @@ class Derivation:
         return path
 
 
+def cost_of(genotype: Genotype, costs: Costs) -> float:
+    """Return what a genotype's flows and choices cost, in the unit of ``costs``."""
+    flows = sum(costs[flow.key, flow.operation] for flow in genotype.flows)
+    choices = (costs.get((choice_key(n), option), 0.0) for n, option in genotype.choices.items())
+    return flows + sum(choices)
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the lines of ``search.jsonl`` by iteration; of one that a resume repeats, the last."""
     lines = [json.loads(text) for text in path.read_text().splitlines()]
@@ -194,81 +197,3 @@ def versions() -> dict[str, str]:
         "detectron2": detectron2.__version__,
         "torch": torch.__version__,
     }
-
-
-def network(cfg: CfgNode, genotype: str) -> SpatialFlow:
-    """Build the network of a genotype, on the CPU, with everything else as in a search.
-
-    Args:
-        cfg: Of a search.
-        genotype: Name or path.
-    """
-    clone = cfg.clone()
-    clone.defrost()
-    clone.SEARCH.ENABLED = False
-    clone.MODEL.SPATIALFLOW.GENOTYPE = genotype
-    clone.MODEL.DEVICE = "cpu"
-    model: SpatialFlow = build_model(clone)
-    return model
-
-
-def architecture_of(supernet: SpatialFlow) -> Architecture:
-    """Return the architecture parameters of a supernet."""
-    assert supernet.architecture is not None
-    return supernet.architecture
-
-
-def _mixed(supernet: SpatialFlow, key: str) -> MixedEdge:
-    found = supernet.flow_graph.flows[key]
-    assert isinstance(found, MixedEdge)
-    return found
-
-
-def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Path) -> SpatialFlow:
-    """Return the network of a genotype with a supernet's weights.
-
-    It computes what the supernet does with one-hot architecture parameters.
-
-    Args:
-        cfg: Of the search.
-        supernet: Trained.
-        genotype: Path of a point of its space.
-    """
-    derived = network(cfg, str(genotype))
-    _copy_shared(supernet, derived)
-    for flow in Genotype.load(genotype).flows:
-        state = inherited(_mixed(supernet, flow.key), flow.operation)
-        derived.flow_graph.flows[flow.key].load_state_dict(state)
-    return derived
-
-
-def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
-    """Make a supernet compute what the network of ``SEARCH.WEIGHTS`` does.
-
-    Raises:
-        CheckpointError: If the checkpoint is not one of ``MODEL.SPATIALFLOW.GENOTYPE``.
-        ValueError: If the genotype is no point of the space.
-    """
-    name = cfg.MODEL.SPATIALFLOW.GENOTYPE
-    trained = network(cfg, name)
-    # In eval mode weights of other flows are refused.
-    Checkpointer(trained.eval(), save_to_disk=False).load(cfg.SEARCH.WEIGHTS)
-    operations = {flow.key: flow.operation for flow in load_genotype(name).flows}
-    _copy_shared(trained, supernet)
-    for edge in architecture_of(supernet).space.edges:
-        known = edge.key in operations
-        state = trained.flow_graph.flows[edge.key].state_dict() if known else {}
-        warm_start(_mixed(supernet, edge.key), operations.get(edge.key), state)
-    logger.info("the supernet starts from %s, a network of %s", cfg.SEARCH.WEIGHTS, name)
-
-
-def _copy_shared(source: nn.Module, target: nn.Module) -> None:
-    """Copy everything but flows and architecture parameters."""
-    apart = (FLOWS, "architecture.")
-    state = {k: v for k, v in source.state_dict().items() if not k.startswith(apart)}
-    training = target.training
-    result = target.train().load_state_dict(state, strict=False)
-    target.train(training)
-    missing = [key for key in result.missing_keys if not key.startswith(apart)]
-    assert not missing, missing
-    assert not result.unexpected_keys, result.unexpected_keys

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from darts.learner import ArchitectureLearner
+from darts.relaxation import choice_key
 from darts.watch import CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.randomness import mix_seeds, seed_generators
@@ -140,15 +141,16 @@ class ArchitectureHook(HookBase):
         if not comm.is_main_process():
             return
         architecture = self.learner.architecture
-        probabilities = {
-            edge: architecture.probabilities(edge.key).cpu() for edge in architecture.space.edges
-        }
+        space = architecture.space
+        keys = {str(edge): edge.key for edge in space.edges}
+        keys |= {name: choice_key(name) for name in space.choices}
+        probabilities = {what: architecture.probabilities(k).cpu() for what, k in keys.items()}
         storage.put_image("search/probabilities", _image(list(probabilities.values())))
         line = {
             "iteration": iteration,
             **measured,
             "alpha": {name: p.tolist() for name, p in self.learner.parameters.items()},
-            "probabilities": {str(edge): p.tolist() for edge, p in probabilities.items()},
+            "probabilities": {what: p.tolist() for what, p in probabilities.items()},
         }
         with self.log_file.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from detectron2.config import CfgNode
 from darts.derive import random_genotype
 from darts.genotype import Flow, Genotype
 from darts.operations import multiply_adds
-from darts.relaxation import Relaxing
+from darts.relaxation import Relaxing, choice_key
 from darts.space import Costs, SearchSpace, Topology
 from spatialflow.config import load_genotype
 from spatialflow.flows import spatialflow_topology
+from spatialflow.heads.attention import OPTIONS, SITES, attention_multiply_adds
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +55,31 @@ def search_space(cfg: CfgNode) -> SearchSpace:
             ports=keys.PORTS,
             complete_levels=keys.COMPLETE_LEVELS,
             max_inputs=keys.MAX_INPUTS or None,
+            choices=_choices(keys.CHOICES),
         )
     except ValueError as error:
         raise ValueError(f"SEARCH.SPACE: {error}") from error
+
+
+def _choices(given: list[str]) -> dict[str, list[str]]:
+    """Read ``SEARCH.SPACE.CHOICES``."""
+    choices = {}
+    for text in given:
+        name, _, options = text.partition("=")
+        choices[name] = options.split(",")
+        unknown = [option for option in choices[name] if option not in OPTIONS]
+        if name not in SITES or unknown or len(set(choices[name])) < max(2, len(choices[name])):
+            raise ValueError(
+                f"CHOICES: {text!r} given, '<name>=<option>,<option>' expected, one of "
+                f"{list(SITES)} with two or more of {list(OPTIONS)}"
+            )
+    return choices
+
+
+def site_channels(cfg: CfgNode, site: str) -> int:
+    """Return the channels of a block of attention at ``levels`` or ``merged``."""
+    channels = cfg.MODEL.FPN.OUT_CHANNELS if site == "levels" else cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM
+    return int(channels)
 
 
 def relaxing(cfg: CfgNode) -> Relaxing:
@@ -75,11 +99,11 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
     """Return what flows cost, and the cost of the human flows.
 
     A flow's cost is its multiply-adds on the levels where both of its ends exist, for an image of
-    one megapixel.
+    one megapixel; an option's, those of its block where it stands.
 
     Returns:
-        (key of an edge, operation) → millions, for every causal edge, port and operation; and the
-        sum over the flows of :data:`HUMAN`.
+        (key of an edge or choice, operation or option) → millions, for every causal edge, port and
+        operation and every option of attention; and the sum over the flows of :data:`HUMAN`.
     """
     channels = cfg.MODEL.FPN.OUT_CHANNELS
 
@@ -93,6 +117,16 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
             for operation in cfg.SEARCH.SPACE.OPERATIONS:
                 flow = Flow(source.name, target.name, port, operation)
                 costs[flow.key, operation] = cost(flow)
+    strides = {
+        SITES[0]: [
+            2 ** int(level.removeprefix("p")) for level in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+        ],
+        SITES[1]: [cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE],
+    }
+    for name, option in itertools.product(SITES, OPTIONS):
+        channels = site_channels(cfg, name.rpartition(".")[2])
+        each = [attention_multiply_adds(option, channels, 1e6 / s**2) for s in strides[name]]
+        costs[choice_key(name), option] = sum(each) / 1e6
     return costs, sum(cost(flow) for flow in human_genotype().flows)
 
 

@@ -23,9 +23,10 @@ from spatialflow.engine.trainer import Trainer
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import mix_seeds
 from spatialflow.search.config import check_search_config, learning
-from spatialflow.search.derivation import Derivation, architecture_of, start_from
+from spatialflow.search.derivation import Derivation
 from spatialflow.search.hook import LOG_FILE, ArchitectureHook
 from spatialflow.search.space import flow_costs, human_genotype
+from spatialflow.search.weights import architecture_of, start_from
 
 logger = logging.getLogger(__name__)
 
