@@ -13,6 +13,8 @@ from darts.relaxation import Architecture
 class MixedChoice(nn.Module):
     """All options of a choice, weighed; in the place of the one that a derived network has."""
 
+    steered = True
+
     def __init__(
         self, name: str, options: Mapping[str, nn.Module], architecture: Architecture
     ) -> None:
@@ -35,8 +37,13 @@ class MixedChoice(nn.Module):
         # Not a sub-module: the parameters are the architecture's, and no weights of this choice.
         self._architecture = [architecture]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the options' outputs."""
+    def forward(self, x: Tensor, steering: Tensor | None = None) -> Tensor:
+        """Mix the options' outputs.
+
+        Args:
+            x: What all options take.
+            steering: What those take beside it that have a ``steered`` attribute.
+        """
         architecture = self._architecture[0]
         weights = architecture.choice_weights(self.name)
         hard = architecture.relaxing.kind == "gumbel"
@@ -44,5 +51,6 @@ class MixedChoice(nn.Module):
         for weight, option in zip(weights, self.options.values(), strict=True):
             # What was not drawn is not computed.
             if not hard or weight != 0:
-                mixed = mixed + weight * option(x)
+                output = option(x, steering) if hasattr(option, "steered") else option(x)
+                mixed = mixed + weight * output
         return mixed

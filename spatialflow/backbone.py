@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatialflow.config_check import TRUNK_FEATURES, check_backbone_config
+from spatialflow.deformable import DeformableBottleneck
 from spatialflow.norms import norm_builder
 
 logger = logging.getLogger(__name__)
@@ -159,9 +160,10 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             options["bottleneck_channels"] = keys.NUM_GROUPS * keys.WIDTH_PER_GROUP * 2**i
             options["num_groups"] = keys.NUM_GROUPS
             options["stride_in_1x1"] = keys.STRIDE_IN_1X1
+        bottleneck = DeformableBottleneck if keys.DEFORM_ON_PER_STAGE[i] else BottleneckBlock
         stages.append(
             ResNet.make_stage(
-                BottleneckBlock if keys.DEPTH >= 50 else BasicBlock,
+                bottleneck if keys.DEPTH >= 50 else BasicBlock,
                 num_blocks,
                 stride_per_block=[1 if i == 0 else 2] + [1] * (num_blocks - 1),
                 in_channels=in_channels,

@@ -226,7 +226,17 @@ BACKBONE_RULES: tuple[Rule, ...] = (
             ("DEPTH", *one_of(RESNET_DEPTHS)),
             ("OUT_FEATURES", "res3, res4 and res5", lambda v, _: {*TRUNK_FEATURES} <= {*v}),
             ("RES5_DILATION", "1", lambda v, _: v == 1),
-            ("DEFORM_ON_PER_STAGE", "no deformable stage", lambda v, _: not any(v)),
+            (
+                "DEFORM_ON_PER_STAGE",
+                "true or false for each of the four stages, true only from DEPTH 50",
+                lambda v, c: len(v) == 4 and (c.MODEL.RESNETS.DEPTH >= 50 or not any(v)),
+            ),
+            (
+                "DEFORM_MODULATED",
+                "True where a stage is deformable, as only that is built",
+                lambda v, c: v or not any(c.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
+            ),
+            ("DEFORM_NUM_GROUPS", "1", lambda v, _: v == 1),
             ("NUM_GROUPS", "1 or more", whole(1)),
             ("WIDTH_PER_GROUP", "1 or more", whole(1)),
             ("STEM_OUT_CHANNELS", "1 or more", whole(1)),

@@ -13,12 +13,17 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from darts.choice import MixedChoice
 from darts.genotype import Flow, Genotype
 from darts.operations import build_operation, initialise
 from darts.relaxation import Architecture, MixedEdge
 from darts.space import Branch, Node, Topology
+from spatialflow.deformable import DeformableNode
 from spatialflow.heads.attention import OPTIONS, SITES
 from spatialflow.norms import build_norm
+
+CONVS = ("plain", "deformable")
+"""Options of a node's choice ``<node>.conv``."""
 
 
 def spatialflow_topology(
@@ -53,6 +58,7 @@ class FlowGraph(nn.Module):
     the node before it in its branch, or the pyramid map for the first. Before the convolution x
     passes, in this order, the node's gates (``x * (1 + tanh(operation(source)))``,
     zero-initialised, so identity at the start) and its additive flows (``x + operation(source)``).
+    A deformable node predicts where to look from x as it came, plus its offset ports' sources.
     Weights are shared over levels; gradients run back through every flow into its source.
 
     The graph knows nothing of what the branches are for. Flows are given as built modules, so
@@ -63,24 +69,20 @@ class FlowGraph(nn.Module):
         self,
         *,
         topology: Topology,
-        channels: int,
+        nodes: Mapping[str, nn.Module],
         flows: Mapping[Flow, nn.Module],
-        norm: str = "",
     ) -> None:
         """Wire nodes and flows.
 
         Args:
             topology: The branches; every flow must be an edge of it.
-            channels: C of the pyramid and of every branch.
+            nodes: For each node's name its convolution with all that follows it, (N, C, H, W) →
+                (N, C, H, W).
             flows: For each flow the module that carries it, (N, C, H, W) → (N, C, H, W).
-            norm: Of the nodes, between convolution and ReLU, a name that Detectron2 knows; ""
-                for none, as published.
         """
         super().__init__()
         self.topology = topology
-        self.nodes = nn.ModuleDict(
-            {_key(node.name): _node_conv(channels, norm) for node in topology.nodes}
-        )
+        self.nodes = nn.ModuleDict({_key(name): module for name, module in nodes.items()})
         self.flows = nn.ModuleDict({flow.key: module for flow, module in flows.items()})
         self._incoming: dict[str, list[Flow]] = {node.name: [] for node in topology.nodes}
         for flow in flows:
@@ -110,8 +112,17 @@ class FlowGraph(nn.Module):
         topology = topology or spatialflow_topology()
         topology.check(genotype)
         check_choices(genotype, topology)
-        flows = {flow: _flow_module(flow, channels, genotype.name) for flow in genotype.flows}
-        return cls(topology=topology, channels=channels, flows=flows, norm=norm)
+        convs = {
+            node.name: genotype.choices.get(conv_choice(node), "plain") for node in topology.nodes
+        }
+        flows = {
+            flow: _flow_module(
+                flow, channels, genotype.name, deformable=convs[flow.target] == "deformable"
+            )
+            for flow in genotype.flows
+        }
+        nodes = {name: build_node(conv, channels, norm) for name, conv in convs.items()}
+        return cls(topology=topology, nodes=nodes, flows=flows)
 
     @classmethod
     def from_architecture(
@@ -126,7 +137,16 @@ class FlowGraph(nn.Module):
         """
         space = architecture.space
         flows = {edge.flow: MixedEdge(edge, channels, architecture) for edge in space.edges}
-        return cls(topology=space.topology, channels=channels, flows=flows, norm=norm)
+        nodes: dict[str, nn.Module] = {}
+        for node in space.topology.nodes:
+            name = conv_choice(node)
+            options = space.choices.get(name)
+            if options is None:
+                nodes[node.name] = build_node("plain", channels, norm)
+            else:
+                built = {option: build_node(option, channels, norm) for option in options}
+                nodes[node.name] = MixedChoice(name, built, architecture)
+        return cls(topology=space.topology, nodes=nodes, flows=flows)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Run all branches.
@@ -164,6 +184,9 @@ class FlowGraph(nn.Module):
             if key.startswith(f"{prefix}flows.")
         }
         own = {key for key, flow in self.flows.items() if list(flow.parameters())}
+        # Convolutions of offsets, which are flows of a kind.
+        stored |= {key.split(".")[-3] for key in state_dict if _is_offset(key, prefix)}
+        own |= {key.split(".")[-3] for key in self.state_dict() if _is_offset(key, "")}
         graph_is_stored = any(key.startswith(f"{prefix}nodes.") for key in state_dict)
         if graph_is_stored and not self.training and stored != own:
             raise ValueError(
@@ -177,17 +200,39 @@ class FlowGraph(nn.Module):
         self, node: Node, level: str, x: Tensor, outputs: Mapping[str, Mapping[str, Tensor]]
     ) -> Tensor:
         arriving = [flow for flow in self._incoming[node.name] if level in outputs[flow.source]]
+        steering = x
+        for flow in arriving:
+            if flow.port == "offset":
+                steering = steering + self.flows[flow.key](outputs[flow.source][level])
         for flow in arriving:
             if flow.port == "gate":
                 x = x * (1 + torch.tanh(self.flows[flow.key](outputs[flow.source][level])))
         for flow in arriving:
             if flow.port == "input":
                 x = x + self.flows[flow.key](outputs[flow.source][level])
-        return self.nodes[_key(node.name)](x)
+        module = self.nodes[_key(node.name)]
+        return (
+            module(x, steering) if isinstance(module, DeformableNode | MixedChoice) else module(x)
+        )
+
+
+def _is_offset(key: str, prefix: str) -> bool:
+    return key.startswith(f"{prefix}nodes.") and key.endswith(".offset.weight")
 
 
 def _key(node_name: str) -> str:
     return node_name.replace(".", "_")
+
+
+def default_option(choice: str) -> str:
+    """Return what a choice is where a genotype does not name it."""
+    return CONVS[0] if choice.endswith(".conv") else OPTIONS[0]
+
+
+def known_choices(topology: Topology) -> dict[str, tuple[str, ...]]:
+    """Return the options of every choice that can be built, here or in the heads."""
+    known: dict[str, tuple[str, ...]] = dict.fromkeys(SITES, OPTIONS)
+    return known | {conv_choice(node): CONVS for node in topology.nodes}
 
 
 def check_choices(genotype: Genotype, topology: Topology) -> None:
@@ -196,19 +241,30 @@ def check_choices(genotype: Genotype, topology: Topology) -> None:
     Raises:
         ValueError: Naming the first that cannot.
     """
-    known: dict[str, tuple[str, ...]] = dict.fromkeys(SITES, OPTIONS)
-    known |= {f"{node.name}.conv": ("plain",) for node in topology.nodes}
+    known = known_choices(topology)
     for name, option in genotype.choices.items():
         if option not in known.get(name, ()):
-            expected = f"one of {list(known[name])}" if name in known else f"{list(SITES)}"
+            expected = list(known[name]) if name in known else f"choice {[*SITES, '<node>.conv']}"
             raise ValueError(
-                f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built; "
-                f"{expected} or '<node>.conv': 'plain' expected"
+                f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built, one of "
+                f"{expected} expected"
             )
 
 
-def _node_conv(channels: int, norm: str) -> Conv2d:
-    conv = Conv2d(
+def conv_choice(node: Node) -> str:
+    """Return the name of the choice of a node's convolution."""
+    return f"{node.name}.conv"
+
+
+def build_node(conv: str, channels: int, norm: str) -> Conv2d:
+    """Build a node's convolution, with norm and ReLU.
+
+    Args:
+        conv: One of :data:`CONVS`.
+        channels: C.
+        norm: A name that Detectron2 knows; "" for none.
+    """
+    node = (DeformableNode if conv == "deformable" else Conv2d)(
         channels,
         channels,
         kernel_size=3,
@@ -217,14 +273,20 @@ def _node_conv(channels: int, norm: str) -> Conv2d:
         norm=build_norm(norm, channels),
         activation=F.relu,
     )
-    initialise(conv)
-    return conv
+    initialise(node)
+    return node
 
 
-def _flow_module(flow: Flow, channels: int, genotype_name: str) -> nn.Module:
+def _flow_module(flow: Flow, channels: int, genotype_name: str, *, deformable: bool) -> nn.Module:
     where = f"genotype {genotype_name!r}: flow {flow}"
     if flow.port == "offset":
-        raise ValueError(f"{where}: offset ports need a deformable target, not supported yet")
+        if flow.operation != "identity":
+            raise ValueError(f"{where}: an offset port takes its source as it is, by 'identity'")
+        if not deformable:
+            raise ValueError(
+                f"{where}: an offset port needs a deformable target; choice "
+                f"'{flow.target}.conv': 'deformable' expected"
+            )
     try:
         return build_operation(flow.operation, channels, zero_init=flow.port == "gate")
     except ValueError as error:

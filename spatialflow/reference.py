@@ -230,8 +230,9 @@ def convert_reference(
     state: dict[str, Tensor] = {}
     permuted, dropped, unplaced = [], [], []
     mismatched: dict[str, str] = {}
+    deformable = is_deformable(reference)
     for name, value in reference.items():
-        target = our_name(name)
+        target = our_name(name, deformable=deformable)
         if name.endswith(_COUNTER) and target is not None and target not in model_state:
             dropped.append(name)
         elif target is None or target not in model_state:
@@ -270,10 +271,11 @@ def _problems(
     ):
         if names:
             lines += [f"  {title} ({len(names)}):", *(f"    {name}" for name in names)]
-    if any(_is_deformable(name, reference[name]) for name in reference):
+    if is_deformable(reference):
         lines.append(
-            "  the checkpoint is of the deformable model (R101-DCN), which this converter does "
-            "not read"
+            "  the checkpoint is of the deformable model (R101-DCN): check "
+            "MODEL.SPATIALFLOW.GENOTYPE spatialflow_deformable and "
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE [False,True,True,True]"
         )
     else:
         lines.append(
@@ -284,9 +286,13 @@ def _problems(
     return "\n".join(lines)
 
 
-def _is_deformable(name: str, value: Tensor) -> bool:
-    is_flow = "_spatial_flow_convs." in name
-    predicts_offsets = value.dim() == 4 and value.shape[0] == _DEFORMABLE_CHANNELS
-    return "conv_offset" in name or (
-        is_flow and predicts_offsets and value.shape[1] != _DEFORMABLE_CHANNELS
+def is_deformable(reference: Mapping[str, Tensor]) -> bool:
+    """Tell whether a checkpoint of the authors' code is of the deformable model."""
+    return any(
+        "conv_offset" in name or ("_spatial_flow_convs." in name and _predicts_offsets(value))
+        for name, value in reference.items()
     )
+
+
+def _predicts_offsets(value: Tensor) -> bool:
+    return value.dim() == 4 and value.shape[0] == _DEFORMABLE_CHANNELS != value.shape[1]

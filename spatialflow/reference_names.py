@@ -91,13 +91,31 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
 )
 
 
-def our_name(reference_name: str) -> str | None:
+# In the deformable model the flows from the box branch predict offsets, and belong to the node.
+_DEFORMABLE_RULES: tuple[tuple[str, Callable[..., str]], ...] = (
+    (
+        r"backbone\.layer(\d+)\.(\d+)\.conv2\.conv_offset\.(weight|bias)",
+        lambda stage, block, field: f"{_block(stage, block)}.conv2.offset.{field}",
+    ),
+    (
+        r"bbox_head\.(cls|stuff)_spatial_flow_convs\.(\d+)\.conv\.(weight|bias)",
+        lambda branch, index, field: f"flow_graph.nodes.{branch}_{index + 1}.offset.{field}",
+    ),
+    (
+        r"bbox_head\.mask_spatial_flow_convs\.0\.conv\.(weight|bias)",
+        lambda field: f"flow_graph.nodes.mask_1.offset.{field}",
+    ),
+)
+
+
+def our_name(reference_name: str, *, deformable: bool = False) -> str | None:
     """Return the name in this project of a tensor of the authors' code, or None if there is none.
 
     Args:
         reference_name: such as ``bbox_head.reg_convs.0.conv.weight``, without ``module.``.
+        deformable: whether it is of the deformable model, R101-DCN.
     """
-    for pattern, build in _RULES:
+    for pattern, build in (*_DEFORMABLE_RULES, *_RULES) if deformable else _RULES:
         match = re.fullmatch(pattern, reference_name)
         if match:
             return build(*(int(group) if group.isdigit() else group for group in match.groups()))

@@ -221,7 +221,8 @@ def test_depths_and_widths(build, depth, blocks, width):
         ("MODEL.RESNETS.DEPTH", 20),
         ("MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]),
         ("MODEL.RESNETS.RES5_DILATION", 2),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True]),
+        ("MODEL.RESNETS.DEFORM_NUM_GROUPS", 2),
         ("MODEL.SPATIALFLOW.TRUNK", "resnext"),
     ],
 )

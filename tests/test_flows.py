@@ -216,7 +216,7 @@ def test_other_levels_and_stages():
         (genotype_of(Flow("box.9", "cls.1")), "unknown node"),
         (genotype_of(Flow("box.1", "cls.1", "gate", "identity")), "identity"),
         (genotype_of(Flow("box.1", "cls.1", "gate", "channel_gate")), "channel_gate"),
-        (genotype_of(**{"cls.1.conv": "deformable"}), "deformable"),
+        (genotype_of(**{"cls.1.conv": "wavy"}), "one of \\['plain', 'deformable'"),
         (genotype_of(**{"cls.9.conv": "plain"}), r"cls\.9\.conv"),
         (genotype_of(**{"stuff.attention.merged": "magic"}), "one of \\['none', 'channel'"),
         (genotype_of(**{"stuff.attention.upper": "channel"}), "stuff.attention.upper"),

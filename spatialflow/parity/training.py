@@ -58,8 +58,9 @@ def check_training(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows.append(_relative(fixture, _GRADIENT, gradient_norm(trainable), limits.gradient))
     parameters = dict(model.named_parameters())
+    deformable = any(name.endswith(".offset.weight") for name in parameters)
     for key in fixture.under(f"{_GRADIENT}."):
-        name = our_name(key.removeprefix(f"{_GRADIENT}."))
+        name = our_name(key.removeprefix(f"{_GRADIENT}."), deformable=deformable)
         if name in parameters:
             norm = gradient_norm([parameters[name]])
             rows.append(_relative(fixture, key, norm, limits.gradient))

@@ -14,10 +14,14 @@ from darts.operations import multiply_adds
 from darts.relaxation import Relaxing, choice_key
 from darts.space import Costs, SearchSpace, Topology
 from spatialflow.config import load_genotype
-from spatialflow.flows import spatialflow_topology
+from spatialflow.flows import conv_choice, known_choices, spatialflow_topology
 from spatialflow.heads.attention import OPTIONS, SITES, attention_multiply_adds
 
 logger = logging.getLogger(__name__)
+
+DEFORMING = 27 * 9 + 4 * 9
+"""What a deformable convolution costs beyond a plain one, a channel and position: 27 predictions by
+3 × 3 convolution, and nine bilinear samples."""
 
 HUMAN = "spatialflow"
 """The genotype whose flows' cost is the unit of a budget."""
@@ -44,34 +48,42 @@ def search_space(cfg: CfgNode) -> SearchSpace:
     wrong = [pair for pair, parts in zip(keys.PAIRS, pairs, strict=True) if len(parts) != 2]
     if wrong:
         raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
+    if "offset" in keys.PORTS:
+        raise ValueError(
+            "SEARCH.SPACE.PORTS: 'offset' given, 'input' or 'gate' expected: an offset needs a "
+            "deformable target, which is a choice of its own"
+        )
     if keys.MAX_INPUTS < 0:
         raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
+    topology = topology_of(cfg)
     try:
         return SearchSpace.build(
-            topology_of(cfg),
+            topology,
             operations=keys.OPERATIONS,
             pairs=[(source, target) for source, target in pairs] or None,
             stages=keys.STAGES or None,
             ports=keys.PORTS,
             complete_levels=keys.COMPLETE_LEVELS,
             max_inputs=keys.MAX_INPUTS or None,
-            choices=_choices(keys.CHOICES),
+            choices=_choices(keys.CHOICES, topology),
         )
     except ValueError as error:
         raise ValueError(f"SEARCH.SPACE: {error}") from error
 
 
-def _choices(given: list[str]) -> dict[str, list[str]]:
+def _choices(given: list[str], topology: Topology) -> dict[str, list[str]]:
     """Read ``SEARCH.SPACE.CHOICES``."""
+    known = known_choices(topology)
     choices = {}
     for text in given:
         name, _, options = text.partition("=")
         choices[name] = options.split(",")
-        unknown = [option for option in choices[name] if option not in OPTIONS]
-        if name not in SITES or unknown or len(set(choices[name])) < max(2, len(choices[name])):
+        unknown = [option for option in choices[name] if option not in known.get(name, ())]
+        if unknown or len(set(choices[name])) < max(2, len(choices[name])):
             raise ValueError(
                 f"CHOICES: {text!r} given, '<name>=<option>,<option>' expected, one of "
-                f"{list(SITES)} with two or more of {list(OPTIONS)}"
+                f"{[*SITES, '<node>.conv']} with two or more of "
+                f"{list(known.get(name, OPTIONS))}"
             )
     return choices
 
@@ -124,9 +136,12 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
         SITES[1]: [cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE],
     }
     for name, option in itertools.product(SITES, OPTIONS):
-        channels = site_channels(cfg, name.rpartition(".")[2])
-        each = [attention_multiply_adds(option, channels, 1e6 / s**2) for s in strides[name]]
+        width = site_channels(cfg, name.rpartition(".")[2])
+        each = [attention_multiply_adds(option, width, 1e6 / s**2) for s in strides[name]]
         costs[choice_key(name), option] = sum(each) / 1e6
+    for node in topology.nodes:
+        area = sum(4.0 ** -int(level.removeprefix("p")) for level in node.branch.levels)
+        costs[choice_key(conv_choice(node)), "deformable"] = DEFORMING * channels * area
     return costs, sum(cost(flow) for flow in human_genotype().flows)
 
 

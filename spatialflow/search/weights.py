@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -15,11 +16,12 @@ from darts.inheritance import inherited, warm_start
 from darts.relaxation import Architecture, MixedEdge
 from spatialflow.config import genotype_of
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.flows import default_option
 from spatialflow.meta_arch import SpatialFlow
 
 logger = logging.getLogger(__name__)
 
-APART = ("flow_graph.flows.", "stuff_head.attention.", "architecture.")
+APART = ("flow_graph.", "stuff_head.attention.", "architecture.")
 """Parts whose weights a supernet has under other names than a derived network."""
 
 
@@ -67,16 +69,24 @@ def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Path) -> SpatialFlow:
         state = inherited(_mixed(supernet, flow.key), flow.operation)
         derived.flow_graph.flows[flow.key].load_state_dict(state)
     choices = Genotype.load(genotype).choices
-    for block, site in _blocks(derived, supernet):
-        source = site.options[choices[site.name]] if isinstance(site, MixedChoice) else site
-        block.load_state_dict(source.state_dict())
+    for block, chosen in _chosen(derived, supernet, choices):
+        block.load_state_dict(chosen.state_dict())
     return derived
 
 
-def _blocks(one: SpatialFlow, other: SpatialFlow) -> list[tuple[nn.Module, nn.Module]]:
-    """Return the blocks of attention of two networks, site by site."""
-    sites = one.stuff_head.attention
-    return [(block, other.stuff_head.attention[site]) for site, block in sites.items()]
+def _chosen(
+    network: SpatialFlow, supernet: SpatialFlow, choices: Mapping[str, str]
+) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield every node and block of attention of a network with what is its own in a supernet."""
+    for theirs, ours in (
+        (network.flow_graph.nodes, supernet.flow_graph.nodes),
+        (network.stuff_head.attention, supernet.stuff_head.attention),
+    ):
+        for key, block in theirs.items():
+            found = ours[key]
+            if isinstance(found, MixedChoice):
+                found = found.options[choices.get(found.name, default_option(found.name))]
+            yield block, found
 
 
 def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
@@ -86,22 +96,25 @@ def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
         CheckpointError: If the checkpoint is not one of ``MODEL.SPATIALFLOW.GENOTYPE``.
         ValueError: If the genotype is no point of the space.
     """
-    name = cfg.MODEL.SPATIALFLOW.GENOTYPE
+    name, genotype = cfg.MODEL.SPATIALFLOW.GENOTYPE, genotype_of(cfg)
+    searched = architecture_of(supernet).space.choices
+    for choice, option in genotype.choices.items():
+        if choice not in searched and option != default_option(choice):
+            raise ValueError(
+                f"SEARCH.WEIGHTS: the genotype {name!r} has {choice!r}: {option!r}, which is not "
+                "searched; SEARCH.SPACE.CHOICES with it expected"
+            )
     trained = network(cfg, name)
     # In eval mode weights of other flows are refused.
     Checkpointer(trained.eval(), save_to_disk=False).load(cfg.SEARCH.WEIGHTS)
-    operations = {flow.key: flow.operation for flow in genotype_of(cfg).flows}
+    operations = {flow.key: flow.operation for flow in genotype.flows}
     _copy_shared(trained, supernet)
     for edge in architecture_of(supernet).space.edges:
         known = edge.key in operations
         state = trained.flow_graph.flows[edge.key].state_dict() if known else {}
         warm_start(_mixed(supernet, edge.key), operations.get(edge.key), state)
-    choices = genotype_of(cfg).choices
-    for block, site in _blocks(trained, supernet):
-        target = (
-            site.options[choices.get(site.name, "none")] if isinstance(site, MixedChoice) else site
-        )
-        target.load_state_dict(block.state_dict())
+    for block, chosen in _chosen(trained, supernet, genotype.choices):
+        chosen.load_state_dict(block.state_dict())
     logger.info("the supernet starts from %s, a network of %s", cfg.SEARCH.WEIGHTS, name)
 
 
