@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,20 @@ from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
 from spatialflow.heads.attention import SITES, build_attention
 from spatialflow.losses import LossNormalizer
 from spatialflow.search.space import relaxing, search_space, site_channels, topology_of
+
+
+class Seen(NamedTuple):
+    """What a network shows of a batch before detections are chosen.
+
+    Attributes:
+        candidates: For each image boxes at the network's scale and their scores (R, K).
+        mask_features: The mask branch, (N, C, H, W) a level.
+        stuff_logits: (N, S, H', W') at the size of the padded input.
+    """
+
+    candidates: list[tuple[Boxes, Tensor]]
+    mask_features: list[Tensor]
+    stuff_logits: Tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -187,6 +201,25 @@ class SpatialFlow(nn.Module):
                 detections, stuff_logits, images.image_sizes, batched_inputs, strict=True
             )
         ]
+
+    @torch.no_grad()
+    def look(self, batched_inputs: list[dict[str, Any]]) -> Seen:
+        """Return what a batch shows before anything is chosen, for who joins several views.
+
+        Args:
+            batched_inputs: As :meth:`forward` at test time.
+        """
+        images = self.preprocess_image(batched_inputs)
+        branches = self.flow_graph(self.backbone(images.tensor))
+        logits, deltas = self.box_head(
+            list(branches["cls"].values()), list(branches["box"].values())
+        )
+        anchors = self.box_head.anchor_generator(logits)
+        return Seen(
+            self.box_head.candidates(anchors, logits, deltas, images.image_sizes),
+            list(branches["mask"].values()),
+            self.stuff_head(branches["stuff"]),
+        )
 
     @contextlib.contextmanager
     def holding_proposals(self) -> Iterator[None]:

@@ -1,15 +1,20 @@
-"""Detectron2's predictor, with weights read as carefully as in training."""
+"""Detectron2's predictor, with weights read as carefully as in training, and views."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from torch import nn
 
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.tta import TestTimeAugmentation
 
 
 class Predictor(DefaultPredictor):
     """``DefaultPredictor`` whose weights have to be whole and fit the model, and run no code.
+
+    With ``TEST.AUG.ENABLED`` it sees an image in several views, which are made of the image at
+    ``INPUT.MIN_SIZE_TEST``: choose that no smaller than the views.
 
     Detectron2's own unpickles ``.pkl`` files, and only warns where tensors are missing.
     """
@@ -27,3 +32,5 @@ class Predictor(DefaultPredictor):
         super().__init__(bare)
         self.cfg = cfg.clone()
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        if cfg.TEST.AUG.ENABLED:
+            self.model: nn.Module = TestTimeAugmentation(cfg, self.model).eval()

@@ -26,6 +26,7 @@ from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.files import write_atomically
+from spatialflow.tta import TestTimeAugmentation
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +126,25 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
-        """Evaluate on every data set of ``DATASETS.TEST``; also writes ``results.json``."""
-        results = super().test(cfg, model, evaluators)
+        """Evaluate on every data set of ``DATASETS.TEST``; also writes ``results.json``.
+
+        With ``TEST.AUG.ENABLED`` every image is seen in several views.
+        """
+        results = super().test(cfg, augmented(cfg, model), evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "results.json"
             content = json.dumps(_without_nan(results), indent=2) + "\n"
             write_atomically(path, lambda file: file.write(content.encode()))
             logger.info("Results written to %s", path)
         return results
+
+
+def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Return a model that sees every image in several views where ``TEST.AUG.ENABLED`` says so."""
+    if not cfg.TEST.AUG.ENABLED:
+        return model
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return TestTimeAugmentation(cfg, inner)
 
 
 def _distributed(model: nn.Module) -> nn.Module:

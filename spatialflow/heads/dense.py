@@ -213,10 +213,35 @@ class DenseBoxHead(nn.Module):
             For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, at
             the scale of the network's input.
         """
+        found = self.candidates(anchors, logits, deltas, image_sizes)
+        return [
+            self.select(boxes, scores, size)
+            for (boxes, scores), size in zip(found, image_sizes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        anchors: list[Boxes],
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[tuple[Boxes, Tensor]]:
+        """Return what detections are chosen from: the best anchors of each level.
+
+        Args:
+            anchors: Of each level.
+            logits: (N, A·K, H, W) a level.
+            deltas: (N, A·4, H, W) a level.
+            image_sizes: (height, width) of each image without padding.
+
+        Returns:
+            For each image R boxes, clipped to it, and their scores (R, K).
+        """
         level_scores = [permute_to_N_HWA_K(x, self.num_classes).float().sigmoid() for x in logits]
         level_deltas = [permute_to_N_HWA_K(x, 4).float() for x in deltas]
         return [
-            self._select(
+            self._candidates(
                 anchors,
                 [scores[i] for scores in level_scores],
                 [level[i] for level in level_deltas],
@@ -225,13 +250,13 @@ class DenseBoxHead(nn.Module):
             for i, size in enumerate(image_sizes)
         ]
 
-    def _select(
+    def _candidates(
         self,
         anchors: list[Boxes],
         level_scores: list[Tensor],
         level_deltas: list[Tensor],
         image_size: tuple[int, int],
-    ) -> Instances:
+    ) -> tuple[Boxes, Tensor]:
         kept_boxes, kept_scores = [], []
         for level_anchors, scores, deltas in zip(anchors, level_scores, level_deltas, strict=True):
             best = scores.amax(dim=1)
@@ -247,6 +272,17 @@ class DenseBoxHead(nn.Module):
         finite = boxes.tensor.isfinite().all(dim=1)
         boxes, scores = boxes[finite], scores[finite]
         boxes.clip(image_size)
+        return boxes, scores
+
+    @torch.no_grad()
+    def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
+        """Choose detections from candidates by score and class-wise NMS.
+
+        Args:
+            boxes: R candidates.
+            scores: (R, K).
+            image_size: (height, width) of the image that they are of.
+        """
         index, classes = (scores > self.selection.score_threshold).nonzero(as_tuple=True)
         pair_scores = scores[index, classes]
         keep = batched_nms(boxes.tensor[index], pair_scores, classes, self.selection.nms_threshold)[
