@@ -118,12 +118,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--results", type=Path, default=RESULTS / "peers")
-    common.add_argument("--data", nargs="+", choices=DATASETS, default=DATASETS)
+    common.add_argument("--results", type=Path, help="folder of the results")
+    common.add_argument("--data", nargs="+", choices=DATASETS)
     common.add_argument("--nuclei", type=Path, help="folder of the nuclei")
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
     plans = [commands.add_parser(name, parents=[common]) for name in ("run", "flows")]
-    plans[1].set_defaults(results=RESULTS / "flows", data=["nuclei"])
     for plan in plans:
         plan.add_argument("--contestants", nargs="*", help="these only")
         plan.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
@@ -144,7 +143,11 @@ def parse_arguments() -> argparse.Namespace:
     tables.add_argument("--flow-results", type=Path, default=RESULTS / "flows")
     for command in (*plans, one):
         command.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
-    return parser.parse_args()
+    args = parser.parse_args()
+    of_flows = args.command == "flows"
+    args.results = args.results or RESULTS / ("flows" if of_flows else "peers")
+    args.data = args.data or (["nuclei"] if of_flows else DATASETS)
+    return args
 
 
 def main() -> None:
