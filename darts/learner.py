@@ -111,6 +111,8 @@ class ArchitectureLearner:
         self._measured: dict[str, Tensor] = {}
         self._likeliest: Tensor | None = None
         self._flips = torch.zeros((), dtype=torch.long, device=self._device)
+        self._last_flip = torch.full((), learning.warmup, dtype=torch.long, device=self._device)
+        self._last_step = learning.warmup
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -168,7 +170,7 @@ class ArchitectureLearner:
             "penalty": penalty.detach(),
             "gradient_norm": torch.cat([g.flatten() for g in gradients.values()]).norm(),
         }
-        self._count_flips()
+        self._count_flips(iteration)
 
     def _progress(self, iteration: int) -> float:
         return iteration / self.learning.iterations
@@ -193,12 +195,14 @@ class ArchitectureLearner:
         return total + given.cost * over_budget(cost, self.budget)
 
     @torch.no_grad()
-    def _count_flips(self) -> None:
+    def _count_flips(self, iteration: int) -> None:
         """Count how often an edge's likeliest candidate has changed, without waiting for a GPU."""
         best = torch.stack([p.argmax() for p in self.architecture.edges.values()])
         if self._likeliest is not None:
-            self._flips = self._flips + (best != self._likeliest).sum()
-        self._likeliest = best
+            changed = (best != self._likeliest).sum()
+            self._flips = self._flips + changed
+            self._last_flip = torch.where(changed > 0, iteration, self._last_flip)
+        self._likeliest, self._last_step = best, iteration
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -206,10 +210,11 @@ class ArchitectureLearner:
 
         Returns:
             ``entropy``: mean of the edges, in nats; ``expected_cost``: over the budget; ``flips``:
-            changes of an edge's likeliest candidate so far; ``parameter_free``: the share of
-            edges whose likeliest operation has no weights, which grows where a search collapses
-            (Zela et al. 2020); ``absent``: the share of edges whose likeliest candidate is
-            ``none``; and of the last step ``architecture_loss``, ``penalty``, ``gradient_norm``.
+            changes of an edge's likeliest candidate so far; ``unchanged``: iterations since the
+            last of them; ``parameter_free``: the share of edges whose likeliest operation has no
+            weights, which grows where a search collapses (Zela et al. 2020); ``absent``: the share
+            of edges whose likeliest candidate is ``none``; and of the last step
+            ``architecture_loss``, ``penalty``, ``gradient_norm``.
         """
         edges = self.architecture.space.edges
         likeliest = [
@@ -220,6 +225,7 @@ class ArchitectureLearner:
             "entropy": entropy(self.architecture).item(),
             "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
             "flips": int(self._flips),
+            "unchanged": self._last_step - int(self._last_flip),
             "parameter_free": sum(o in PARAMETER_FREE for o in operations) / len(edges),
             "absent": sum(o is None for o in operations) / len(edges),
             **{name: value.item() for name, value in self._measured.items()},
@@ -234,6 +240,8 @@ class ArchitectureLearner:
             },
             "loss_scales": self._loss_scales,
             "flips": self._flips,
+            "last_flip": self._last_flip,
+            "last_step": self._last_step,
             "likeliest": self._likeliest,
             "frozen": self.frozen,
         }
@@ -244,6 +252,8 @@ class ArchitectureLearner:
             self.optimizer.state[parameter] = dict(state["optimizer"][name])
         self._loss_scales = dict(state["loss_scales"])
         self._flips = state["flips"].to(self._device)
+        self._last_flip = state["last_flip"].to(self._device)
+        self._last_step = state["last_step"]
         best = state["likeliest"]
         self._likeliest = None if best is None else best.to(self._device)
         self.frozen = state["frozen"]

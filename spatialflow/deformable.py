@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from darts.operations import initialise
+from spatialflow.losses import full_precision
 
 
 class DeformableConv(Conv2d):
@@ -47,16 +48,19 @@ class DeformableConv(Conv2d):
         """
         predicted = self.offset(x if steering is None else steering)
         positions = predicted.shape[1] // 3
-        x = deform_conv2d(
-            x,
-            predicted[:, : 2 * positions],
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=torch.sigmoid(predicted[:, 2 * positions :]),
-        )
+        # Sampling is not implemented in half precision on every device.
+        predicted = full_precision(predicted)
+        with torch.autocast(x.device.type, enabled=False):
+            x = deform_conv2d(
+                full_precision(x),
+                predicted[:, : 2 * positions],
+                full_precision(self.weight),
+                None if self.bias is None else full_precision(self.bias),
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                mask=torch.sigmoid(predicted[:, 2 * positions :]),
+            )
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

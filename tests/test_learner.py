@@ -107,16 +107,18 @@ def test_measurements_by_hand(build):
 
 def test_flips_count_changes_of_the_likeliest(build):
     learner = build()
-    learner._count_flips()
+    learner._count_flips(0)
     edge = learner.architecture.space.edges[0]
     with torch.no_grad():
-        for position in (1, 2, 2, 0):
+        for iteration, position in enumerate((1, 2, 2, 0), 1):
             learner.architecture.edges[edge.key].fill_(0)[position] = 9.0
-            learner._count_flips()
+            learner._count_flips(iteration)
     first = int(learner.measure()["flips"])
     assert first in (2, 3)  # whether the first draw was at 1 already
-    learner._count_flips()
+    assert learner.measure()["unchanged"] == 0
+    learner._count_flips(7)
     assert learner.measure()["flips"] == first
+    assert learner.measure()["unchanged"] == 3
 
 
 def test_an_interrupted_search_ends_as_an_undisturbed_one(build):

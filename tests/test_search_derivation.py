@@ -203,6 +203,19 @@ def test_a_search_freezes_where_the_curvature_grows(scenes_cfg, tmp_path, monkey
     assert not torch.equal(seen[9], seen[5])
 
 
+def test_a_search_says_how_it_is_doing(scenes_cfg, tmp_path, caplog):
+    keys = {"SEARCH.EIGENVALUE_PERIOD": 2, "OUTPUT_DIR": str(tmp_path), "SOLVER.MAX_ITER": 4}
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys, "SEARCH.WARMUP": 0.5}))
+    with torch.no_grad():
+        for logits in trainer.architecture.edges.values():
+            logits.copy_(torch.tensor([5.0, 0.0, 0.0]))
+    with caplog.at_level("INFO", logger="spatialflow"):
+        trainer.train()
+    assert "the architecture is frozen until iteration 2" in caplog.text
+    assert "0 of 36 edges absent, 0 flips, none for 1 iterations, eigenvalue " in caplog.text
+    assert "36 of 36 present edges are likeliest to be carried by an operation" in caplog.text
+
+
 def test_the_eigenvalue_is_logged(scenes_cfg, tmp_path):
     keys = {"SEARCH.EIGENVALUE_PERIOD": 2, "OUTPUT_DIR": str(tmp_path), "SOLVER.MAX_ITER": 4}
     search(scenes_cfg({**SEARCH, **keys}))

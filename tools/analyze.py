@@ -5,7 +5,7 @@ r"""Parameters, multiply-adds, activations and time of each part of a network.
     python tools/analyze.py --config-file Base-Small.yaml --size 320 320 --json parts.json \
         MODEL.SPATIALFLOW.GENOTYPE output/search/genotype.json
 
-One random image through random weights, with as many detections as TEST.DETECTIONS_PER_IMAGE allows.
+One random image through random weights, with as many detections as the config allows.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.export.flatten import TracingAdapter
 from detectron2.modeling import build_model
-from detectron2.utils.analysis import ActivationCountAnalysis, FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
 from benchmarks.intervals import table
@@ -49,7 +50,7 @@ def parts_of(model: nn.Module, genotype: Genotype) -> dict[str, list[str]]:
     for flow in genotype.flows:
         parts[f"flow {flow}"] = [f"flow_graph.flows.{flow.key}"]
     parts["stuff head"] = ["stuff_head"]
-    parts["mask head"] = ["mask_head.fcn"]
+    parts["mask head"] = ["mask_head"]
     return parts
 
 
@@ -64,7 +65,9 @@ def analyze(model: nn.Module, genotype: Genotype, size: tuple[int, int]) -> dict
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
     batch = [{"image": image, "height": size[0], "width": size[1]}]
-    flops, activations = FlopCountAnalysis(model, batch), ActivationCountAnalysis(model, batch)
+    adapter = TracingAdapter(model, batch, allow_non_tensor=True)
+    flops = FlopCountAnalysis(adapter, adapter.flattened_inputs)
+    activations = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
     for counter in (flops, activations):
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     flops.set_op_handle("torchvision::deform_conv2d", _deformable_multiply_adds)
@@ -74,9 +77,9 @@ def analyze(model: nn.Module, genotype: Genotype, size: tuple[int, int]) -> dict
     found = {
         part: {
             "parameters": sum(p.numel() for n in names for p in by_name[n].parameters()),
-            "multiply_adds": int(sum(flops.by_module()[n] for n in names)),
-            "activations": int(sum(activations.by_module()[n] for n in names)),
-            "seconds": sum(seconds[n] for n in names),
+            "multiply_adds": int(sum(flops.by_module()[f"model.{n}"] for n in names)),
+            "activations": int(sum(activations.by_module()[f"model.{n}"] for n in names)),
+            "seconds": sum(seconds.get(n, 0.0) for n in names),
         }
         for part, names in parts_of(model, genotype).items()
     }
@@ -92,34 +95,38 @@ def analyze(model: nn.Module, genotype: Genotype, size: tuple[int, int]) -> dict
 @torch.no_grad()
 def _times(model: nn.Module, batch: list[dict[str, Any]]) -> tuple[dict[str, float], float, int]:
     """Return the seconds in each module and in all, and how much was detected."""
-    spent: dict[str, list[float]] = {name: [0.0] * ROUNDS for name, _ in model.named_modules()}
-    started: dict[str, float] = {}
-    now = 0
-
-    def timed(name: str) -> Iterator[Callable[..., None]]:
-        def before(*_: Any) -> None:
-            started[name] = _clock(batch)
-
-        def after(*_: Any) -> None:
-            spent[name][now] += _clock(batch) - started[name]
-
-        yield before
-        yield after
-
+    rounds: list[Counter[str]] = []
     handles = []
     for name, module in model.named_modules():
-        before, after = timed(name)
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    for now in range(ROUNDS):
+        stopwatch = _Stopwatch(name, rounds)
+        handles.append(module.register_forward_pre_hook(stopwatch.start))
+        handles.append(module.register_forward_hook(stopwatch.stop))
+    for _ in range(ROUNDS):
+        rounds.append(Counter())
         (result,) = model(batch)
     for handle in handles:
         handle.remove()
-    median = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    names = rounds[0]
+    median = {name: statistics.median(spent[name] for spent in rounds) for name in names}
     return median, median[""], len(result["instances"])
 
 
-def _clock(batch: list[dict[str, Any]]) -> float:
-    if batch[0]["image"].is_cuda or torch.cuda.is_available():
+class _Stopwatch:
+    """Adds the seconds of a module's calls to the last of the rounds."""
+
+    def __init__(self, name: str, rounds: list[Counter[str]]) -> None:
+        self.name, self.rounds = name, rounds
+        self.started = 0.0
+
+    def start(self, *_: Any) -> None:
+        self.started = _clock()
+
+    def stop(self, *_: Any) -> None:
+        self.rounds[-1][self.name] += _clock() - self.started  # type: ignore[assignment]
+
+
+def _clock() -> float:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
 LOG_FILE = "search.jsonl"
+COLLAPSED = 0.5
+"""Share of edges without weights, of those that are present, that is worth a warning."""
 
 
 class ArchitectureHook(HookBase):
@@ -134,6 +136,7 @@ class ArchitectureHook(HookBase):
         measured = self.learner.measure()
         if self._eigenvalue is not None:
             measured["eigenvalue"] = self._eigenvalue
+        self._say(iteration, measured)
         storage = self.trainer.storage
         storage.put_scalars(
             smoothing_hint=False, **{f"search/{name}": value for name, value in measured.items()}
@@ -154,6 +157,30 @@ class ArchitectureHook(HookBase):
         }
         with self.log_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _say(self, iteration: int, measured: dict[str, float]) -> None:
+        """Tell how the search is doing, and what does not look well."""
+        edges = len(self.learner.architecture.space.edges)
+        logger.info(
+            "architecture after iteration %d: entropy %.3f, expected cost %.2f of the budget, "
+            "%d of %d edges absent, %d flips, none for %d iterations%s",
+            iteration,
+            measured["entropy"],
+            measured["expected_cost"],
+            round(measured["absent"] * edges),
+            edges,
+            measured["flips"],
+            measured["unchanged"],
+            f", eigenvalue {measured['eigenvalue']:.3g}" if "eigenvalue" in measured else "",
+        )
+        present = 1 - measured["absent"]
+        if measured["parameter_free"] > COLLAPSED * present > 0:
+            logger.warning(
+                "%d of %d present edges are likeliest to be carried by an operation without "
+                "weights: a search that collapses looks like this (SEARCH.AUXILIARY_SKIP, WARMUP)",
+                round(measured["parameter_free"] * edges),
+                round(present * edges),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the learner and of the watch, and the position in the data."""
