@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Write docs/model_zoo.md from docs/model_zoo.json.
+
+python tools/model_zoo.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.intervals import table
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "docs" / "model_zoo.json"
+PAGE = ROOT / "docs" / "model_zoo.md"
+
+CONVERTING = """\
+The authors' repository links weights of R50 and R101 (and of R101-DCN). Download a file there, then convert and evaluate it:
+
+    python tools/convert_reference_checkpoint.py --input THEIRS.pth --output r50.pth --config-file coco/spatialflow_r50_20e.yaml
+    python train_net.py --eval-only --config-file coco/spatialflow_r50_20e.yaml MODEL.WEIGHTS r50.pth
+
+With the config beside it in the table for the others; R101-DCN in six views by `TEST.AUG.ENABLED True`. We have not run this, as
+their files were not at hand: [parity.md](parity.md) says what was compared with outputs of their code, and what was not."""
+
+
+def render(content: dict[str, Any]) -> str:
+    """Return the page."""
+
+    def config(name: str) -> str:
+        return f"[{name}](../configs/{name})"
+
+    measured = [
+        [x["name"], config(x["config"]), x["data"], x["PQ"], x["PQ_th"], x["PQ_st"], x["training"]]
+        for x in content["measured"]
+    ]
+    commands = "\n".join(f"    {x['command']}" for x in content["measured"])
+    reported = [
+        [
+            f"[{x['name']}]({x['source']})",
+            config(x["config"]),
+            x["data"],
+            x["PQ"],
+            x["PQ_th"],
+            x["PQ_st"],
+        ]
+        for x in content["reported"]
+    ]
+    head = ["model", "config", "data", "PQ", "things", "stuff"]
+    parts = [
+        "# Model zoo",
+        "Written by `tools/model_zoo.py` from [model_zoo.json](model_zoo.json).",
+        "## Measured here",
+        "Two CPU cores, one run each; intervals over images. More in [results.md](results.md).",
+        table([*head, "training"], measured),
+        commands,
+        "Weights are not for download: each is minutes away by its command.",
+        "## Not run here",
+        "\n".join(f"- {config(name)}" for name in content["not_run"]),
+        "## Reported by the authors, for their code",
+        table(head, reported),
+        CONVERTING,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(json.loads(SOURCE.read_text())))
