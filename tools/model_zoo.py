@@ -16,14 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "docs" / "model_zoo.json"
 PAGE = ROOT / "docs" / "model_zoo.md"
 
-CONVERTING = """\
-The authors' repository links weights of R50 and R101 (and of R101-DCN). Download a file there, then convert and evaluate it:
+CONFIG = "--config-file coco/spatialflow_r50_20e.yaml"
+CONVERTING = f"""\
+The authors' repository links weights. Download a file there, then convert and evaluate it:
 
-    python tools/convert_reference_checkpoint.py --input THEIRS.pth --output r50.pth --config-file coco/spatialflow_r50_20e.yaml
-    python train_net.py --eval-only --config-file coco/spatialflow_r50_20e.yaml MODEL.WEIGHTS r50.pth
+    python tools/convert_reference_checkpoint.py --input THEIRS.pth --output r50.pth {CONFIG}
+    python train_net.py --eval-only {CONFIG} MODEL.WEIGHTS r50.pth
 
-With the config beside it in the table for the others; R101-DCN in six views by `TEST.AUG.ENABLED True`. We have not run this, as
-their files were not at hand: [parity.md](parity.md) says what was compared with outputs of their code, and what was not."""
+For the others take the config beside them; R101-DCN in six views by `TEST.AUG.ENABLED True`. We have
+not run this, as their files were not at hand: [parity.md](parity.md) says what was compared with
+outputs of their code, and what was not."""
 
 
 def render(content: dict[str, Any]) -> str:
