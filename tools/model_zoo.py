@@ -23,9 +23,9 @@ The authors' repository links weights. Download a file there, then convert and e
     python tools/convert_reference_checkpoint.py --input THEIRS.pth --output r50.pth {CONFIG}
     python train_net.py --eval-only {CONFIG} MODEL.WEIGHTS r50.pth
 
-For the others take the config beside them; R101-DCN in six views by `TEST.AUG.ENABLED True`. We have
-not run this, as their files were not at hand: [parity.md](parity.md) says what was compared with
-outputs of their code, and what was not."""
+For the others take the config beside them; R101-DCN in six views by `TEST.AUG.ENABLED True`. We
+have not run this, as their files were not at hand: [parity.md](parity.md) says what was compared
+with outputs of their code, and what was not."""
 
 
 def render(content: dict[str, Any]) -> str:
