@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from spatialflow.engine import setup
 from spatialflow.engine.program import Work, run
-from spatialflow.search.space import write_random_genotypes
+from spatialflow.search.space import random_genotypes, write_genotypes
 from spatialflow.search.trainer import SearchTrainer
 
 
@@ -26,8 +27,9 @@ def prepare(args: argparse.Namespace) -> Work:
     """Build the search, and return what a process is to do."""
     args.opts = ["SEARCH.ENABLED", True, *args.opts]
     cfg = setup(args)
-    if args.random:
-        return functools.partial(write_random_genotypes, cfg, args.random, args.seed)
+    if args.random is not None:
+        genotypes = random_genotypes(cfg, args.random, args.seed)
+        return functools.partial(write_genotypes, genotypes, Path(cfg.OUTPUT_DIR))
     trainer = SearchTrainer(cfg)
     if args.derive_only:
         trainer.checkpointer.load(args.derive_only)

@@ -16,7 +16,12 @@ from spatialflow.config import get_cfg, load_genotype
 from spatialflow.data.source import in_validation_split
 from spatialflow.engine import prepare_config
 from spatialflow.flows import FlowGraph
-from spatialflow.search.space import flow_costs, search_space, write_random_genotypes
+from spatialflow.search.space import (
+    flow_costs,
+    random_genotypes,
+    search_space,
+    write_genotypes,
+)
 from spatialflow.search.trainer import SearchTrainer, _part
 from tests.engine.test_resume import checkpoint, equal
 
@@ -139,7 +144,7 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, varia
 
 def test_random_genotypes_are_written_within_the_budget(tiny_cfg, tmp_path):
     cfg = tiny_cfg({"SEARCH.ENABLED": True, "OUTPUT_DIR": str(tmp_path)})
-    paths = write_random_genotypes(cfg, 5, 3)
+    paths = write_genotypes(random_genotypes(cfg, 5, 3), tmp_path)
     assert [path.name for path in paths] == [f"random_{i}.json" for i in range(3, 8)]
     genotypes = [Genotype.load(path) for path in paths]
     assert len({genotype.hash for genotype in genotypes}) == 5
@@ -148,7 +153,15 @@ def test_random_genotypes_are_written_within_the_budget(tiny_cfg, tmp_path):
         search_space(cfg).check(genotype)
         assert sum(costs[f.key, f.operation] for f in genotype.flows) <= human
     with pytest.raises(ValueError, match="--random 0"):
-        write_random_genotypes(cfg, 0, 0)
+        random_genotypes(cfg, 0, 0)
+
+
+@pytest.mark.parametrize("count", ["0", "-3"])
+def test_a_wrong_number_of_random_genotypes_is_one_line(program, count):
+    done = program("search_net.py", "--config-file", "search/default.yaml", "--random", count)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"search_net.py: --random {count} --seed 0 given" in done.stderr
 
 
 @pytest.mark.parametrize(

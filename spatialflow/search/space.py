@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -150,8 +151,8 @@ def human_genotype() -> Genotype:
     return load_genotype(HUMAN)
 
 
-def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
-    """Write random points of a config's space to ``OUTPUT_DIR/random_<seed>.json``, and so on.
+def random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Genotype]:
+    """Return random points of a config's space, named ``random_<seed>`` and so on.
 
     Each costs at most ``SEARCH.BUDGET`` times what the human flows cost.
 
@@ -167,13 +168,18 @@ def write_random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Path]:
         raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
     space = search_space(cfg)
     costs, human = flow_costs(cfg, space.topology)
+    budget = cfg.SEARCH.BUDGET * human
+    return [
+        random_genotype(space, seed=number, name=f"random_{number}", costs=costs, budget=budget)
+        for number in range(seed, seed + count)
+    ]
+
+
+def write_genotypes(genotypes: Iterable[Genotype], folder: Path) -> list[Path]:
+    """Write genotypes to a folder, each to a file of its name."""
     paths = []
-    for number in range(seed, seed + count):
-        name = f"random_{number}"
-        genotype = random_genotype(
-            space, seed=number, name=name, costs=costs, budget=cfg.SEARCH.BUDGET * human
-        )
-        paths.append(Path(cfg.OUTPUT_DIR, f"{name}.json"))
+    for genotype in genotypes:
+        paths.append(folder / f"{genotype.name}.json")
         genotype.save(paths[-1])
         logger.info("%s: %d flows", paths[-1], len(genotype.flows))
     return paths
