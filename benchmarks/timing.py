@@ -55,6 +55,7 @@ class Timed:
         for image in self.images:
             counter = FlopCountAnalysis(self.trainer.model, image)
             counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            counter.set_op_handle(**OPERATIONS)
             totals.append(float(counter.total()) / 1e9)
         return statistics.mean(totals)
 
@@ -78,3 +79,24 @@ def spread(what: str, mine: list[float], first: list[float]) -> dict[str, Any]:
         what: round(statistics.median(mine) / statistics.median(first), 2),
         f"{what} seconds": seconds,
     }
+
+
+def _deformable_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
+    """Those of the convolution, and four for each bilinear sample."""
+    weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
+    positions = output[0] * output[2] * output[3]
+    kernel = weight[1] * weight[2] * weight[3]
+    channels = inputs[0].type().sizes()[1]
+    return int(positions * (weight[0] * kernel + 4 * channels * weight[2] * weight[3]))
+
+
+def _attention_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
+    query, key = inputs[0].type().sizes(), inputs[1].type().sizes()
+    return int(2 * query[0] * query[1] * key[1] * query[2])
+
+
+OPERATIONS = {
+    "torchvision::deform_conv2d": _deformable_multiply_adds,
+    "aten::scaled_dot_product_attention": _attention_multiply_adds,
+}
+"""What fvcore does not count by itself."""

@@ -17,7 +17,7 @@ from darts.architect import Architect, Named, VirtualStep
 from darts.operations import PARAMETER_FREE
 from darts.regularizers import beta_decay, entropy, expected_cost, expected_flows, over_budget
 from darts.relaxation import Architecture, MixedEdge, architecture_parameters
-from darts.space import Costs
+from darts.space import Costs, Edge
 
 ENTROPY_FROM = 2 / 3
 """Share of the search after which the entropy is pushed down."""
@@ -211,25 +211,30 @@ class ArchitectureLearner:
         Returns:
             ``entropy``: mean of the edges, in nats; ``expected_cost``: over the budget; ``flips``:
             changes of an edge's likeliest candidate so far; ``unchanged``: iterations since the
-            last of them; ``parameter_free``: the share of edges whose likeliest operation has no
-            weights, which grows where a search collapses (Zela et al. 2020); ``absent``: the share
-            of edges whose likeliest candidate is ``none``; and of the last step
-            ``architecture_loss``, ``penalty``, ``gradient_norm``.
+            last of them; ``absent``: the share of edges where ``none`` is likelier than all
+            operations together; ``parameter_free``: the share of edges that are present and whose
+            likeliest operation has no weights, which grows where a search collapses (Zela et al.
+            2020); and of the last step ``architecture_loss``, ``penalty``, ``gradient_norm``.
         """
         edges = self.architecture.space.edges
-        likeliest = [
-            (edge, int(self.architecture.probabilities(edge.key).argmax())) for edge in edges
-        ]
-        operations = [e.operations[i] if i < len(e.operations) else None for e, i in likeliest]
+        present = [name for name in map(self._carrier, edges) if name is not None]
         return {
             "entropy": entropy(self.architecture).item(),
             "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
             "flips": int(self._flips),
             "unchanged": self._last_step - int(self._last_flip),
-            "parameter_free": sum(o in PARAMETER_FREE for o in operations) / len(edges),
-            "absent": sum(o is None for o in operations) / len(edges),
+            "parameter_free": sum(name in PARAMETER_FREE for name in present) / len(edges),
+            "absent": 1 - len(present) / len(edges),
             **{name: value.item() for name, value in self._measured.items()},
         }
+
+    def _carrier(self, edge: Edge) -> str | None:
+        """Return an edge's likeliest operation, None where it is likelier to be absent."""
+        probabilities = self.architecture.probabilities(edge.key)
+        own = probabilities[: len(edge.operations)]
+        sigmoid = self.architecture.relaxing.kind == "sigmoid"
+        presence = own.max() if sigmoid else own.sum()
+        return edge.operations[int(own.argmax())] if presence > 0.5 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state by parameter name, and what was counted and measured."""

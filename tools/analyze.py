@@ -25,6 +25,7 @@ from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
 from benchmarks.intervals import table
+from benchmarks.timing import OPERATIONS
 from darts.genotype import Genotype
 from spatialflow.config import find_config, genotype_of, get_cfg
 from spatialflow.engine import prepare_config
@@ -70,8 +71,7 @@ def analyze(model: nn.Module, genotype: Genotype, size: tuple[int, int]) -> dict
     activations = ActivationCountAnalysis(adapter, adapter.flattened_inputs)
     for counter in (flops, activations):
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    flops.set_op_handle("torchvision::deform_conv2d", _deformable_multiply_adds)
-    flops.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+    flops.set_op_handle(**OPERATIONS)
     seconds, total, detections = _times(model, batch)
     by_name = dict(model.named_modules())
     found = {
@@ -129,20 +129,6 @@ def _clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _deformable_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-    """Those of the convolution, and four for each bilinear sample."""
-    weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
-    positions = output[0] * output[2] * output[3]
-    kernel = weight[1] * weight[2] * weight[3]
-    channels = inputs[0].type().sizes()[1]
-    return int(positions * (weight[0] * kernel + 4 * channels * weight[2] * weight[3]))
-
-
-def _attention_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-    query, key = inputs[0].type().sizes(), inputs[1].type().sizes()
-    return int(2 * query[0] * query[1] * key[1] * query[2])
 
 
 def rows(parts: dict[str, dict[str, float]]) -> list[list[str]]:
