@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -35,7 +36,11 @@ def main() -> None:
     genotype = Genotype.load(path)
     trained = folder / "trained"
     opts = ["MODEL.SPATIALFLOW.GENOTYPE", str(path), "SOLVER.IMS_PER_BATCH", "4"]
+    opts += ["SOLVER.MAX_ITER", "320"]
     opts += ["DATASETS.TEST", "('scenes_val',)", *args.opts]
+    # The second run has a log of its own; the console is not to show it twice.
+    for name in ("detectron2", "fvcore", "spatialflow", "darts"):
+        logging.getLogger(name).handlers.clear()
     show_progress_only(str(trained))
     with one_line(PREPARING):
         cfg = config(trained, opts)
