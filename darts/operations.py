@@ -118,6 +118,32 @@ GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
 """Those that can write a gate: their last layer starts at zero, so the gate starts open."""
 
 
+def kernel_of(operation: nn.Module, channels: int) -> tuple[int, Tensor, Tensor | None] | None:
+    """Return an operation as one convolution, if it is linear.
+
+    A depthwise and a pointwise convolution are one whose kernel is the product of theirs, also at
+    the borders, as no bias comes between them.
+
+    Args:
+        operation: One that :func:`build_operation` has built.
+        channels: C.
+
+    Returns:
+        Dilation, kernel (C, C, k, k) of k 1 or 3, and bias (C,); None for a self-gated source.
+    """
+    match operation:
+        case nn.Identity():
+            return 1, torch.eye(channels)[:, :, None, None], None
+        case ConvOperation():
+            return 1, operation.conv.weight, operation.conv.bias
+        case SeparableConv():
+            depthwise = operation.depthwise
+            kernel = operation.pointwise.weight * depthwise.weight.transpose(0, 1)
+            return int(depthwise.dilation[0]), kernel, operation.pointwise.bias
+        case _:
+            return None
+
+
 def reference_scale(name: str) -> float:
     """Return what brings an operation's output at the start to the scale of its source.
 

@@ -5,7 +5,7 @@ E edges, O operations of an edge; N images, C channels, H and W the size of a py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from darts.genotype import Genotype
-from darts.operations import build_operation, reference_scale
+from darts.operations import build_operation, kernel_of, reference_scale
 from darts.space import Edge, SearchSpace
 
 KINDS = ("softmax", "sigmoid", "gumbel")
@@ -231,15 +231,69 @@ class MixedEdge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the operations, (N, C, H, W) → (N, C, H, W)."""
+        return self.carry({"": x})[""]
+
+    def carry(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mix the operations on several maps, each (N, C, H, W) → (N, C, H, W).
+
+        A sum of convolutions is a convolution with the sum of their kernels, so all linear
+        candidates cost what the largest costs, and none of their outputs is kept for the backward
+        pass. What was drawn alone, by Gumbel, is computed alone.
+        """
         weights = self.architecture.edge_weights(self.edge)
+        shares = {name: weights[i] * self.scales[name] for i, name in enumerate(self.operations)}
+        if self.architecture.relaxing.kind == "gumbel":
+            drawn = {n: s for (n, s), w in zip(shares.items(), weights, strict=True) if w != 0}
+            return {key: self._mix(x, [], drawn) for key, x in maps.items()}
+        convolutions, others = self._convolutions(shares)
+        return {key: self._mix(x, convolutions, others) for key, x in maps.items()}
+
+    def _convolutions(
+        self, shares: Mapping[str, Tensor]
+    ) -> tuple[list[tuple[int, Tensor, Tensor | None]], dict[str, Tensor]]:
+        """Return dilation, kernel and bias of the linear candidates together, and the others."""
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        others = {}
+        for name, share in shares.items():
+            linear = kernel_of(self.operations[name], self.channels)
+            if linear is None:
+                others[name] = share
+                continue
+            dilation, kernel, bias = linear
+            kernel = share * kernel.to(share)
+            bias = None if bias is None else share * bias
+            if dilation in found:
+                before, bias_before = found[dilation]
+                kernel = _sum_of_kernels(before, kernel)
+                if bias is None or bias_before is None:
+                    bias = bias_before if bias is None else bias
+                else:
+                    bias = bias + bias_before
+            found[dilation] = (kernel, bias)
+        return [(dilation, *pair) for dilation, pair in found.items()], others
+
+    def _mix(
+        self,
+        x: Tensor,
+        convolutions: Sequence[tuple[int, Tensor, Tensor | None]],
+        others: Mapping[str, Tensor],
+    ) -> Tensor:
         part = x[:, : self.channels]
         mixed = self.auxiliary_skip * part
-        hard = self.architecture.relaxing.kind == "gumbel"
-        for i, (name, operation) in enumerate(self.operations.items()):
-            # What was not drawn is not computed: the memory of one path.
-            if not hard or weights[i] != 0:
-                mixed = mixed + weights[i] * self.scales[name] * operation(part)
+        for dilation, kernel, bias in convolutions:
+            padding = dilation * (kernel.shape[-1] // 2)
+            mixed = mixed + F.conv2d(part, kernel, bias, padding=padding, dilation=dilation)
+        for name, share in others.items():
+            mixed = mixed + share * self.operations[name](part)
         return F.pad(mixed, (0, 0, 0, 0, 0, x.shape[1] - self.channels))
+
+
+def _sum_of_kernels(one: Tensor, other: Tensor) -> Tensor:
+    """Add kernels of odd sizes, the smaller in the middle of the larger."""
+    margin = (one.shape[-1] - other.shape[-1]) // 2
+    if margin < 0:
+        return _sum_of_kernels(other, one)
+    return one + F.pad(other, [margin] * 4)
 
 
 def choice_key(name: str) -> str:

@@ -161,8 +161,9 @@ class FlowGraph(nn.Module):
         for node in self.topology.nodes:
             first = node.index == 1
             inputs = features if first else outputs[f"{node.branch.name}.{node.index - 1}"]
+            carried = self._carried(node, outputs)
             outputs[node.name] = {
-                level: self._run_node(node, level, inputs[level], outputs)
+                level: self._run_node(node, level, inputs[level], carried)
                 for level in node.branch.levels
             }
         return {
@@ -196,20 +197,34 @@ class FlowGraph(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _carried(
+        self, node: Node, outputs: Mapping[str, Mapping[str, Tensor]]
+    ) -> list[tuple[Flow, dict[str, Tensor]]]:
+        """Return what every flow brings to a node, on the levels where both ends exist."""
+        carried = []
+        for flow in self._incoming[node.name]:
+            source, module = outputs[flow.source], self.flows[flow.key]
+            maps = {level: source[level] for level in node.branch.levels if level in source}
+            if isinstance(module, MixedEdge):
+                carried.append((flow, module.carry(maps)))
+            else:
+                carried.append((flow, {level: module(x) for level, x in maps.items()}))
+        return carried
+
     def _run_node(
-        self, node: Node, level: str, x: Tensor, outputs: Mapping[str, Mapping[str, Tensor]]
+        self, node: Node, level: str, x: Tensor, carried: Sequence[tuple[Flow, dict[str, Tensor]]]
     ) -> Tensor:
-        arriving = [flow for flow in self._incoming[node.name] if level in outputs[flow.source]]
+        arriving = [(flow.port, maps[level]) for flow, maps in carried if level in maps]
         steering = x
-        for flow in arriving:
-            if flow.port == "offset":
-                steering = steering + self.flows[flow.key](outputs[flow.source][level])
-        for flow in arriving:
-            if flow.port == "gate":
-                x = x * (1 + torch.tanh(self.flows[flow.key](outputs[flow.source][level])))
-        for flow in arriving:
-            if flow.port == "input":
-                x = x + self.flows[flow.key](outputs[flow.source][level])
+        for port, signal in arriving:
+            if port == "offset":
+                steering = steering + signal
+        for port, signal in arriving:
+            if port == "gate":
+                x = x * (1 + torch.tanh(signal))
+        for port, signal in arriving:
+            if port == "input":
+                x = x + signal
         module = self.nodes[_key(node.name)]
         return (
             module(x, steering) if isinstance(module, DeformableNode | MixedChoice) else module(x)

@@ -93,6 +93,34 @@ def test_gumbel_computes_what_was_drawn_only(space):
         assert called == [n for n, w in zip(edge.operations, weights, strict=True) if w]
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "names",
+    [OPERATIONS, ("identity",), ("identity", "conv_1x1"), ("conv_1x1", "dil_conv_3x3", "conv_3x3")],
+)
+def test_a_mixture_is_the_sum_of_its_operations(space, kind, names):
+    """Linear candidates are computed as one convolution: the same outputs and gradients."""
+    torch.manual_seed(0)
+    small = SearchSpace.build(space.topology, operations=names)
+    architecture = Architecture(small, Relaxing(kind, deviation=1.0)).double()
+    mixed = MixedEdge(small.edges[0], 8, architecture).double()
+    mixed.auxiliary_skip = 0.3
+    for parameter in mixed.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64, requires_grad=True)
+    given = mixed(x)
+    weights = architecture.edge_weights(small.edges[0])
+    expected = 0.3 * x
+    for weight, (name, operation) in zip(weights, mixed.operations.items(), strict=True):
+        expected = expected + weight * mixed.scales[name] * operation(x)
+    torch.testing.assert_close(given, expected)
+    inputs = [x, architecture.edges[small.edges[0].key], *mixed.parameters()]
+    goal = torch.randn_like(given)
+    both = [torch.autograd.grad(y, inputs, goal) for y in (given, expected)]
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_edge_weights(space):
     edge = edge_named(space, "a.2 -> b.2 [input]")
     rival = edge_named(space, "a.1 -> b.2 [input]")
