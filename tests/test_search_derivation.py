@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.modeling import build_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darts.architect import Architect
 from darts.genotype import Genotype
@@ -221,6 +222,9 @@ def test_the_eigenvalue_is_logged(scenes_cfg, tmp_path):
     search(scenes_cfg({**SEARCH, **keys}))
     line = json.loads((tmp_path / "search.jsonl").read_text().splitlines()[-1])
     assert line["eigenvalue"] != 0
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert {"search/entropy", "search/eigenvalue", "search/flips"} <= set(board.Tags()["scalars"])
+    assert board.Tags()["images"] == ["search/probabilities"]
 
 
 def test_a_prior_on_the_human_flows_is_said(scenes_cfg, tmp_path):
