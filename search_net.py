@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
 
 from spatialflow.engine import setup
 from spatialflow.engine.program import Work, run
@@ -45,9 +44,8 @@ def search(trainer: SearchTrainer) -> None:
 
 
 def finish(trainer: SearchTrainer) -> None:
-    """Derive the genotype and write it."""
-    if comm.is_main_process():
-        trainer.write_genotype()
+    """Derive the genotype and write it; all processes take part, as losses are measured."""
+    trainer.write_genotype()
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:

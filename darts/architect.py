@@ -174,12 +174,15 @@ class Architect:
 
         Args:
             batch: Of the loss.
-            iterations: How many; the start is drawn from the random state, which is put back.
+            iterations: How many.
             scale: Length of the differences; the default as in :meth:`second_order`.
         """
         with self._untouched() as rewind:
             center: Named = {name: p.detach() for name, p in self.architecture.items()}
-            direction = _unit({name: torch.randn_like(p) for name, p in center.items()})
+            # The same in all processes, whose random states differ.
+            generator = torch.Generator().manual_seed(0)
+            start = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in center.items()}
+            direction = _unit(start)
             if scale is None:
                 scale = torch.finfo(next(iter(center.values())).dtype).eps ** (1 / 3)
             value = torch.zeros(())

@@ -48,7 +48,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = _distributed(model)
+        # A drawn path leaves the other candidates of its edge without a gradient.
+        drawn = cfg.SEARCH.ENABLED and cfg.SEARCH.RELAXATION == "gumbel"
+        model = _distributed(model, unused=drawn)
         self._trainer = StepTrainer(
             model,
             data_loader,
@@ -147,13 +149,21 @@ def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
     return TestTimeAugmentation(cfg, inner)
 
 
-def _distributed(model: nn.Module) -> nn.Module:
-    """Wrap the model where there are several processes, on CPU as on GPU."""
+def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
+    """Wrap the model where there are several processes, on CPU as on GPU.
+
+    Args:
+        model: What learns.
+        unused: Whether a step may leave parameters out.
+    """
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
     return DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+        model,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        broadcast_buffers=False,
+        find_unused_parameters=unused,
     )
 
 

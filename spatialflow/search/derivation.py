@@ -14,6 +14,7 @@ from typing import Any
 import detectron2
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 import spatialflow
@@ -129,7 +130,9 @@ class Derivation:
         with seeded(self.seed), EventStorage():
             self.architecture.draw()
             losses = [sum(self.supernet(batch).values()) for batch in self._batches]
-        return float(sum(losses)) / len(losses)
+        # Of all processes, so that they decide alike.
+        means = comm.all_gather(float(sum(losses)) / len(losses))
+        return sum(means) / len(means)
 
     @torch.no_grad()
     def _loss_of(self, genotype: Genotype) -> float:
@@ -144,6 +147,8 @@ class Derivation:
     def write(self, iterations: int) -> Path:
         """Derive, and write ``genotype.json`` with its pictures and what else is asked for.
 
+        All processes derive, as the model may speak to the others; the main one writes.
+
         Returns:
             The path of the genotype.
         """
@@ -151,6 +156,8 @@ class Derivation:
         genotype = self.derive(iterations)
         folder = Path(self.cfg.OUTPUT_DIR)
         path = folder / "genotype.json"
+        if not comm.is_main_process():
+            return path
         genotype.save(path)
         path.with_suffix(".svg").write_text(to_svg(genotype, topology))
         path.with_suffix(".dot").write_text(to_dot(genotype, topology))

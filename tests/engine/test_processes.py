@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from darts.genotype import Genotype
 from spatialflow.data import generate_scenes
 from tests.conftest import TINY_RUN
 
@@ -239,3 +240,23 @@ def test_two_processes_search_as_one_does_and_the_result_is_trained(program, opt
     keys = options(MODEL__SPATIALFLOW__GENOTYPE=path, SOLVER__MAX_ITER=1, DATASETS__TEST="()")
     done = program("train_net.py", *in_processes(1), *keys)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_search_with_drawn_paths_and_stop_alike(program, options, tmp_path):
+    """A drawn path leaves parameters without a gradient, another one in each process."""
+    keys = searching(
+        options,
+        OUTPUT_DIR=tmp_path / "search",
+        SEARCH__RELAXATION="gumbel",
+        SEARCH__RULE="perturbation",
+        SEARCH__SPACE__STAGES="[4]",
+        SEARCH__EIGENVALUE_PERIOD=1,
+        SEARCH__STOP_RATIO=0.75,
+        SEARCH__WARMUP=0.0,
+    )
+    done = program("search_net.py", *in_processes(2), *keys)
+    assert done.returncode == 0, done.stderr[-2000:]
+    genotype = Genotype.load(tmp_path / "search" / "genotype.json")
+    assert genotype.provenance["rule"] == "perturbation"
