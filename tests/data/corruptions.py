@@ -234,6 +234,10 @@ KINDS = {
 """Name → function (root, random) that breaks something and returns the files it touched."""
 
 
+_BROKEN_ALREADY = (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError)
+_BROKEN_ALREADY += (Image.DecompressionBombError,)
+
+
 def corrupt(root, kinds, random):
     """Breaks a set in several ways; one that finds its file broken already is left out.
 
@@ -244,7 +248,7 @@ def corrupt(root, kinds, random):
     for kind in kinds:
         try:
             touched |= KINDS[kind](root, random)
-        except (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError):
+        except _BROKEN_ALREADY:
             if not touched:
                 raise
     return touched

@@ -53,6 +53,13 @@ def verdict(engine, judge, clean, kinds, seed):
         return judge(root, engine.corrupt(root, kinds, Random(seed)))
 
 
+def test_what_is_broken_already_is_not_broken_again(engine, verdicts, judge, clean):
+    kinds = ["PNG: claim a billion pixels", "PNG: resize"]
+    for seed in range(4):
+        result, why = verdict(engine, judge, clean, kinds, seed)
+        assert result == verdicts.REPORTED, why
+
+
 @settings(max_examples=200)
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_a_broken_set_is_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed):
