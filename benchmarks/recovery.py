@@ -26,15 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.intervals import fill, table
-from darts.derive import (
-    Strengths,
-    by_argmax,
-    by_presence,
-    by_threshold,
-    by_top_inputs,
-    derive,
-    random_genotype,
-)
+from darts.derive import RULES, derive, random_genotype
 from darts.genotype import Flow, Genotype
 from darts.learner import ArchitectureLearner, Learning
 from darts.operations import ConvOperation, SeparableConv, multiply_adds, reference_scale
@@ -188,14 +180,6 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
     strengths = RULES[given.rule](student.architecture)
     budget = given.budget * human if given.learning.cost > 0 else None
     return derive(student.architecture, strengths, name="found", costs=costs, budget=budget)
-
-
-RULES: dict[str, Callable[[Architecture], Strengths]] = {
-    "argmax": by_argmax,
-    "presence": by_presence,
-    "threshold": by_threshold,
-    "top_inputs": by_top_inputs,
-}
 
 
 def first_gradient(task: Task, space: SearchSpace) -> Genotype:

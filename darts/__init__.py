@@ -5,7 +5,9 @@ operations and choices, and nothing of segmentation or of Detectron2.
 """
 
 from darts.architect import Architect, VirtualStep
+from darts.choice import MixedChoice
 from darts.genotype import Flow, Genotype
+from darts.learner import ArchitectureLearner, Learning
 from darts.operations import OPERATIONS, build_operation
 from darts.relaxation import Architecture, MixedEdge, Relaxing
 from darts.space import Branch, Edge, Node, SearchSpace, Topology
@@ -14,10 +16,13 @@ __all__ = [
     "OPERATIONS",
     "Architect",
     "Architecture",
+    "ArchitectureLearner",
     "Branch",
     "Edge",
     "Flow",
     "Genotype",
+    "Learning",
+    "MixedChoice",
     "MixedEdge",
     "Node",
     "Relaxing",

@@ -152,8 +152,6 @@ class Architect:
         """
         with self._untouched() as rewind:
             weights: Named = {name: p.detach() for name, p in self.weights.items()}
-            if scale is None:
-                scale = torch.finfo(next(iter(weights.values())).dtype).eps ** (1 / 3)
             gradients = self._weight_gradients(train, weights)
             moved = step.take(weights, gradients)
             rewind()
@@ -183,19 +181,15 @@ class Architect:
             generator = torch.Generator().manual_seed(0)
             start = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in center.items()}
             direction = _unit(start)
-            if scale is None:
-                scale = torch.finfo(next(iter(center.values())).dtype).eps ** (1 / 3)
             value = torch.zeros(())
+
+            def gradient_at(way: float) -> Named:
+                rewind()
+                shifted = {n: (a + way * direction[n]).requires_grad_() for n, a in center.items()}
+                return self._gradients(self._loss(batch, shifted), shifted)
+
             for _ in range(iterations):
-                sides = []
-                for sign in (1, -1):
-                    rewind()
-                    shifted = {
-                        name: (a + sign * scale * direction[name]).requires_grad_()
-                        for name, a in center.items()
-                    }
-                    sides.append(self._gradients(self._loss(batch, shifted), shifted))
-                product = {n: (sides[0][n] - sides[1][n]) / (2 * scale) for n in center}
+                product = _slope(gradient_at, scale or _balanced(center))
                 value = torch.stack([(product[n] * direction[n]).sum() for n in center]).sum()
                 direction = _unit(product)
             return value
@@ -205,20 +199,20 @@ class Architect:
         batch: Any,
         weights: Named,
         direction: Named,
-        scale: float,
+        scale: float | None,
         rewind: Callable[[], None],
     ) -> Named:
         """Return ∇²αw L · direction by a central difference of ∇α L."""
         length = _length(direction)
         if length == 0:
             return {name: torch.zeros_like(p) for name, p in self.architecture.items()}
-        radius = float(scale / length)
-        sides = []
-        for sign in (1, -1):
+
+        def gradient_at(way: float) -> Named:
             rewind()
-            shifted = {name: w + sign * radius * direction[name] for name, w in weights.items()}
-            sides.append(self._gradients(self._loss(batch, shifted), self.architecture))
-        return {name: (sides[0][name] - sides[1][name]) / (2 * radius) for name in sides[0]}
+            shifted = {name: w + way * direction[name] for name, w in weights.items()}
+            return self._gradients(self._loss(batch, shifted), self.architecture)
+
+        return _slope(gradient_at, (scale or _balanced(weights)) / float(length))
 
     def _weight_gradients(self, batch: Any, weights: Named) -> Named:
         leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
@@ -256,6 +250,17 @@ class Architect:
             yield rewind
         finally:
             rewind()
+
+
+def _slope(gradient_at: Callable[[float], Named], radius: float) -> Named:
+    """Return the derivative at 0 of a vector by the way along a line: a central difference."""
+    ahead, behind = gradient_at(radius), gradient_at(-radius)
+    return {name: (ahead[name] - behind[name]) / (2 * radius) for name in ahead}
+
+
+def _balanced(named: Named) -> float:
+    """Return the length of a difference that balances the errors of rounding and of curvature."""
+    return float(torch.finfo(next(iter(named.values())).dtype).eps ** (1 / 3))
 
 
 def _length(named: Named) -> Tensor:

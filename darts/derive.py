@@ -32,19 +32,16 @@ def by_argmax(architecture: Architecture) -> Strengths:
 
 
 def by_presence(architecture: Architecture) -> Strengths:
-    """Take each edge whose operations together are likelier than ``none``, with the likeliest.
+    """Take each edge that is likelier there than not, with its likeliest operation.
 
     Operations that do much the same share the probability of the flow between them, so that
-    ``none`` may be the likeliest candidate of an edge that is needed. With sigmoid gates ``none``
-    has no parameter: use :func:`by_threshold`.
+    ``none`` may be the likeliest candidate of an edge that is needed.
     """
     found = {}
     for edge in architecture.space.edges:
-        probabilities = architecture.probabilities(edge.key)
-        presence = float(probabilities[: len(edge.operations)].sum())
+        operation, presence = architecture.carrier(edge)
         if presence > 0.5:
-            best = int(probabilities[: len(edge.operations)].argmax())
-            found[edge.with_operation(edge.operations[best])] = presence
+            found[edge.with_operation(operation)] = presence
     return found
 
 
@@ -73,6 +70,15 @@ def _likeliest(architecture: Architecture) -> Strengths:
         best = int(probabilities.argmax())
         found[edge.with_operation(edge.operations[best])] = float(probabilities[best])
     return found
+
+
+RULES: dict[str, Callable[[Architecture], Strengths]] = {
+    "argmax": by_argmax,
+    "presence": by_presence,
+    "threshold": by_threshold,
+    "top_inputs": by_top_inputs,
+}
+"""Those that look at the architecture parameters alone."""
 
 
 def by_perturbation(

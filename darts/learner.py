@@ -17,7 +17,7 @@ from darts.architect import Architect, Named, VirtualStep
 from darts.operations import PARAMETER_FREE
 from darts.regularizers import beta_decay, entropy, expected_cost, expected_flows, over_budget
 from darts.relaxation import Architecture, MixedEdge, architecture_parameters
-from darts.space import Costs, Edge
+from darts.space import Costs
 
 ENTROPY_FROM = 2 / 3
 """Share of the search after which the entropy is pushed down."""
@@ -217,7 +217,7 @@ class ArchitectureLearner:
             2020); and of the last step ``architecture_loss``, ``penalty``, ``gradient_norm``.
         """
         edges = self.architecture.space.edges
-        present = [name for name in map(self._carrier, edges) if name is not None]
+        present = [name for name, there in map(self.architecture.carrier, edges) if there > 0.5]
         return {
             "entropy": entropy(self.architecture).item(),
             "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
@@ -228,16 +228,8 @@ class ArchitectureLearner:
             **{name: value.item() for name, value in self._measured.items()},
         }
 
-    def _carrier(self, edge: Edge) -> str | None:
-        """Return an edge's likeliest operation, None where it is likelier to be absent."""
-        probabilities = self.architecture.probabilities(edge.key)
-        own = probabilities[: len(edge.operations)]
-        sigmoid = self.architecture.relaxing.kind == "sigmoid"
-        presence = own.max() if sigmoid else own.sum()
-        return edge.operations[int(own.argmax())] if presence > 0.5 else None
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state by parameter name, and what was counted and measured."""
+        """Return the optimiser's state by parameter name, and what was counted."""
         return {
             "optimizer": {
                 name: self.optimizer.state.get(parameter, {})

@@ -118,7 +118,9 @@ GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
 """Those that can write a gate: their last layer starts at zero, so the gate starts open."""
 
 
-def kernel_of(operation: nn.Module, channels: int) -> tuple[int, Tensor, Tensor | None] | None:
+def kernel_of(
+    operation: nn.Module, channels: int, *, like: Tensor
+) -> tuple[int, Tensor, Tensor | None] | None:
     """Return an operation as one convolution, if it is linear.
 
     A depthwise and a pointwise convolution are one whose kernel is the product of theirs, also at
@@ -127,13 +129,15 @@ def kernel_of(operation: nn.Module, channels: int) -> tuple[int, Tensor, Tensor 
     Args:
         operation: One that :func:`build_operation` has built.
         channels: C.
+        like: Of the device and type that a kernel without weights is to have.
 
     Returns:
         Dilation, kernel (C, C, k, k) of k 1 or 3, and bias (C,); None for a self-gated source.
     """
     match operation:
         case nn.Identity():
-            return 1, torch.eye(channels)[:, :, None, None], None
+            unit = torch.eye(channels, dtype=like.dtype, device=like.device)
+            return 1, unit[:, :, None, None], None
         case ConvOperation():
             return 1, operation.conv.weight, operation.conv.bias
         case SeparableConv():

@@ -44,12 +44,8 @@ def expected_flows(architecture: Architecture) -> Tensor:
     chance (Louizos et al. 2018, L0 regularisation). Of sigmoid gates the sum is taken, which may
     be more than 1 an edge.
     """
-    shares = []
-    for edge in architecture.space.edges:
-        logits: Tensor = architecture.edges[edge.key]
-        sigmoid = architecture.relaxing.kind == "sigmoid"
-        probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
-        shares.append(probabilities[: len(edge.operations)].sum())
+    edges = architecture.space.edges
+    shares = [architecture.shares(edge.key)[: len(edge.operations)].sum() for edge in edges]
     return torch.stack(shares).mean()
 
 
@@ -60,18 +56,14 @@ def expected_cost(architecture: Architecture, costs: Costs) -> Tensor:
         architecture: Of the space.
         costs: In any unit; what is absent costs nothing.
     """
-    total = torch.zeros((), device=next(iter(architecture.edges.values())).device)
-    for edge in architecture.space.edges:
-        logits: Tensor = architecture.edges[edge.key]
-        sigmoid = architecture.relaxing.kind == "sigmoid"
-        probabilities = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
-        for probability, operation in zip(probabilities, edge.operations, strict=False):
-            total = total + probability * costs.get((edge.key, operation), 0.0)
-    for name, options in architecture.space.choices.items():
-        shares = architecture.choices[choice_key(name)].softmax(dim=0)
-        for probability, option in zip(shares, options, strict=True):
-            total = total + probability * costs.get((choice_key(name), option), 0.0)
-    return total
+    candidates = {edge.key: edge.operations for edge in architecture.space.edges}
+    candidates |= {choice_key(n): options for n, options in architecture.space.choices.items()}
+    expected = []
+    for key, names in candidates.items():
+        # Without that of ``none``, which costs nothing.
+        shares = architecture.shares(key)[: len(names)]
+        expected.append(shares @ shares.new_tensor([costs.get((key, name), 0.0) for name in names]))
+    return torch.stack(expected).sum()
 
 
 def over_budget(cost: Tensor, budget: float) -> Tensor:

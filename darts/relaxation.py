@@ -142,9 +142,8 @@ class Architecture(nn.Module):
         hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
         return hard + (soft - soft.detach())
 
-    @torch.no_grad()
-    def probabilities(self, key: str) -> Tensor:
-        """Return what a derivation compares: softmax or sigmoid of an edge's or choice's logits.
+    def shares(self, key: str) -> Tensor:
+        """Return the softmax or sigmoid of an edge's or choice's logits, with a gradient.
 
         Args:
             key: Of an edge, or of a choice by :func:`choice_key`.
@@ -152,11 +151,23 @@ class Architecture(nn.Module):
         Returns:
             (O + 1,) with that of ``none`` last, (O,) with sigmoid gates, or one of each option.
         """
-        if key in self.choices:
-            chosen: Tensor = self.choices[key]
-            return chosen.softmax(dim=0)
-        logits: Tensor = self.edges[key]
-        return logits.sigmoid() if self.relaxing.kind == "sigmoid" else logits.softmax(dim=0)
+        logits: Tensor = self.choices[key] if key in self.choices else self.edges[key]
+        gates = self.relaxing.kind == "sigmoid" and key in self.edges
+        return logits.sigmoid() if gates else logits.softmax(dim=0)
+
+    @torch.no_grad()
+    def probabilities(self, key: str) -> Tensor:
+        """Return :meth:`shares` without a gradient: what a derivation compares."""
+        return self.shares(key)
+
+    def carrier(self, edge: Edge) -> tuple[str, float]:
+        """Return an edge's likeliest operation, and how likely it is that there is a flow at all.
+
+        That is what all operations have together, or the widest of sigmoid gates.
+        """
+        own = self.probabilities(edge.key)[: len(edge.operations)]
+        presence = own.max() if self.relaxing.kind == "sigmoid" else own.sum()
+        return edge.operations[int(own.argmax())], float(presence)
 
     @torch.no_grad()
     def favour(self, genotype: Genotype, logit: float) -> None:
@@ -255,12 +266,12 @@ class MixedEdge(nn.Module):
         found: dict[int, tuple[Tensor, Tensor | None]] = {}
         others = {}
         for name, share in shares.items():
-            linear = kernel_of(self.operations[name], self.channels)
+            linear = kernel_of(self.operations[name], self.channels, like=share)
             if linear is None:
                 others[name] = share
                 continue
             dilation, kernel, bias = linear
-            kernel = share * kernel.to(share)
+            kernel = share * kernel
             bias = None if bias is None else share * bias
             if dilation in found:
                 before, bias_before = found[dilation]

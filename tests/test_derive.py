@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts.derive import (
+    RULES,
     by_argmax,
     by_perturbation,
     by_presence,
@@ -137,14 +138,6 @@ def test_the_weakest_flows_go_first():
     assert [f.source for f in within_budget(flows, costs, 18.5)] == ["a.1", "a.3"]
     assert [f.source for f in within_budget(flows, costs, 9)] == ["a.1"]
     assert within_budget(flows, costs, 0) == {}
-
-
-RULES = {
-    "argmax": by_argmax,
-    "presence": by_presence,
-    "threshold": by_threshold,
-    "top": by_top_inputs,
-}
 
 
 @given(
