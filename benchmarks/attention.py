@@ -1,22 +1,43 @@
 #!/usr/bin/env python
-r"""Write the genotypes of an ablation: the published flows with each block of attention.
+r"""What attention of the stuff head costs, and the genotypes of an ablation of it.
 
-python benchmarks/attention.py --output output/attention
-python tools/compare_genotypes.py --config-file benchmarks/peers/nuclei.yaml \
+    python benchmarks/attention.py cost --write docs/attention.md
+    python benchmarks/attention.py genotypes --output output/attention
+    python tools/compare_genotypes.py --config-file benchmarks/peers/nuclei.yaml \
         --genotypes spatialflow thing_guided output/attention/*.json --seeds 0 1 2 \
-        --opts DATASETS.FOLDER.PATH nuclei_train433 SOLVER.MAX_ITER 300 SOLVER.WARMUP_ITERS 30
+        --output output/attention_nuclei --write docs/attention.md \
+        --opts DATASETS.FOLDER.PATH nuclei_train433 \
+        SOLVER.MAX_ITER 300 SOLVER.WARMUP_ITERS 30 SOLVER.BASE_LR 0.001
+
+Costs are of the published R50's sites at 800 × 1344 pixels, one image, random input: P3 to P5 with
+256 channels, and the sum of the levels with 128. Times are forward and backward, in turn in one
+process; memory is what autograd keeps for the backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from benchmarks.intervals import fill, table
+from benchmarks.memory import Kept
+from benchmarks.timing import in_turn
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
-from spatialflow.heads.attention import OPTIONS, SITES
+from spatialflow.heads.attention import OPTIONS, SITES, attention_multiply_adds, build_attention
+
+# Channels, and the maps of an image of 800 × 1344 pixels.
+MAPS = {
+    SITES[0]: (256, ((100, 168), (50, 84), (25, 42))),
+    SITES[1]: (128, ((100, 168),)),
+}
+ROUNDS = 5
 
 
 def genotypes() -> Iterator[Genotype]:
@@ -28,17 +49,87 @@ def genotypes() -> Iterator[Genotype]:
             yield replace(human, name=name, choices={site: option}, provenance={})
 
 
+class Block:
+    """A block with its inputs at full size."""
+
+    def __init__(self, site: str, option: str) -> None:
+        self.channels, self.sizes = MAPS[site]
+        self.option = option
+        self.module: nn.Module = build_attention(option, self.channels)
+        self.maps = [
+            torch.randn(1, self.channels, *size, requires_grad=True) for size in self.sizes
+        ]
+
+    def step(self) -> None:
+        """Forward and backward."""
+        torch.autograd.backward([self.module(x).sum() for x in self.maps])
+
+    def kept(self) -> float:
+        """What is kept for the backward pass beside the inputs, in MiB."""
+        counted = Kept(self.module)
+        with counted.counting():
+            outputs: list[Tensor] = [self.module(x) for x in self.maps]
+        del outputs
+        return counted.mib
+
+    def multiply_adds(self) -> float:
+        """On all maps."""
+        areas = [height * width for height, width in self.sizes]
+        return sum(attention_multiply_adds(self.option, self.channels, area) for area in areas)
+
+
+def cost_table() -> str:
+    """Measure all blocks at both sites."""
+    rows = []
+    for site in SITES:
+        blocks = {option: Block(site, option) for option in OPTIONS[1:]}
+        times = in_turn({option: block.step for option, block in blocks.items()}, rounds=ROUNDS)
+        for option, block in blocks.items():
+            seconds = times[option]
+            rows.append(
+                [
+                    f"`{site.rpartition('.')[2]}`",
+                    f"`{option}`",
+                    f"{sum(p.numel() for p in block.module.parameters()):,}",
+                    f"{block.multiply_adds() / 1e9:.2f}",
+                    f"{block.kept():.0f}",
+                    f"{1000 * statistics.median(seconds):.0f} "
+                    f"({1000 * min(seconds):.0f} to {1000 * max(seconds):.0f})",
+                ]
+            )
+    head = ["site", "block", "parameters", "GMAC", "MiB kept", "ms, forward and backward"]
+    return table(head, rows)
+
+
 def main() -> None:
-    """Write them."""
+    """Measure, or write the genotypes."""
+    args = parse_arguments()
+    if args.command == "genotypes":
+        args.output.mkdir(parents=True, exist_ok=True)
+        for genotype in genotypes():
+            genotype.save(args.output / f"{genotype.name}.json")
+            print(args.output / f"{genotype.name}.json")
+        return
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    text = cost_table()
+    print(text)
+    for page in args.write:
+        page.write_text(fill(page.read_text(), {"attention cost": text}, str(page)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("output/attention"))
-    folder = parser.parse_args().output
-    folder.mkdir(parents=True, exist_ok=True)
-    for genotype in genotypes():
-        genotype.save(folder / f"{genotype.name}.json")
-        print(folder / f"{genotype.name}.json")
+    commands = parser.add_subparsers(dest="command", required=True)
+    writing = commands.add_parser("genotypes")
+    writing.add_argument("--output", type=Path, default=Path("output/attention"))
+    cost = commands.add_parser("cost")
+    cost.add_argument("--threads", type=int, default=torch.get_num_threads())
+    cost.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +32,7 @@ from benchmarks.peers.contestants import (
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
-from benchmarks.trials import trial
+from benchmarks.trials import run_apart, trial
 from spatialflow.engine.program import PREPARING, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,18 +85,9 @@ def run_all(args: argparse.Namespace) -> None:
         skipped = args.contestants is not None and run.contestant not in args.contestants
         if skipped or (args.results / run.file).is_file():
             continue
-        start = time.perf_counter()
-        command = [sys.executable, "-W", "ignore", __file__, "one", *map(str, run)]
-        command += ["--results", args.results, "--threads", args.threads]
-        command += ["--nuclei", args.nuclei] if args.nuclei else []
-        try:
-            subprocess.run([*map(str, command), "--opts", *steps, *args.opts], check=True)
-        except subprocess.CalledProcessError as error:
-            raise ValueError(
-                f"{run.file}: the run ended with status {error.returncode}, 0 expected; "
-                "it says why above"
-            ) from error
-        print(f"{run.file}: {time.perf_counter() - start:.0f} s", flush=True)
+        words = [__file__, "one", *run, "--results", args.results, "--threads", args.threads]
+        words += ["--nuclei", args.nuclei] if args.nuclei else []
+        run_apart(run.file, [*words, "--opts", *steps, *args.opts])
 
 
 def run_one(args: argparse.Namespace) -> None:

@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,26 @@ def trial(cfg: Any, target: Path, identity: dict[str, Any]) -> None:
     content |= compact(json.loads(path.read_text()))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda file: file.write(json.dumps(content).encode()))
+
+
+def run_apart(name: str, words: Sequence[object]) -> None:
+    """Do a run in a Python process of its own, and say how long it took.
+
+    Args:
+        name: Of the run, for what is said.
+        words: Of the command, after Python's own.
+
+    Raises:
+        ValueError: If it fails.
+    """
+    start = time.perf_counter()
+    try:
+        subprocess.run([sys.executable, "-W", "ignore", *map(str, words)], check=True)
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"{name}: the run ended with status {error.returncode}, 0 expected; it says why above"
+        ) from error
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def describe(cfg: Any, trainer: Trainer) -> dict[str, Any]:

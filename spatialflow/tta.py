@@ -17,8 +17,8 @@ from detectron2.modeling import DatasetMapperTTA
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from spatialflow.heads import resize_logits
 from spatialflow.meta_arch import SpatialFlow
 
 
@@ -65,7 +65,8 @@ class TestTimeAugmentation(nn.Module):
         Returns:
             For each image what the model itself returns.
         """
-        return [self._combine(self._read(item)) for item in batched_inputs]
+        with self.model.precision():
+            return [self._combine(self._read(item)) for item in batched_inputs]
 
     def _read(self, item: dict[str, Any]) -> dict[str, Any]:
         if "file_name" not in item:
@@ -80,12 +81,17 @@ class TestTimeAugmentation(nn.Module):
         views = self.views({key: item[key] for key in ("image", "height", "width")})
         boxes, scores, masks_of, stuff = [], [], [], []
         for view in views:
-            seen = self.model.look([view])
-            ((view_boxes, view_scores),) = seen.candidates
+            images = self.model.preprocess_image([view])
+            seen = self.model.dense(images)
+            ((view_boxes, view_scores),) = self.model.box_head.candidates(
+                seen.anchors, seen.logits, seen.deltas, images.image_sizes
+            )
             boxes.append(_moved(view_boxes.tensor, view["transforms"].inverse()))
             scores.append(view_scores)
             masks_of.append(seen.mask_features)
-            stuff.append(self._stuff(seen.stuff_logits[0], view, size))
+            (logits,) = self.model.stuff_head.upsample(seen.stuff_logits)
+            logits = resize_logits(logits, images.image_sizes[0], size)
+            stuff.append(logits.flip(-1) if _mirrors(view) else logits)
         joined = Boxes(torch.cat(boxes))
         joined.clip(size)
         detections = self.model.box_head.select(joined, torch.cat(scores), size)
@@ -117,14 +123,6 @@ class TestTimeAugmentation(nn.Module):
             masks = seen.pred_masks
             predicted.append(masks.flip(-1) if _mirrors(view) else masks)
         return torch.stack(predicted).mean(dim=0)
-
-    def _stuff(self, logits: Tensor, view: dict[str, Any], size: tuple[int, int]) -> Tensor:
-        """Return a view's logits (S, H, W) at the image's size."""
-        height, width = view["image"].shape[-2:]
-        logits = logits[:, :height, :width].float()
-        if _mirrors(view):
-            logits = logits.flip(-1)
-        return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _moved(boxes: Tensor, transforms: TransformList) -> Tensor:

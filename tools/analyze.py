@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
-from benchmarks.intervals import table
+from benchmarks.intervals import fill, table
 from benchmarks.timing import OPERATIONS
 from darts.genotype import Genotype
 from spatialflow.config import find_config, genotype_of, get_cfg
@@ -160,8 +160,12 @@ def main() -> None:
         model = build_model(cfg).eval()
         found = analyze(model, genotype_of(cfg), (args.size[0], args.size[1]))
     head = ["part", "M parameters", "GMAC", "M activations", "ms"]
-    print(table(head, rows(found["parts"])))
+    text = table(head, rows(found["parts"]))
+    print(text)
     print(f"\n{args.size[0]} × {args.size[1]} pixels, {found['detections']} detections")
+    if args.write:
+        page = args.write.read_text()
+        args.write.write_text(fill(page, {"parts": text}, str(args.write)))
     if args.json:
         content = json.dumps(found, indent=1) + "\n"
         write_atomically(args.json, lambda file: file.write(content.encode()))
@@ -175,6 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, help="name or path")
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1344], metavar=("H", "W"))
     parser.add_argument("--json", type=Path, help="write the same as JSON")
+    parser.add_argument("--write", type=Path, help="page to complete")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()

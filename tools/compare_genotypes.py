@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from detectron2.config import CfgNode
 
 from benchmarks.intervals import GROUPS, Result, Sampled, fill, minus, table
 from benchmarks.timing import IMAGES, Timed, in_turn, spread
-from benchmarks.trials import trial
+from benchmarks.trials import run_apart, trial
 from darts.genotype import Genotype
 from spatialflow.config import find_config, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
@@ -111,16 +109,7 @@ def train_all(args: argparse.Namespace) -> dict[str, list[Result]]:
     runs = [(name, seed) for seed in args.seeds for name in names]
     todo = [run for run in runs if result(args, *run) is None]
     for name, seed in todo:
-        start = time.perf_counter()
-        words = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:]]
-        try:
-            subprocess.run([*words[:4], "--one", name, str(seed), *words[4:]], check=True)
-        except subprocess.CalledProcessError as error:
-            raise ValueError(
-                f"{name}, seed {seed}: the run ended with status {error.returncode}, 0 expected; "
-                "it says why above"
-            ) from error
-        print(f"{name}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
+        run_apart(f"{name}, seed {seed}", [__file__, "--one", name, seed, *sys.argv[1:]])
     found = {name: [result(args, name, seed) for seed in args.seeds] for name in names}
     return {name: [r for r in results if r is not None] for name, results in found.items()}
 
@@ -191,7 +180,7 @@ def main() -> None:
         print(text)
         (args.output / TABLE_FILE).write_text(text + "\n")
         for page in args.write:
-            page.write_text(fill(page.read_text(), {"comparison": text}, str(page)))
+            page.write_text(fill(page.read_text(), {args.mark: text}, str(page)))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -205,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/comparison"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    parser.add_argument("--mark", default="comparison", help="of the tables in those pages")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()

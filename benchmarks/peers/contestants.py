@@ -55,8 +55,12 @@ def flow_contestants() -> list[str]:
 
 def run_name(dataset: str, contestant: str, rate: float, seed: int) -> str:
     """Return where a run's files are, below a folder of outputs or of results."""
-    name = contestant.replace(" -> ", "-to-").replace(" ", "-")
-    return f"{dataset}/{name}-lr{rate:g}-seed{seed}"
+    return f"{dataset}/{file_name(contestant)}-lr{rate:g}-seed{seed}"
+
+
+def file_name(contestant: str) -> str:
+    """Return a contestant's name as files have it."""
+    return contestant.replace(" -> ", "-to-").replace(" ", "-")
 
 
 def genotype(contestant: str) -> Genotype | None:
