@@ -81,10 +81,11 @@ class VirtualStep:
         )
 
     def take(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Named:
-        """Return the weights after the step."""
+        """Return the weights that move, after the step; SGD leaves those without a gradient."""
         moved = {}
-        for name, weight in weights.items():
-            change = gradients[name] + self.decay[name] * weight
+        for name, gradient in gradients.items():
+            weight = weights[name]
+            change = gradient + self.decay[name] * weight
             if name in self.buffers:
                 change = change + self.momentum * self.buffers[name]
             moved[name] = weight - self.rate[name] * change
@@ -106,6 +107,7 @@ class Architect:
         architecture: Mapping[str, nn.Parameter],
         loss: Loss,
         *,
+        train_loss: Loss | None = None,
         average: Callable[[Named], Named] | None = None,
     ) -> None:
         """Keep the parts.
@@ -114,11 +116,13 @@ class Architect:
             model: The supernet, without a wrapper for several processes.
             architecture: Its architecture parameters by name.
             loss: Of a model and a batch.
+            train_loss: What the weights learn by; None for the same.
             average: Means tensors over processes; None where there is one.
         """
         self.model = model
         self.architecture = dict(architecture)
         self.loss = loss
+        self.train_loss = train_loss or loss
         self.average = average or (lambda named: named)
 
     @property
@@ -138,7 +142,13 @@ class Architect:
             return loss.detach(), self._gradients(loss, self.architecture)
 
     def second_order(
-        self, train: Any, held_out: Any, step: VirtualStep, *, scale: float | None = None
+        self,
+        train: Any,
+        held_out: Any,
+        step: VirtualStep,
+        *,
+        gradients: Mapping[str, Tensor] | None = None,
+        scale: float | None = None,
     ) -> tuple[Tensor, Named]:
         """Return the loss after a virtual step on ``train``, and its gradient by α.
 
@@ -146,13 +156,15 @@ class Architect:
             train: The batch of the virtual step.
             held_out: The batch of the loss.
             step: What the weights' optimiser would do.
+            gradients: ∇w L_train(w, α) by name, where it is known; else it is computed.
             scale: Length of the difference in weight space. The default balances the errors of
                 rounding and of curvature: the cube root of the precision, 0.005 in float32, half
                 of what DARTS takes.
         """
         with self._untouched() as rewind:
             weights: Named = {name: p.detach() for name, p in self.weights.items()}
-            gradients = self._weight_gradients(train, weights)
+            if gradients is None:
+                gradients = self._weight_gradients(train, weights)
             moved = step.take(weights, gradients)
             rewind()
             leaves = {name: value.requires_grad_() for name, value in moved.items()}
@@ -209,14 +221,14 @@ class Architect:
 
         def gradient_at(way: float) -> Named:
             rewind()
-            shifted = {name: w + way * direction[name] for name, w in weights.items()}
-            return self._gradients(self._loss(batch, shifted), self.architecture)
+            shifted = {name: weights[name] + way * v for name, v in direction.items()}
+            return self._gradients(self._loss(batch, shifted, self.train_loss), self.architecture)
 
         return _slope(gradient_at, (scale or _balanced(weights)) / float(length))
 
     def _weight_gradients(self, batch: Any, weights: Named) -> Named:
         leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
-        return self._gradients(self._loss(batch, leaves), leaves)
+        return self._gradients(self._loss(batch, leaves, self.train_loss), leaves)
 
     def _gradients(self, loss: Tensor, by: Mapping[str, Tensor]) -> Named:
         gradients = torch.autograd.grad(loss, list(by.values()), allow_unused=True)
@@ -227,13 +239,13 @@ class Architect:
             }
         )
 
-    def _loss(self, batch: Any, weights: Mapping[str, Tensor]) -> Tensor:
+    def _loss(self, batch: Any, weights: Mapping[str, Tensor], loss: Loss | None = None) -> Tensor:
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.model, {**buffers, **weights}, args, kwargs)
 
-        return self.loss(call, batch)
+        return (loss or self.loss)(call, batch)
 
     @contextlib.contextmanager
     def _untouched(self) -> Iterator[Callable[[], None]]:

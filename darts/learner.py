@@ -95,7 +95,11 @@ class ArchitectureLearner:
         self.costs = costs
         self.budget = budget
         self.architect = Architect(
-            supernet, architecture_parameters(supernet), self._loss, average=average
+            supernet,
+            architecture_parameters(supernet),
+            self._loss,
+            train_loss=lambda model, batch: _total(losses(model, batch)),
+            average=average,
         )
         self.optimizer = torch.optim.Adam(
             self.architect.architecture.values(),
@@ -146,8 +150,9 @@ class ArchitectureLearner:
         Args:
             iteration: Counted from 0.
             held_out: The batch of the loss.
-            train: Of second order, the batch that the weights will learn from next.
-            optimizer: Of second order, the one of the weights.
+            train: Of second order, the batch that the weights are about to learn from.
+            optimizer: Of second order, the one of the weights. Their gradients on that batch are
+                in place: the step that it will take is the virtual one.
 
         Raises:
             ValueError: If the gradient is of second order, and batch or optimiser do not fit.
@@ -155,8 +160,12 @@ class ArchitectureLearner:
         if self.learning.order == 2:
             if train is None or optimizer is None:
                 raise ValueError("the second-order gradient needs `train` and `optimizer`")
-            virtual = VirtualStep.of(optimizer, self.architect.weights)
-            loss, gradients = self.architect.second_order(train, held_out, virtual)
+            weights = self.architect.weights
+            known = {name: w.grad for name, w in weights.items() if w.grad is not None}
+            if not known:
+                raise ValueError("the second-order gradient needs the weights' gradients in place")
+            virtual = VirtualStep.of(optimizer, weights)
+            loss, gradients = self.architect.second_order(train, held_out, virtual, gradients=known)
         else:
             loss, gradients = self.architect.first_order(held_out)
         penalty = self._penalty(self._progress(iteration))
@@ -182,7 +191,7 @@ class ArchitectureLearner:
                 first = self.architect.average({k: v.detach() for k, v in losses.items()})
                 self._loss_scales = {name: max(v.item(), 1e-6) for name, v in first.items()}
             losses = {name: value / self._loss_scales[name] for name, value in losses.items()}
-        return torch.stack(list(losses.values())).sum()
+        return _total(losses)
 
     def _penalty(self, progress: float) -> Tensor:
         """Return what is added to the loss of the architecture."""
@@ -254,3 +263,7 @@ class ArchitectureLearner:
         best = state["likeliest"]
         self._likeliest = None if best is None else best.to(self._device)
         self.frozen = state["frozen"]
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()

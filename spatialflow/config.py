@@ -70,6 +70,8 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # "bfloat16" or "float16", where SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # The same of evaluation and prediction.
+    cfg.TEST.AMP = CfgNode({"ENABLED": False, "DTYPE": "bfloat16"})
     # A step whose loss or gradient is NaN or infinite: "stop" the training, or "skip" the step.
     cfg.SOLVER.NON_FINITE = "stop"
 

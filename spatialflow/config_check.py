@@ -17,6 +17,7 @@ from spatialflow import config_rules as rules
 from spatialflow.config_rules import Rule, number, one_of, positive, whole
 from spatialflow.losses import MODES
 from spatialflow.norms import GROUPS
+from spatialflow.precision import AMP_DTYPES
 
 STUFF_SOURCES = ("labels", "logits")
 RESNET_DEPTHS = (18, 34, 50, 101, 152)
@@ -202,6 +203,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     Rule("MODEL.SPATIALFLOW.MASK_PROPOSAL_IOU", "up to 1, above 0,", lambda v, _: 0 < v <= 1),
     Rule("MODEL.SPATIALFLOW.STUFF_FROM", *one_of(STUFF_SOURCES)),
     Rule("MODEL.SPATIALFLOW.LOSS_NORMALIZER", *one_of(MODES)),
+    Rule("TEST.AMP.DTYPE", *one_of(tuple(AMP_DTYPES))),
 )
 
 BACKBONE_RULES: tuple[Rule, ...] = (
@@ -288,7 +290,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
         "TEST.EVAL_PERIOD",
     ),
     Rule("SOLVER.OPTIMIZER", *one_of(("SGD", "AdamW"))),
-    Rule("SOLVER.AMP.DTYPE", *one_of(("bfloat16", "float16"))),
+    Rule("SOLVER.AMP.DTYPE", *one_of(tuple(AMP_DTYPES))),
     Rule("SOLVER.BASE_LR", "a finite number above 0", positive),
     *_factors(
         "SOLVER.BASE_LR_END",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from darts.operations import initialise
-from spatialflow.losses import full_precision
+from spatialflow.precision import full_precision
 
 
 class DeformableConv(Conv2d):
@@ -84,34 +84,18 @@ class DeformableNode(DeformableConv):
 class DeformableBottleneck(BottleneckBlock):
     """Detectron2's bottleneck with a deformable 3×3 convolution; its own needs compiled code."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        bottleneck_channels: int,
-        norm: str,
-        num_groups: int = 1,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build it as ``BottleneckBlock``, and put another ``conv2`` in place."""
-        super().__init__(
-            in_channels,
-            out_channels,
-            bottleneck_channels=bottleneck_channels,
-            norm=norm,
-            num_groups=num_groups,
-            **kwargs,
-        )
+        super().__init__(*args, **kwargs)
         plain: Conv2d = self.conv2
         self.conv2: Conv2d = DeformableConv(
-            bottleneck_channels,
-            bottleneck_channels,
-            kernel_size=3,
+            plain.in_channels,
+            plain.out_channels,
+            kernel_size=plain.kernel_size,
             stride=plain.stride,
             padding=plain.padding,
             dilation=plain.dilation,
-            groups=num_groups,
+            groups=plain.groups,
             bias=False,
             norm=plain.norm,
         )

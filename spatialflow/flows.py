@@ -226,9 +226,7 @@ class FlowGraph(nn.Module):
             if port == "input":
                 x = x + signal
         module = self.nodes[_key(node.name)]
-        return (
-            module(x, steering) if isinstance(module, DeformableNode | MixedChoice) else module(x)
-        )
+        return module(x, steering) if hasattr(module, "steered") else module(x)
 
 
 def _is_offset(key: str, prefix: str) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
 from torch import Tensor
+
+from spatialflow.masks import mask_box
 
 Segments = list[dict[str, Any]]
 
@@ -20,8 +22,10 @@ Segments = list[dict[str, Any]]
 class PanopticFusion:
     """Paints instances by score, then stuff, then (optionally) fills boxes that stayed empty.
 
-    The first two steps are Detectron2's own. Box filling is the reference's: a detection whose box
-    is still mostly empty takes the empty pixels of it.
+    The first two steps give what Detectron2's ``combine_semantic_and_instance_outputs`` gives. It
+    looks at the whole image for each segment; here each is looked at where it is, and all on the
+    CPU after one transfer. Box filling is the reference's: a detection whose box is still mostly
+    empty takes the empty pixels of it.
 
     Attributes:
         score_threshold: Detections below it take no part.
@@ -47,46 +51,105 @@ class PanopticFusion:
         Returns:
             Segment ids (H, W) int32, 0 where nothing is, and Detectron2's ``segments_info``.
         """
-        ids, segments = combine_semantic_and_instance_outputs(
-            instances,
-            stuff_labels,
-            self.overlap_threshold,
-            self.stuff_area_limit,
-            self.score_threshold,
+        order = torch.argsort(-instances.scores)
+        # In double precision, as Detectron2 compares them.
+        order = order[instances.scores[order].double() >= self.score_threshold]
+        detections = _Detections(
+            positions=order.tolist(),
+            scores=instances.scores[order].tolist(),
+            classes=instances.pred_classes[order].tolist(),
         )
+        ids = np.zeros(stuff_labels.shape, dtype=np.int32)
+        masks = instances.pred_masks[order].to(dtype=torch.bool).cpu().numpy()
+        segments = self._paint_things(ids, masks, detections)
+        self._paint_stuff(ids, stuff_labels.cpu().numpy(), segments)
         if self.box_fill:
-            self._fill_boxes(ids, segments, instances)
-        # With an overlap limit of 1 or an area limit of 0, Detectron2 lists segments for which no
-        # pixel is left; the evaluator refuses them.
-        present = set(ids.unique().tolist())
-        return ids, [info for info in segments if info["id"] in present]
+            boxes = instances.pred_boxes.tensor[order].cpu()
+            self._fill_boxes(ids, segments, boxes, detections)
+        # With an overlap limit of 1 or an area limit of 0, there are segments for which no pixel is
+        # left; the evaluator refuses them.
+        areas = np.bincount(ids.ravel(), minlength=len(segments) + 1)
+        present = [info for info in segments if areas[info["id"]] > 0]
+        return torch.from_numpy(ids).to(stuff_labels.device), present
 
-    def _fill_boxes(self, ids: Tensor, segments: Segments, instances: Instances) -> None:
+    def _paint_things(
+        self, ids: np.ndarray, masks: np.ndarray, detections: _Detections
+    ) -> Segments:
+        segments: Segments = []
+        for i, mask in enumerate(masks):
+            left, top, right, bottom = mask_box(mask)
+            mine, painted = mask[top:bottom, left:right], ids[top:bottom, left:right]
+            area = np.count_nonzero(mine)
+            if area == 0:
+                continue
+            free = mine & (painted == 0)
+            if (area - np.count_nonzero(free)) / area > self.overlap_threshold:
+                continue
+            segments.append(detections.segment(i, len(segments) + 1))
+            painted[free] = len(segments)
+        return segments
+
+    def _paint_stuff(self, ids: np.ndarray, labels: np.ndarray, segments: Segments) -> None:
+        free = ids == 0
+        areas = np.bincount(labels[free], minlength=int(labels.max(initial=0)) + 1)
+        # 0 is for things; a class under things everywhere still counts, with an area of 0.
+        present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(areas)))
+        id_of = np.zeros(len(areas), dtype=np.int32)
+        for label in present[present > 0].tolist():
+            if areas[label] < self.stuff_area_limit:
+                continue
+            id_of[label] = len(segments) + 1
+            segments.append(
+                {
+                    "id": len(segments) + 1,
+                    "isthing": False,
+                    "category_id": label,
+                    "area": int(areas[label]),
+                }
+            )
+        np.copyto(ids, id_of[labels], where=free)
+
+    def _fill_boxes(
+        self, ids: np.ndarray, segments: Segments, boxes: Tensor, detections: _Detections
+    ) -> None:
         height, width = ids.shape
         limits = torch.as_tensor([width, height, width, height])
-        corners = instances.pred_boxes.tensor.cpu().long().clamp(min=0).minimum(limits).tolist()
-        scores = instances.scores.tolist()
-        classes = instances.pred_classes.tolist()
+        corners = boxes.long().clamp(min=0).minimum(limits).tolist()
         painted = {info["instance_id"]: info["id"] for info in segments if info["isthing"]}
-        for i in torch.argsort(-instances.scores).tolist():
-            if scores[i] < self.score_threshold:
-                break
-            left, top, right, bottom = corners[i]
+        for i, (left, top, right, bottom) in enumerate(corners):
             window = ids[top:bottom, left:right]
             empty = window == 0
             # A box without pixels, which the reference divides by, fills nothing.
-            count = int(empty.sum())
-            if count == 0 or count / empty.numel() < self.box_fill_threshold:
+            count = np.count_nonzero(empty)
+            if count == 0 or count / empty.size < self.box_fill_threshold:
                 continue
-            if i not in painted:
-                painted[i] = len(segments) + 1
-                segments.append(
-                    {
-                        "id": painted[i],
-                        "isthing": True,
-                        "score": scores[i],
-                        "category_id": classes[i],
-                        "instance_id": i,
-                    }
-                )
-            window[empty] = painted[i]
+            position = detections.positions[i]
+            if position not in painted:
+                painted[position] = len(segments) + 1
+                segments.append(detections.segment(i, len(segments) + 1))
+            window[empty] = painted[position]
+
+
+@dataclass(frozen=True, slots=True)
+class _Detections:
+    """What is said of the detections that take part, best score first.
+
+    Attributes:
+        positions: In the instances given.
+        scores: Of each.
+        classes: Of each.
+    """
+
+    positions: list[int]
+    scores: list[float]
+    classes: list[int]
+
+    def segment(self, i: int, segment_id: int) -> dict[str, Any]:
+        """Return a segment's description, as Detectron2 gives it."""
+        return {
+            "id": segment_id,
+            "isthing": True,
+            "score": self.scores[i],
+            "category_id": self.classes[i],
+            "instance_id": self.positions[i],
+        }

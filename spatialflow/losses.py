@@ -9,11 +9,6 @@ from torch import Tensor
 MODES = ("per_process", "global")
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Return x in float32 where mixed precision has made it a shorter type; float64 stays."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 class LossNormalizer:
     """Turns a count of this process's batch into the denominator of a summed loss.
 

@@ -7,14 +7,15 @@ S stuff classes + 1.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,22 +29,27 @@ from spatialflow.config_check import STUFF_SOURCES, check_config
 from spatialflow.errors import NonFiniteError
 from spatialflow.flows import FlowGraph
 from spatialflow.fusion import PanopticFusion
-from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead
+from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
 from spatialflow.heads.attention import SITES, build_attention
 from spatialflow.losses import LossNormalizer
+from spatialflow.precision import amp_dtype, autocast
 from spatialflow.search.space import relaxing, search_space, site_channels, topology_of
 
 
-class Seen(NamedTuple):
-    """What a network shows of a batch before detections are chosen.
+class Dense(NamedTuple):
+    """What the network says of a batch everywhere, before anything is chosen.
 
     Attributes:
-        candidates: For each image boxes at the network's scale and their scores (R, K).
+        anchors: A level's.
+        logits: A level's, of classes.
+        deltas: A level's, of boxes.
         mask_features: The mask branch, (N, C, H, W) a level.
-        stuff_logits: (N, S, H', W') at the size of the padded input.
+        stuff_logits: (N, S, H', W') at the common stride of the stuff head.
     """
 
-    candidates: list[tuple[Boxes, Tensor]]
+    anchors: list[Boxes]
+    logits: list[Tensor]
+    deltas: list[Tensor]
     mask_features: list[Tensor]
     stuff_logits: Tensor
 
@@ -65,6 +71,7 @@ class SpatialFlow(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         stuff_from: str = "labels",
+        inference_dtype: torch.dtype | None = None,
         input_format: str = "RGB",
         architecture: Architecture | None = None,
     ) -> None:
@@ -82,6 +89,7 @@ class SpatialFlow(nn.Module):
             stuff_from: What the fusion takes: ``labels`` at the network's scale, resized to the
                 original size by nearest neighbour as in the reference, or the argmax of bilinear
                 ``logits`` at the original size.
+            inference_dtype: Of autocast outside of training; None for the caller's, if any.
             input_format: Channel order of the input images.
             architecture: What the flow graph is relaxed by, in a search; each training step draws
                 from it anew.
@@ -98,6 +106,7 @@ class SpatialFlow(nn.Module):
         self.stuff_head = stuff_head
         self.fusion = fusion
         self.stuff_from = stuff_from
+        self.inference_dtype = inference_dtype
         self.input_format = input_format
         self.architecture = architecture
         self._holds_proposals = False
@@ -118,7 +127,7 @@ class SpatialFlow(nn.Module):
         shapes = backbone.output_shape()
         normalizer = LossNormalizer(own.LOSS_NORMALIZER)
         topology = topology_of(cfg)
-        architecture, flow_graph = _flow_graph(cfg, topology)
+        architecture, flow_graph, attention = _searched_parts(cfg, topology)
         if isinstance(backbone, FeaturePyramid):
             backbone.freeze_unread({x for branch in topology.branches for x in branch.levels})
         return {
@@ -127,9 +136,7 @@ class SpatialFlow(nn.Module):
             "architecture": architecture,
             "box_head": DenseBoxHead(cfg, shapes, normalizer),
             "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
-            "stuff_head": StuffHead(
-                cfg, shapes, normalizer, attention=_attention(cfg, architecture)
-            ),
+            "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
             "fusion": PanopticFusion(
                 score_threshold=combine.INSTANCES_CONFIDENCE_THRESH,
                 overlap_threshold=combine.OVERLAP_THRESH,
@@ -140,6 +147,7 @@ class SpatialFlow(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "stuff_from": own.STUFF_FROM,
+            "inference_dtype": amp_dtype(cfg.TEST.AMP),
             "input_format": cfg.INPUT.FORMAT,
         }
 
@@ -170,31 +178,34 @@ class SpatialFlow(nn.Module):
                 losses of NaN, which :class:`spatialflow.engine.StepTrainer` reports.
             ValueError: If there is no image, or one without pixels.
         """
+        with self.precision():
+            return self._forward(batched_inputs)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return the autocast of inference; in training none, which is the trainer's."""
+        return autocast(self.device, None if self.training else self.inference_dtype)
+
+    def _forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         images = self.preprocess_image(batched_inputs)
         if self.architecture is not None and self.training:
             self.architecture.draw()
-        branches = self.flow_graph(self.backbone(images.tensor))
-        box_levels = list(branches["box"])
-        logits, deltas = self.box_head(
-            [branches["cls"][level] for level in box_levels], list(branches["box"].values())
-        )
-        anchors = self.box_head.anchor_generator(logits)
+        dense = self.dense(images)
+        boxes = (dense.anchors, dense.logits, dense.deltas)
         detections = self._held_proposals.get(id(batched_inputs))
         if detections is None:
-            detections = self.box_head.inference(anchors, logits, deltas, images.image_sizes)
+            detections = self.box_head.inference(*boxes, images.image_sizes)
         if self._holds_proposals:
             self._held_proposals[id(batched_inputs)] = detections
-        stuff_logits = self.stuff_head(branches["stuff"])
-        mask_features = list(branches["mask"].values())
         if self.training:
             targets = [item["instances"].to(self.device) for item in batched_inputs]
             labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
             return {
-                **self.box_head.losses(anchors, logits, deltas, targets),
-                **self.mask_head(mask_features, detections, targets),
-                **self.stuff_head.losses(stuff_logits, labels),
+                **self.box_head.losses(*boxes, targets),
+                **self.mask_head(dense.mask_features, detections, targets),
+                **self.stuff_head.losses(dense.stuff_logits, labels),
             }
-        detections = self.mask_head(mask_features, detections)
+        detections = self.mask_head(dense.mask_features, detections)
+        stuff_logits = self.stuff_head.upsample(dense.stuff_logits)
         return [
             self.postprocess(image_detections, image_logits, size, item)
             for image_detections, image_logits, size, item in zip(
@@ -202,21 +213,20 @@ class SpatialFlow(nn.Module):
             )
         ]
 
-    @torch.no_grad()
-    def look(self, batched_inputs: list[dict[str, Any]]) -> Seen:
-        """Return what a batch shows before anything is chosen, for who joins several views.
+    def dense(self, images: ImageList) -> Dense:
+        """Run all that is dense: backbone, flow graph, and the heads on every position.
 
         Args:
-            batched_inputs: As :meth:`forward` at test time.
+            images: Of :meth:`preprocess_image`.
         """
-        images = self.preprocess_image(batched_inputs)
         branches = self.flow_graph(self.backbone(images.tensor))
         logits, deltas = self.box_head(
-            list(branches["cls"].values()), list(branches["box"].values())
+            [branches["cls"][level] for level in branches["box"]], list(branches["box"].values())
         )
-        anchors = self.box_head.anchor_generator(logits)
-        return Seen(
-            self.box_head.candidates(anchors, logits, deltas, images.image_sizes),
+        return Dense(
+            self.box_head.anchor_generator(logits),
+            logits,
+            deltas,
             list(branches["mask"].values()),
             self.stuff_head(branches["stuff"]),
         )
@@ -246,11 +256,17 @@ class SpatialFlow(nn.Module):
         for i, item in enumerate(batched_inputs):
             self._check_image(item, f"image {i} of the batch")
         images = [move_device_like(item["image"], self.pixel_mean) for item in batched_inputs]
-        return ImageList.from_tensors(
+        padded = ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in images],
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+        # Every layer keeps the memory format of what comes in, and this one saves convolutions in
+        # 16 bits and the argmax over classes much copying. Not in training: some backward pass of
+        # PyTorch 2.14 on CPUs destroys memory with it, where maps have few pixels.
+        if not self.training:
+            padded.tensor = padded.tensor.contiguous(memory_format=torch.channels_last)
+        return padded
 
     def _check_image(self, item: dict[str, Any], position: str) -> None:
         image, name = item["image"], item.get("file_name", position)
@@ -269,8 +285,7 @@ class SpatialFlow(nn.Module):
     ) -> dict[str, Any]:
         """Bring one image's results to the original size and fuse them."""
         size = (item.get("height", image_size[0]), item.get("width", image_size[1]))
-        stuff_logits = stuff_logits.float()
-        sem_seg = sem_seg_postprocess(stuff_logits, image_size, *size)
+        sem_seg = resize_logits(stuff_logits, image_size, size)
         if self.stuff_from == "labels":
             cropped = stuff_logits[:, : image_size[0], : image_size[1]].argmax(dim=0)
             labels = F.interpolate(cropped[None, None].float(), size, mode="nearest")[0, 0].long()
@@ -284,21 +299,27 @@ class SpatialFlow(nn.Module):
         }
 
 
-def _flow_graph(cfg: CfgNode, topology: Topology) -> tuple[Architecture | None, FlowGraph]:
-    """Return the graph of the genotype, or in a search the supernet and its architecture."""
+def _searched_parts(
+    cfg: CfgNode, topology: Topology
+) -> tuple[Architecture | None, FlowGraph, dict[str, nn.Module]]:
+    """Return a genotype's graph and attention, or a supernet's after what relaxes them."""
     options: dict[str, Any] = {
         "channels": cfg.MODEL.FPN.OUT_CHANNELS,
         "norm": cfg.MODEL.RETINANET.NORM,
     }
-    if not cfg.SEARCH.ENABLED:
-        return None, FlowGraph.from_genotype(genotype_of(cfg), topology=topology, **options)
-    architecture = Architecture(search_space(cfg), relaxing(cfg))
-    return architecture, FlowGraph.from_architecture(architecture, **options)
+    if cfg.SEARCH.ENABLED:
+        architecture = Architecture(search_space(cfg), relaxing(cfg))
+        graph = FlowGraph.from_architecture(architecture, **options)
+        return architecture, graph, _attention(cfg, {}, architecture)
+    genotype = genotype_of(cfg)
+    graph = FlowGraph.from_genotype(genotype, topology=topology, **options)
+    return None, graph, _attention(cfg, genotype.choices, None)
 
 
-def _attention(cfg: CfgNode, architecture: Architecture | None) -> dict[str, nn.Module]:
-    """Return the blocks of the stuff head: the genotype's, or all that are searched."""
-    choices = genotype_of(cfg).choices if architecture is None else {}
+def _attention(
+    cfg: CfgNode, choices: Mapping[str, str], architecture: Architecture | None
+) -> dict[str, nn.Module]:
+    """Return the blocks of the stuff head: those chosen, or all that are searched."""
     blocks: dict[str, nn.Module] = {}
     for name in SITES:
         site = name.rpartition(".")[2]

@@ -47,8 +47,9 @@ def test_the_published_network_costs_what_it_should(program, tmp_path):
         "cls branch": (4 * CONV + 9 * C * 720) * ALL,
         "stuff branch": 4 * CONV * FINE,
         "mask branch": CONV * FINE,
-        # Four convolutions and a transposed one on 100 maps of 14 × 14, 80 masks of 28 × 28.
-        "mask head": 100 * (4 * CONV * 14**2 + 4 * C * C * 14**2 + C * 80 * 28**2),
+        # Four convolutions and a transposed one on 100 maps of 14 × 14, and of the 80 masks of
+        # 28 × 28 that of the detected class.
+        "mask head": 100 * (4 * CONV * 14**2 + 4 * C * C * 14**2 + C * 28**2),
     }
     for flow in load_genotype("spatialflow").flows:
         levels = ALL if flow.target.startswith("cls") else FINE

@@ -109,6 +109,26 @@ def test_second_order_is_exact(build, seed, options):
     assert error(first, expected) > 1e-3, "the second order makes no difference here"
 
 
+def test_known_gradients_are_those_that_would_be_computed(build):
+    model, architect, optimizer = build()
+    model.eval()  # nothing is drawn
+    train, held_out = batch(1), batch(2)
+    step = VirtualStep.of(optimizer, architect.weights)
+    _, expected = architect.second_order(train, held_out, step)
+    weights = architect.weights
+    loss = loss_of(model, train)
+    known = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    _, given = architect.second_order(train, held_out, step, gradients=known)
+    assert error(given, expected) < 1e-10
+    _, other = architect.second_order(
+        train, held_out, step, gradients={name: 2 * g for name, g in known.items()}
+    )
+    assert error(other, expected) > 1e-3
+    # SGD leaves a weight without a gradient where it is, whatever its decay and momentum.
+    left_out = next(iter(known))
+    assert left_out not in step.take(weights, {n: g for n, g in known.items() if n != left_out})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_order_of_every_relaxation(build, kind):
     model, architect, optimizer = build(kind=kind)

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from benchmarks import compare_peers
+from benchmarks import compare_peers, trials
 from benchmarks.intervals import Sampled, fill, minus, quality
 from benchmarks.peers.analysis import best_rate, flow_table, main_table
 from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
@@ -223,7 +223,7 @@ def started(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result(contestant, int(seed), random_counts(0), float(rate))))
 
-    monkeypatch.setattr(compare_peers.subprocess, "run", run)
+    monkeypatch.setattr(trials.subprocess, "run", run)
     return runs
 
 
@@ -265,8 +265,8 @@ def test_mistakes_are_found_before_the_first_run(tmp_path, started, changes, mes
 
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     def run(command, check):
-        raise compare_peers.subprocess.CalledProcessError(1, command)
+        raise trials.subprocess.CalledProcessError(1, command)
 
-    monkeypatch.setattr(compare_peers.subprocess, "run", run)
+    monkeypatch.setattr(trials.subprocess, "run", run)
     with pytest.raises(ValueError, match=r"panoptic_fpn-lr0\.001-seed0\.json: .* status 1"):
         compare_peers.run_all(arguments(tmp_path))

@@ -81,6 +81,8 @@ def test_threshold():
         Flow("b.2", "a.3", "input", "identity"),
     ]
     assert [flow.target for flow in by_threshold(gates, 0.85)] == ["b.1"]
+    # A gate is open where it is wider than a half; the other edges' are at a half exactly.
+    assert list(by_presence(gates)) == list(by_threshold(gates, 0.6))
 
 
 def test_the_original_rule_never_leaves_a_node_alone():

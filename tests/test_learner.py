@@ -144,6 +144,13 @@ def test_second_order_needs_the_next_batch(build):
         build(order=2).step(0, batch(0))
 
 
+def test_second_order_needs_the_gradients_of_the_weights(build):
+    learner = build(order=2)
+    optimizer = torch.optim.SGD(learner.architect.weights.values(), 0.1)
+    with pytest.raises(ValueError, match="gradients in place"):
+        learner.step(0, batch(0), train=batch(1), optimizer=optimizer)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_dominant_eigenvalue_is_that_of_the_hessian(seed):
     torch.manual_seed(seed)

@@ -147,3 +147,16 @@ def test_batch_without_any_detection(head):
     results = head([torch.zeros(1)], [detected([]), detected([])])
     assert [len(image) for image in results] == [0, 0]
     assert all(image.has("pred_masks") for image in results)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_masks_of_one_class_each_are_those_of_the_whole_head(head, count):
+    """The last two layers are computed in another order, and for one class."""
+    for parameter in head.fcn.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    pooled, classes = torch.randn(count, 4, 14, 14), torch.arange(count) % CLASSES
+    with torch.no_grad():
+        expected = head.fcn.layers(pooled)[torch.arange(count), classes][:, None]
+        given = head._logits(pooled, classes)
+    assert given.shape == (count, 1, 28, 28)
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5)

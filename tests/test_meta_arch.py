@@ -164,6 +164,25 @@ def test_loss_weights_are_those_of_the_reference(build, make_input):
     assert losses["loss_stuff"].item() == pytest.approx(0.25 * math.log(4), rel=1e-5)
 
 
+def test_inference_in_16_bits_leaves_training_alone(build, make_input):
+    """The key does what autocast around the model does; scores and logits come in float32."""
+    plain = build(EAGER)
+    half = build({**EAGER, "TEST.AMP.ENABLED": True})
+    half.load_state_dict(plain.state_dict())
+    batch = [make_input(64, 96)]
+    with EventStorage():
+        torch.testing.assert_close(half.train()(batch), plain.train()(batch))
+    (given,), (full,) = half.eval()(batch), plain.eval()(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        (expected,) = plain(batch)
+    assert torch.equal(given["sem_seg"], expected["sem_seg"])
+    assert torch.equal(given["instances"].scores, expected["instances"].scores)
+    assert given["sem_seg"].dtype == given["instances"].scores.dtype == torch.float32
+    assert not torch.equal(given["sem_seg"], full["sem_seg"])
+    error = (given["sem_seg"] - full["sem_seg"]).abs().mean()
+    assert error < 0.1 * full["sem_seg"].std()
+
+
 @pytest.mark.parametrize("stuff_from", ["labels", "logits"])
 @pytest.mark.parametrize(("height", "width"), [(100, 129), (50, 65), (201, 260)])
 def test_results_are_detectron2s_at_the_original_size(build, make_input, stuff_from, height, width):

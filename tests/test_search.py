@@ -99,6 +99,7 @@ def search(cfg, *, resume=False, seed=0):
 VARIANTS = {
     "softmax": {},
     "gumbel": {"SEARCH.RELAXATION": "gumbel"},
+    "sigmoid": {"SEARCH.RELAXATION": "sigmoid"},
     "second order": {"SEARCH.ORDER": 2, "SOLVER.OPTIMIZER": "SGD", "SOLVER.BASE_LR": 0.01},
     "partial": {"SEARCH.PARTIAL_CHANNELS": 4, "SEARCH.EDGE_WEIGHTS": "independent"},
 }
@@ -220,7 +221,6 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
         ("SEARCH.TEMPERATURE", 0.0, "SEARCH.TEMPERATURE: 0.0 given, more than 0"),
         ("SEARCH.COST", -1.0, "SEARCH.COST: -1.0 given, 0 or more"),
         ("SEARCH.STOP_RATIO", 0.5, "SEARCH.STOP_RATIO: 0.5 given with SEARCH.EIGENVALUE_PERIOD 0"),
-        ("SEARCH.RELAXATION", "sigmoid", "SEARCH.RULE: 'presence' given with SEARCH.RELAXATION"),
         ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
         ("SEARCH.PERTURBATION_BATCHES", 0, "SEARCH.PERTURBATION_BATCHES: 0 given"),
         ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
@@ -229,6 +229,13 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
 def test_wrong_keys_are_named(scenes_cfg, key, value, problem):
     with pytest.raises(ValueError, match=problem):
         SearchTrainer(scenes_cfg({**SEARCH, key: value}))
+
+
+@pytest.mark.parametrize("rule", ["argmax", "perturbation"])
+def test_gates_cannot_be_compared_with_none(scenes_cfg, rule):
+    keys = {**SEARCH, "SEARCH.RELAXATION": "sigmoid", "SEARCH.RULE": rule}
+    with pytest.raises(ValueError, match=f"SEARCH.RULE: '{rule}' given with SEARCH.RELAXATION"):
+        SearchTrainer(scenes_cfg(keys))
 
 
 def exact_gradient(model, architect, optimizer, train, held_out, loss_of):
@@ -245,6 +252,22 @@ def exact_gradient(model, architect, optimizer, train, held_out, loss_of):
     after = loss_of(lambda x: functional_call(model, moved, (x,)), held_out)
     found = torch.autograd.grad(after, list(architect.architecture.values()))
     return torch.cat(found)
+
+
+def test_the_virtual_step_is_the_one_that_the_weights_take(scenes_cfg, monkeypatch):
+    foreseen, take = [], VirtualStep.take
+
+    def keep(self, weights, gradients):
+        foreseen.append(take(self, weights, gradients))
+        return foreseen[-1]
+
+    monkeypatch.setattr(VirtualStep, "take", keep)
+    steps = {"SOLVER.MAX_ITER": 2, "SEARCH.WARMUP": 0.0}
+    trainer = search(scenes_cfg({**SEARCH, **VARIANTS["second order"], **steps}))
+    assert len(foreseen) == 2
+    taken = dict(trainer.supernet.named_parameters())
+    for name, weight in foreseen[-1].items():
+        torch.testing.assert_close(taken[name], weight, msg=name)
 
 
 @pytest.mark.slow

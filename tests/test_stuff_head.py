@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch.nn import functional as F
 
-from spatialflow.heads import StuffHead
+from spatialflow.heads import StuffHead, resize_logits
 from spatialflow.losses import LossNormalizer
 
 SHAPES = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in (3, 4, 5)}
@@ -15,12 +16,20 @@ IGNORE = 255
 
 
 @pytest.fixture
-def head():
+def common_stride():
+    return 4
+
+
+full_size = pytest.mark.parametrize("common_stride", [1])
+
+
+@pytest.fixture
+def head(common_stride):
     return StuffHead(
         input_shape=SHAPES,
         num_classes=3,
         conv_dim=32,
-        common_stride=4,
+        common_stride=common_stride,
         norm="GN",
         loss_weight=0.25,
         ignore_value=IGNORE,
@@ -48,7 +57,7 @@ def test_forward_by_hand(head):
         merged = merged + x
     logits = F.conv2d(merged, state["predictor.weight"], state["predictor.bias"])
     expected = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=True)
-    actual = head(features)
+    actual = head.upsample(head(features))
     assert actual.shape == (2, 3, 64, 96)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -70,7 +79,7 @@ def test_a_level_at_the_common_stride_has_a_block_too(stride, blocks):
     features = {
         level: torch.randn(1, 4, 64 // s.stride, 32 // s.stride) for level, s in SHAPES.items()
     }
-    assert head(features).shape == (1, 3, 64, 32)
+    assert head(features).shape == (1, 3, 64 // stride, 32 // stride)
 
 
 def loss_slowly(logits, targets, weight):
@@ -92,6 +101,7 @@ def targets_of_two_sizes():
     return [first, second]
 
 
+@full_size
 def test_loss_of_two_sizes_equals_the_slow_loop(head):
     logits, targets = torch.randn(2, 3, 8, 8), targets_of_two_sizes()
     for batch in (targets, targets[::-1]):
@@ -99,6 +109,7 @@ def test_loss_of_two_sizes_equals_the_slow_loop(head):
         assert loss == pytest.approx(loss_slowly(logits, batch, 0.25), rel=1e-5)
 
 
+@full_size
 def test_ignored_pixels_stay_in_the_denominator(head):
     labels = torch.full((8, 8), IGNORE)
     labels[0, :4] = 1
@@ -106,6 +117,7 @@ def test_ignored_pixels_stay_in_the_denominator(head):
     assert loss == pytest.approx(0.25 * 4 * math.log(3) / 64, rel=1e-5)
 
 
+@full_size
 def test_padding_does_not_teach(head):
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
     targets = targets_of_two_sizes()
@@ -120,6 +132,7 @@ def test_padding_does_not_teach(head):
     torch.testing.assert_close(head.losses(other, targets)["loss_stuff"], loss)
 
 
+@full_size
 def test_an_image_of_nothing_but_void(head):
     logits = torch.randn(1, 3, 8, 8, requires_grad=True)
     loss = head.losses(logits, [torch.full((8, 8), IGNORE)])["loss_stuff"]
@@ -128,6 +141,35 @@ def test_an_image_of_nothing_but_void(head):
     assert not logits.grad.any()
 
 
+@full_size
 def test_loss_is_in_single_precision(head):
     loss = head.losses(torch.randn(1, 3, 8, 8).bfloat16(), [torch.zeros(8, 8, dtype=torch.int64)])
     assert loss["loss_stuff"].dtype == torch.float32
+
+
+def test_loss_at_the_common_stride_is_that_of_the_upsampled_logits(head):
+    """Also its gradient, though the backward pass makes the upsampled logits anew."""
+    logits, targets = torch.randn(2, 3, 2, 2, requires_grad=True), targets_of_two_sizes()
+    loss = head.losses(logits, targets)["loss_stuff"]
+    (gradient,) = torch.autograd.grad(loss, logits)
+    upsampled = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=True)
+    expected = sum(
+        F.cross_entropy(
+            full[None, :, : labels.shape[0], : labels.shape[1]],
+            labels[None],
+            ignore_index=IGNORE,
+            reduction="sum",
+        )
+        for full, labels in zip(upsampled, targets, strict=True)
+    ) * (0.25 / sum(labels.numel() for labels in targets))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(12, 9), (30, 31), (5, 4)])
+def test_resizing_is_detectron2s(layout, size):
+    logits = torch.randn(1, 5, 16, 16).contiguous(memory_format=layout)[0]
+    torch.testing.assert_close(
+        resize_logits(logits, (12, 9), size), sem_seg_postprocess(logits, (12, 9), *size)
+    )

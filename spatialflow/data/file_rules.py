@@ -15,6 +15,7 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from .entry_rules import MAX_SEGMENT_ID
 from .problems import Problem
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -102,10 +103,11 @@ def read_ids(path: str, image: ImageFiles | None = None) -> np.ndarray | Problem
         if image is not None and (height, width) != image.size:
             return _wrong_size(path, (height, width), image)
         with Image.open(BytesIO(data), formats=("PNG",)) as picture:
-            channels = np.asarray(picture.convert("RGB"), dtype=np.int32)
+            # Four bytes a pixel, of which the last says nothing: a number of the lowest byte first.
+            pixels = np.asarray(picture.convert("RGB").convert("RGBX"))
     except Exception as error:  # broken bytes make a decoder raise almost anything
         return Problem(path, _reason(error), name)
-    return channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
+    return pixels.view("<i4")[..., 0] & MAX_SEGMENT_ID
 
 
 def _wrong_size(path: str, found: Sequence[int], image: ImageFiles) -> Problem:

@@ -7,12 +7,15 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from spatialflow.masks import mask_box
 
 from .file_rules import read_image
 from .problems import Problem
@@ -133,11 +136,11 @@ class PanopticMapper:
             for i, s in enumerate(segments)
             if s["category_id"] in self.thing_labels and not s["iscrowd"] and areas[i] > 0
         ]
+        masks = index[None] == np.array(kept, dtype=index.dtype)[:, None, None]  # (M, H, W)
+        boxes = np.array([mask_box(mask) for mask in masks], dtype=np.float32)
         instances = Instances(index.shape)
-        positions = torch.tensor(kept, dtype=torch.int32)
-        masks = BitMasks(torch.from_numpy(index)[None] == positions[:, None, None])  # (M, H, W)
-        instances.gt_masks = masks
-        instances.gt_boxes = masks.get_bounding_boxes()
+        instances.gt_masks = BitMasks(torch.from_numpy(masks))
+        instances.gt_boxes = Boxes(torch.from_numpy(boxes.reshape(-1, 4)))
         instances.gt_classes = torch.tensor(
             [self.thing_labels[segments[i]["category_id"]] for i in kept], dtype=torch.int64
         )
@@ -169,18 +172,23 @@ def _transform_index(transforms: T.TransformList, index: np.ndarray, void: int) 
         void: the number of segments.
 
     Returns:
-        int32 map of the new size. Pixels that an augmentation padded are `void`.
+        map of the new size, of the same type. Pixels that an augmentation padded are `void`.
     """
     wide = void >= _BYTE
     padded = _BYTE**2 - 1 if wide else _BYTE - 1
-    stored = np.where(index == void, padded, index)
-    low = transforms.apply_segmentation((stored % _BYTE).astype(np.uint8)).astype(np.int32)
+    index = index.copy()
+    index[index == void] = padded
     if wide:
-        high = transforms.apply_segmentation((stored // _BYTE).astype(np.uint8))
-        low += _BYTE * high.astype(np.int32)
-    return np.where(low == padded, void, low).astype(np.int32)
+        low, high = (
+            transforms.apply_segmentation(byte.astype(np.uint8))
+            for byte in (index & 255, index >> 8)
+        )
+        moved = low + _BYTE * high.astype(index.dtype)
+    else:
+        moved = transforms.apply_segmentation(index)
+    return np.where(moved == padded, index.dtype.type(void), moved)
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) array → (3, H, W) tensor."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    """(H, W, C) array → (C, H, W) tensor."""
+    return torch.from_numpy(np.stack(cv2.split(image)))

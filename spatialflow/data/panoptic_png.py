@@ -11,6 +11,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from .entry_rules import MAX_SEGMENT_ID
 from .file_rules import read_ids
 from .problems import Problem
 
@@ -56,16 +57,16 @@ def index_map(ids: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:
         segment_ids: the S ids listed in the JSON, unique, in any order.
 
     Returns:
-        (H, W) int32 positions 0 to S - 1, and S where an id is not in the list (void, or a
-        segment that the JSON does not know).
+        (H, W) positions 0 to S - 1, and S where an id is not in the list (void, or a segment that
+        the JSON does not know), in the smallest unsigned type that holds S.
     """
-    listed = np.asarray(segment_ids, dtype=np.int64)
-    if listed.size == 0:
-        return np.zeros(ids.shape, dtype=np.int32)
-    order = np.argsort(listed)
-    found = np.searchsorted(listed[order], ids).clip(max=listed.size - 1)
-    known = listed[order][found] == ids
-    return np.where(known, order[found], listed.size).astype(np.int32)
+    count = len(segment_ids)
+    dtype = np.min_scalar_type(count)
+    # A table of all ids there can be, of which only the pages that are used take memory: they come
+    # as zeros, so it holds positions less S, which wraps around.
+    shifted = np.zeros(MAX_SEGMENT_ID + 1, dtype=dtype)
+    shifted[list(segment_ids)] = np.arange(-count, 0).astype(dtype)
+    return shifted[ids] + dtype.type(count)
 
 
 def segment_masks(ids: np.ndarray, segment_ids: Sequence[int]) -> list[dict]:
@@ -83,7 +84,7 @@ def segment_masks(ids: np.ndarray, segment_ids: Sequence[int]) -> list[dict]:
     described: list[dict] = []
     for start in range(0, len(segment_ids), _MASKS_AT_A_TIME):
         stop = min(start + _MASKS_AT_A_TIME, len(segment_ids))
-        masks = index[..., None] == np.arange(start, stop, dtype=np.int32)
+        masks = index[..., None] == np.arange(start, stop)
         rles = mask_util.encode(np.asfortranarray(masks.astype(np.uint8)))
         boxes, areas = mask_util.toBbox(rles), mask_util.area(rles)
         described.extend(

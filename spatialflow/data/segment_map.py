@@ -22,7 +22,7 @@ class SegmentMap:
 
     Attributes:
         ids: (H, W) int32 segment ids.
-        index: (H, W) int32 positions in the JSON's list, S where an id is 0.
+        index: (H, W) positions in the JSON's list, S where an id is 0; of an unsigned type.
     """
 
     ids: np.ndarray

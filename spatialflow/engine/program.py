@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
@@ -76,7 +77,13 @@ def _run_one(prepare: Callable[[argparse.Namespace], Work], args: argparse.Names
     with one_line(PREPARING):
         work = prepare(args)
     with one_line(WORKING), _without_their_traces():
-        return work()
+        result = work()
+    if dist.is_initialized():
+        # Its threads may hold Python's objects: one that frees such an object while the interpreter
+        # is being taken down ends the process with an abort. All wait, as none may lose its peer.
+        dist.barrier()
+        dist.destroy_process_group()
+    return result
 
 
 @contextlib.contextmanager

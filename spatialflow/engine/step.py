@@ -102,10 +102,10 @@ class StepTrainer(SimpleTrainer):
             last = i == self.accumulation_steps - 1
             for name, value in self._backward(batches[-1], last=last).items():
                 losses[name] = losses.get(name, 0) + value
-        self.after_backward()
         if not self._is_finite(losses):
             self._report_non_finite(losses, batches)
             return
+        self.after_backward()
         self._skipped_in_a_row = 0
         self._write_metrics(losses, data_time)
         self._write_counts()

@@ -26,11 +26,10 @@ from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.files import write_atomically
+from spatialflow.precision import amp_dtype
 from spatialflow.tta import TestTimeAugmentation
 
 logger = logging.getLogger(__name__)
-
-AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer(DefaultTrainer):
@@ -56,7 +55,7 @@ class Trainer(DefaultTrainer):
             data_loader,
             optimizer,
             seed=data_loader.stream.seed,
-            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            amp_dtype=amp_dtype(cfg.SOLVER.AMP),
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             non_finite=cfg.SOLVER.NON_FINITE,
         )

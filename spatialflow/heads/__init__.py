@@ -2,6 +2,6 @@
 
 from spatialflow.heads.dense import BoxSelection, DenseBoxHead
 from spatialflow.heads.mask import ProposalMaskHead
-from spatialflow.heads.stuff import StuffHead
+from spatialflow.heads.stuff import StuffHead, resize_logits
 
-__all__ = ["BoxSelection", "DenseBoxHead", "ProposalMaskHead", "StuffHead"]
+__all__ = ["BoxSelection", "DenseBoxHead", "ProposalMaskHead", "StuffHead", "resize_logits"]

@@ -19,9 +19,10 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from spatialflow.losses import LossNormalizer, full_precision
+from spatialflow.losses import LossNormalizer
+from spatialflow.precision import full_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,6 @@ class DenseBoxHead(nn.Module):
         Returns:
             ``loss_cls`` and ``loss_box``, scalars in float32.
         """
-        all_logits = full_precision(
-            cat([permute_to_N_HWA_K(x, self.num_classes) for x in logits], dim=1)
-        )
         all_deltas = full_precision(cat([permute_to_N_HWA_K(x, 4) for x in deltas], dim=1))
         boxes = Boxes.cat(anchors)
         assigned = [self._assign(boxes, image) for image in targets]
@@ -161,19 +159,30 @@ class DenseBoxHead(nn.Module):
         positive = (classes >= 0) & (classes != self.num_classes)
         # At least 1 an image, as the reference counts.
         normalizer = self.normalizer(positive.sum(dim=1).clamp(min=1).sum())
-        valid = classes >= 0
-        one_hot = F.one_hot(classes[valid], self.num_classes + 1)[:, :-1]
-        loss_cls = sigmoid_focal_loss(
-            all_logits[valid],
-            one_hot.to(all_logits),
-            alpha=self.focal_alpha,
-            gamma=self.focal_gamma,
-            reduction="sum",
+        level_classes = classes.split([len(level) for level in anchors], dim=1)
+        # What its many small steps keep for the backward pass is more than the network's own, so
+        # it is computed anew there.
+        loss_cls = sum(
+            checkpoint(self._focal, *pair, use_reentrant=False, preserve_rng_state=False)
+            for pair in zip(logits, level_classes, strict=True)
         )
         loss_box = smooth_l1_loss(
             all_deltas[positive], goals[positive], beta=self.smooth_l1_beta, reduction="sum"
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box": loss_box / normalizer}
+
+    def _focal(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Return the sum over a level's anchors, of logits (N, A·K, H, W) and classes (N, R)."""
+        valid = classes >= 0
+        logits = full_precision(permute_to_N_HWA_K(logits, self.num_classes))[valid]
+        one_hot = classes[valid][:, None] == torch.arange(self.num_classes, device=logits.device)
+        return sigmoid_focal_loss(
+            logits,
+            one_hot.to(logits),
+            alpha=self.focal_alpha,
+            gamma=self.focal_gamma,
+            reduction="sum",
+        )
 
     @torch.no_grad()
     def _assign(self, anchors: Boxes, image: Instances) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,11 @@ from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spatialflow.losses import LossNormalizer, full_precision
+from spatialflow.losses import LossNormalizer
 from spatialflow.norms import norm_builder
+from spatialflow.precision import full_precision
 
 
 class ProposalMaskHead(nn.Module):
@@ -96,7 +98,9 @@ class ProposalMaskHead(nn.Module):
         features = [full_precision(level) for level in features]
         if not self.training:
             boxes = [image.pred_boxes for image in detections]
-            mask_rcnn_inference(self.fcn.layers(self.pooler(features, boxes)), detections)
+            classes = torch.cat([image.pred_classes for image in detections])
+            logits = self._logits(self.pooler(features, boxes), classes)
+            mask_rcnn_inference(full_precision(logits), detections)
             return detections
         assert targets is not None
         proposals = [self._sample(*pair) for pair in zip(detections, targets, strict=True)]
@@ -107,6 +111,25 @@ class ProposalMaskHead(nn.Module):
         # Detectron2's loss is the mean over this process's proposals.
         count = torch.as_tensor(len(logits), device=logits.device)
         return {"loss_mask": loss * count / self.normalizer(count)}
+
+    def _logits(self, pooled: Tensor, classes: Tensor) -> Tensor:
+        """Return what ``fcn`` gives for one class of each box, (M, 1, 28, 28).
+
+        Its last convolution is not done for the other classes, and before the upsampled pixels,
+        each of which comes of one pixel, are put in their places.
+        """
+        *convolutions, upsample, _, predictor = self.fcn.children()
+        features = pooled.contiguous(memory_format=torch.channels_last)
+        for convolution in convolutions:
+            features = convolution(features)
+        kernel = upsample.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4·C', C)
+        quarters = F.linear(features.permute(0, 2, 3, 1), kernel, upsample.bias.repeat(4)).relu_()
+        count, height, width, _ = quarters.shape
+        weight = predictor.weight[classes].flatten(1)[..., None]  # (M, C', 1)
+        pixels = quarters.reshape(count, height * width * 4, weight.shape[1]) @ weight
+        logits = pixels + predictor.bias[classes].view(-1, 1, 1)
+        ordered = logits.view(count, height, width, 2, 2).transpose(2, 3)
+        return ordered.reshape(count, 1, 2 * height, 2 * width)
 
     @torch.no_grad()
     def _sample(self, detections: Instances, targets: Instances) -> Instances:

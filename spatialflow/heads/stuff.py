@@ -15,9 +15,11 @@ from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from spatialflow.losses import LossNormalizer, full_precision
+from spatialflow.losses import LossNormalizer
 from spatialflow.norms import build_norm
+from spatialflow.precision import full_precision
 
 
 class StuffHead(nn.Module):
@@ -109,12 +111,16 @@ class StuffHead(nn.Module):
             features: The stuff branch, level name → (N, C, H, W).
 
         Returns:
-            Logits (N, S, H', W') at the size of the padded input.
+            Logits (N, S, H', W') at the common stride.
         """
         attended = {level: self.attention["levels"](features[level]) for level in self.scale_heads}
         merged = sum(head(attended[level]) for level, head in self.scale_heads.items())
+        return self.predictor(self.attention["merged"](merged))
+
+    def upsample(self, logits: Tensor) -> Tensor:
+        """Bring logits to the size of the padded input, in float32."""
         return F.interpolate(
-            self.predictor(self.attention["merged"](merged)),
+            full_precision(logits),
             scale_factor=self.common_stride,
             mode="bilinear",
             align_corners=True,
@@ -145,20 +151,45 @@ class StuffHead(nn.Module):
         counts, where the reference takes the first image's for all.
 
         Args:
-            logits: (N, S, H', W').
+            logits: (N, S, H', W') at the common stride.
             targets: Labels (h, w) of each image, at the network's scale without padding.
 
         Returns:
             ``loss_stuff``, a scalar in float32, weighted.
         """
-        labels = torch.stack([self._pad(image, logits.shape[-2:]) for image in targets])
-        loss = F.cross_entropy(
-            full_precision(logits), labels, ignore_index=self.ignore_value, reduction="sum"
+        # At full size logits take much memory, so the backward pass makes them anew, an image at a
+        # time.
+        loss = sum(
+            checkpoint(self._loss, *pair, use_reentrant=False, preserve_rng_state=False)
+            for pair in zip(logits.split(1), targets, strict=True)
         )
         pixels = torch.as_tensor(sum(image.numel() for image in targets), device=logits.device)
         return {"loss_stuff": self.loss_weight * loss / self.normalizer(pixels)}
 
-    def _pad(self, labels: Tensor, size: torch.Size) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over an image's pixels, of logits (1, S, H', W') and labels (h, w)."""
         height, width = labels.shape
-        margin = (0, size[1] - width, 0, size[0] - height)
-        return F.pad(labels, margin, value=self.ignore_value)
+        logits = self.upsample(logits)[..., :height, :width]
+        return F.cross_entropy(
+            logits, labels[None], ignore_index=self.ignore_value, reduction="sum"
+        )
+
+
+def resize_logits(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Do what Detectron2's ``sem_seg_postprocess`` does, in the memory format of the logits.
+
+    Args:
+        logits: (S, H, W) of a padded image.
+        image_size: (height, width) of the image without padding.
+        size: (height, width) to resize to.
+
+    Returns:
+        (S, height, width).
+    """
+    cropped = logits[:, : image_size[0], : image_size[1]]
+    if size == image_size:
+        return cropped
+    # An index of None would give the batch a stride that belongs to no memory format, and the
+    # interpolation would copy both ways.
+    batch = cropped.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size=size, mode="bilinear", align_corners=False)[0]

@@ -49,7 +49,8 @@ def check_network(
     branches = model.flow_graph(features)
     levels = list(branches["box"])
     logits, deltas = model.box_head(list(branches["cls"].values()), list(branches["box"].values()))
-    stuff_logits = to_reference_stuff(model.stuff_head(branches["stuff"]), layout)
+    stuff_logits = model.stuff_head.upsample(model.stuff_head(branches["stuff"]))
+    stuff_logits = to_reference_stuff(stuff_logits, layout)
     dense = {
         "fpn": features,
         "cls_logits": _by_level(levels, logits, layout),

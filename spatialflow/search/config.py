@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from darts.derive import RULES
 from darts.learner import Learning
 
-RULES = ("argmax", "presence", "threshold", "top_inputs", "perturbation")
+PERTURBATION = "perturbation"
+"""The rule that measures losses, unlike those of :data:`darts.derive.RULES`."""
 
 
 def add_search_config(cfg: CfgNode) -> None:
@@ -15,22 +17,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # Whether the model is the supernet of the space; search_net.py sets it.
     search.ENABLED = False
 
-    space = search.SPACE = CfgNode()
-    # Pairs of branches that may be joined, "source>target" such as "box>cls"; empty for all.
-    space.PAIRS = []
-    # Stages of the targets; empty for all.
-    space.STAGES = []
-    space.PORTS = ["input"]
-    # Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
-    space.OPERATIONS = ["identity", "conv_1x1", "conv_3x3", "sep_conv_3x3"]
-    # Attention of the stuff head, "<name>=<option>,<option>", such as
-    # "stuff.attention.merged=none,channel,criss_cross".
-    space.CHOICES = []
-    # Leave out edges whose target has levels that the source lacks.
-    space.COMPLETE_LEVELS = False
-    # Flows that a node may receive at most; 0 for any number.
-    space.MAX_INPUTS = 0
-
+    search.SPACE = _space_keys()
     # "softmax" (Liu et al. 2019, DARTS), "sigmoid" (Chu et al. 2020, FairDARTS) or "gumbel" (Dong
     # and Yang 2019, GDAS).
     search.RELAXATION = "softmax"
@@ -45,7 +32,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # Share of the iterations, at the start, in which only the weights learn (Xu et al. 2020: 0.3).
     search.WARMUP = 0.3
     # Of the architecture's gradient: 1 at the weights as they are, 2 through one virtual step of
-    # SGD (DARTS, eq. 6 to 8), which takes four forward and backward passes instead of one.
+    # SGD (DARTS, eq. 6 to 8), which takes three forward and backward passes instead of one.
     search.ORDER = 1
     # Adam of the architecture parameters; DARTS has 0.0003 and a decay of 0.001, with which little
     # moves in hundreds of iterations.
@@ -89,6 +76,25 @@ def add_search_config(cfg: CfgNode) -> None:
     search.INHERIT = False
 
 
+def _space_keys() -> CfgNode:
+    space = CfgNode()
+    # Pairs of branches that may be joined, "source>target" such as "box>cls"; empty for all.
+    space.PAIRS = []
+    # Stages of the targets; empty for all.
+    space.STAGES = []
+    space.PORTS = ["input"]
+    # Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
+    space.OPERATIONS = ["identity", "conv_1x1", "conv_3x3", "sep_conv_3x3"]
+    # Attention of the stuff head and convolutions of nodes, "<name>=<option>,<option>", such as
+    # "stuff.attention.merged=none,channel,criss_cross" or "cls.1.conv=plain,deformable".
+    space.CHOICES = []
+    # Leave out edges whose target has levels that the source lacks.
+    space.COMPLETE_LEVELS = False
+    # Flows that a node may receive at most; 0 for any number.
+    space.MAX_INPUTS = 0
+    return space
+
+
 def check_search_config(cfg: CfgNode) -> None:
     """Check the keys of a search that nothing else checks.
 
@@ -98,12 +104,13 @@ def check_search_config(cfg: CfgNode) -> None:
     keys = cfg.SEARCH
     if not keys.ENABLED:
         raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
-    if keys.RULE not in RULES:
-        raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {list(RULES)} expected")
-    if keys.RULE in ("perturbation", "argmax", "presence") and keys.RELAXATION == "sigmoid":
+    known = [*RULES, PERTURBATION]
+    if keys.RULE not in known:
+        raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {known} expected")
+    if keys.RULE in (PERTURBATION, "argmax") and keys.RELAXATION == "sigmoid":
         raise ValueError(
             f"SEARCH.RULE: {keys.RULE!r} given with SEARCH.RELAXATION 'sigmoid', which has no "
-            "parameter of `none` to compare with; 'threshold' expected"
+            "parameter of `none` to compare with; 'presence' or 'threshold' expected"
         )
     if keys.ORDER not in (1, 2):
         raise ValueError(f"SEARCH.ORDER: {keys.ORDER} given, 1 or 2 expected")

@@ -18,15 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 import spatialflow
-from darts.derive import (
-    Strengths,
-    by_argmax,
-    by_perturbation,
-    by_presence,
-    by_threshold,
-    by_top_inputs,
-    derive,
-)
+from darts.derive import RULES, Strengths, by_perturbation, derive
 from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
 from darts.history import history_svg
@@ -35,6 +27,7 @@ from darts.space import Costs
 from spatialflow.files import write_atomically
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import seeded
+from spatialflow.search.config import PERTURBATION
 from spatialflow.search.hook import LOG_FILE
 from spatialflow.search.space import flow_costs
 from spatialflow.search.weights import architecture_of, inherit
@@ -73,6 +66,7 @@ class Derivation:
         """
         keys = self.cfg.SEARCH
         costs, human = flow_costs(self.cfg, self.architecture.space.topology)
+        self._settle()
         before = self._loss()
         genotype = derive(
             self.architecture,
@@ -102,17 +96,17 @@ class Derivation:
         )
 
     def _strengths(self, rule: str) -> Strengths:
-        match rule:
-            case "argmax":
-                return by_argmax(self.architecture)
-            case "presence":
-                return by_presence(self.architecture)
-            case "threshold":
-                return by_threshold(self.architecture)
-            case "top_inputs":
-                return by_top_inputs(self.architecture)
-            case _:
-                return by_perturbation(self.architecture, self._loss, seed=self.seed)
+        if rule == PERTURBATION:
+            return by_perturbation(self.architecture, self._loss, seed=self.seed)
+        return RULES[rule](self.architecture)
+
+    def _settle(self) -> None:
+        """Take away what has not quite faded at the end of a search."""
+        self.architecture.temperature = 1.0
+        for module in self.supernet.modules():
+            if isinstance(module, MixedEdge):
+                module.auxiliary_skip = 0.0
+        self.supernet.train()
 
     @torch.no_grad()
     def _loss(self) -> float:
@@ -120,15 +114,8 @@ class Derivation:
         if self._batches is None:
             count = self.cfg.SEARCH.PERTURBATION_BATCHES
             self._batches = list(itertools.islice(self._held_out(), count))
-        self.supernet.train()
-        # What has not quite faded at the end of a search is no part of what is derived.
-        for module in self.supernet.modules():
-            if isinstance(module, MixedEdge):
-                module.auxiliary_skip = 0.0
-        self.architecture.temperature = 1.0
         # The storage is where Detectron2's mask head leaves its numbers.
         with seeded(self.seed), EventStorage():
-            self.architecture.draw()
             losses = [sum(self.supernet(batch).values()) for batch in self._batches]
         # Of all processes, so that they decide alike.
         means = comm.all_gather(float(sum(losses)) / len(losses))
@@ -170,7 +157,8 @@ class Derivation:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
         if self.cfg.SEARCH.INHERIT:
-            state = {"model": inherit(self.cfg, self.supernet, path).state_dict()}
+            derived = inherit(self.cfg, self.supernet, genotype, path)
+            state = {"model": derived.state_dict()}
             write_atomically(folder / INHERITED_FILE, lambda file: torch.save(state, file))
             logger.info("with the supernet's weights: MODEL.WEIGHTS %s", folder / INHERITED_FILE)
         return path

@@ -1,10 +1,10 @@
-"""The architecture's step, as a hook before each step of the weights."""
+"""The architecture's step, as a hook before each step of the weights, or in the midst of it."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from darts.learner import ArchitectureLearner
 from darts.relaxation import choice_key
-from darts.watch import CurvatureWatch
+from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.randomness import mix_seeds, seed_generators
 
@@ -29,10 +29,14 @@ COLLAPSED = 0.5
 
 
 class ArchitectureHook(HookBase):
-    """Takes one step of the architecture on held-out images before each step of the weights.
+    """Takes one step of the architecture on held-out images for each step of the weights.
 
-    ``after_backward`` never fires for hooks of a ``DefaultTrainer``, hence ``before_step``. All
-    processes take part alike: gradients are averaged, and parameters are compared at each step.
+    One of first order comes before it. One of second order looks ahead by the step that the
+    weights are about to take, so it comes between their backward pass and their optimiser, where
+    :class:`InTheMidst` calls :meth:`look_ahead`. DARTS computes that gradient a second time, for
+    the step itself, after the architecture has changed.
+
+    All processes take part alike: gradients are averaged, and parameters are compared at each step.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class ArchitectureHook(HookBase):
         self.watch = CurvatureWatch(stop_ratio)
         self._eigenvalue: float | None = None
         self._batches: Iterator[list[dict[str, Any]]] | None = None
+        self._waiting: tuple[Any, Any] | None = None
         self._differs: Tensor | None = None
 
     def before_step(self) -> None:
-        """Step the architecture, unless it is frozen."""
+        """Step the architecture, or prepare its step of second order, unless it is frozen."""
         iteration = self.trainer.iter
         warmup = self.learner.learning.warmup
         if iteration == 0 and warmup:
@@ -83,10 +88,25 @@ class ArchitectureHook(HookBase):
         batch = next(self._batches)
         if self.learner.learning.order == 1:
             self.learner.step(iteration, batch)
+            self._conclude(iteration, batch)
         else:
-            inner = self.trainer._trainer
-            with self.supernet.holding_proposals():
-                self.learner.step(iteration, batch, train=inner.peek(), optimizer=inner.optimizer)
+            self._waiting = self.trainer._trainer.peek(), batch
+
+    def look_ahead(self) -> None:
+        """Take the step of second order that waits for the weights' gradients, if one does."""
+        if self._waiting is None:
+            return
+        (train, held_out), self._waiting = self._waiting, None
+        inner, iteration = self.trainer._trainer, self.trainer.iter
+        inner.grad_scaler.unscale_(inner.optimizer)
+        # What was random in the pass that gave the gradients is so again.
+        seed_generators(mix_seeds(inner.seed, iteration, comm.get_rank()))
+        with self.supernet.holding_proposals():
+            self.learner.step(iteration, held_out, train=train, optimizer=inner.optimizer)
+        self._conclude(iteration, held_out)
+
+    def _conclude(self, iteration: int, batch: list[dict[str, Any]]) -> None:
+        """Compare, measure and write after a step."""
         self._compare_processes()
         if self.eigenvalue_period and (iteration + 1) % self.eigenvalue_period == 0:
             self._watch_curvature(iteration, batch)
@@ -122,7 +142,7 @@ class ArchitectureHook(HookBase):
             "the architecture goes back by %d measurements and is frozen from now on",
             iteration,
             self._eigenvalue,
-            len(self.watch.state_dict()["history"]) // 2,
+            WINDOW,
         )
 
     def _write(self, iteration: int) -> None:
@@ -198,6 +218,18 @@ class ArchitectureHook(HookBase):
         self._eigenvalue = state_dict["eigenvalue"]
         self.loader.load_state_dict(state_dict["data"])
         self._batches = None
+
+
+class InTheMidst(HookBase):
+    """A hook of the trainer that takes the step: ``after_backward`` fires for no other."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        """Do some work between the backward pass and the optimiser."""
+        self.work = work
+
+    def after_backward(self) -> None:
+        """Do it."""
+        self.work()
 
 
 def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:

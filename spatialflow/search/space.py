@@ -121,8 +121,7 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
     channels = cfg.MODEL.FPN.OUT_CHANNELS
 
     def cost(flow: Flow) -> float:
-        strides = [2 ** int(level.removeprefix("p")) for level in topology.shared_levels(flow)]
-        return multiply_adds(flow.operation, channels) * sum(stride**-2 for stride in strides)
+        return multiply_adds(flow.operation, channels) * _area(topology.shared_levels(flow))
 
     costs = {}
     for source, target in topology.edges():
@@ -130,20 +129,25 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
             for operation in cfg.SEARCH.SPACE.OPERATIONS:
                 flow = Flow(source.name, target.name, port, operation)
                 costs[flow.key, operation] = cost(flow)
-    strides = {
-        SITES[0]: [
-            2 ** int(level.removeprefix("p")) for level in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
-        ],
-        SITES[1]: [cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE],
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # Of each map that a block sees, its share of the image's positions.
+    maps = {
+        SITES[0]: [_area([level]) for level in head.IN_FEATURES],
+        SITES[1]: [head.COMMON_STRIDE**-2],
     }
     for name, option in itertools.product(SITES, OPTIONS):
         width = site_channels(cfg, name.rpartition(".")[2])
-        each = [attention_multiply_adds(option, width, 1e6 / s**2) for s in strides[name]]
+        each = [attention_multiply_adds(option, width, 1e6 * area) for area in maps[name]]
         costs[choice_key(name), option] = sum(each) / 1e6
     for node in topology.nodes:
-        area = sum(4.0 ** -int(level.removeprefix("p")) for level in node.branch.levels)
-        costs[choice_key(conv_choice(node)), "deformable"] = DEFORMING * channels * area
+        cost_of_deforming = DEFORMING * channels * _area(node.branch.levels)
+        costs[choice_key(conv_choice(node)), "deformable"] = cost_of_deforming
     return costs, sum(cost(flow) for flow in human_genotype().flows)
+
+
+def _area(levels: Iterable[str]) -> float:
+    """Return how many positions levels have together, for each of the image's."""
+    return sum(4.0 ** -int(level.removeprefix("p")) for level in levels)
 
 
 def human_genotype() -> Genotype:

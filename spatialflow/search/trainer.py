@@ -24,7 +24,7 @@ from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import mix_seeds
 from spatialflow.search.config import check_search_config, learning
 from spatialflow.search.derivation import Derivation
-from spatialflow.search.hook import LOG_FILE, ArchitectureHook
+from spatialflow.search.hook import LOG_FILE, ArchitectureHook, InTheMidst
 from spatialflow.search.space import flow_costs, human_genotype
 from spatialflow.search.weights import architecture_of, start_from
 
@@ -104,7 +104,7 @@ class SearchTrainer(Trainer):
             budget=keys.BUDGET * human,
             average=_mean_over_processes if comm.get_world_size() > 1 else None,
         )
-        return ArchitectureHook(
+        hook = ArchitectureHook(
             learner,
             self.supernet,
             self._held_out(2),
@@ -113,6 +113,8 @@ class SearchTrainer(Trainer):
             eigenvalue_period=keys.EIGENVALUE_PERIOD,
             stop_ratio=keys.STOP_RATIO,
         )
+        self._trainer.register_hooks([InTheMidst(hook.look_ahead)])
+        return hook
 
     def _held_out(self, stream: int) -> TrainLoader:
         """Return batches that the weights never see; each stream has an order of its own."""

@@ -53,7 +53,7 @@ def _mixed(supernet: SpatialFlow, key: str) -> MixedEdge:
     return found
 
 
-def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Path) -> SpatialFlow:
+def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, path: Path) -> SpatialFlow:
     """Return the network of a genotype with a supernet's weights.
 
     It computes what the supernet does with one-hot architecture parameters.
@@ -61,26 +61,26 @@ def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Path) -> SpatialFlow:
     Args:
         cfg: Of the search.
         supernet: Trained.
-        genotype: Path of a point of its space.
+        genotype: A point of its space.
+        path: Where it is stored.
     """
-    derived = network(cfg, str(genotype))
+    derived = network(cfg, str(path))
     _copy_shared(supernet, derived)
-    for flow in Genotype.load(genotype).flows:
+    for flow in genotype.flows:
         state = inherited(_mixed(supernet, flow.key), flow.operation)
         derived.flow_graph.flows[flow.key].load_state_dict(state)
-    choices = Genotype.load(genotype).choices
-    for block, chosen in _chosen(derived, supernet, choices):
+    for block, chosen in _chosen(derived, supernet, genotype.choices):
         block.load_state_dict(chosen.state_dict())
     return derived
 
 
 def _chosen(
-    network: SpatialFlow, supernet: SpatialFlow, choices: Mapping[str, str]
+    single: SpatialFlow, supernet: SpatialFlow, choices: Mapping[str, str]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield every node and block of attention of a network with what is its own in a supernet."""
     for theirs, ours in (
-        (network.flow_graph.nodes, supernet.flow_graph.nodes),
-        (network.stuff_head.attention, supernet.stuff_head.attention),
+        (single.flow_graph.nodes, supernet.flow_graph.nodes),
+        (single.stuff_head.attention, supernet.stuff_head.attention),
     ):
         for key, block in theirs.items():
             found = ours[key]
