@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""Run the study of PLAN.md on one data set; what is done is kept, and the same command goes on.
+
+python -m benchmarks.study.run nuclei --data nuclei_train433 --output output/study --threads 1
+python -m benchmarks.study.run scenes --output output/study --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.intervals import Result
+from benchmarks.peers.contestants import ablations, file_name, genotype
+from benchmarks.study.images import on_images, pq
+from benchmarks.trials import ROOT, run_apart
+from darts.genotype import Genotype
+from spatialflow.config import get_cfg
+from spatialflow.files import write_atomically
+from spatialflow.search.derivation import cost_of
+from spatialflow.search.space import (
+    flow_costs,
+    random_genotypes,
+    search_space,
+    write_genotypes,
+)
+
+HUMAN, PARALLEL = "spatialflow", "parallel"
+HARNESS_SEEDS = range(5)
+SEARCH_SEEDS = range(3)
+FINAL_SEEDS = range(100, 108)
+RANDOM = 5
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set's configs, and the keys of its trainings and of its searches."""
+
+    training: str
+    search: str
+    darts: str
+    training_keys: tuple[object, ...]
+    search_keys: tuple[object, ...]
+
+
+DATA = {
+    "nuclei": Data(
+        training="benchmarks/peers/nuclei.yaml",
+        search="search/nuclei.yaml",
+        darts="search/nuclei_darts_original.yaml",
+        training_keys=("SOLVER.MAX_ITER", 300, "SOLVER.WARMUP_ITERS", 30, "SOLVER.BASE_LR", 0.001),
+        search_keys=(),
+    ),
+    "scenes": Data(
+        training="benchmarks/peers/scenes.yaml",
+        search="search/default.yaml",
+        darts="search/darts_original.yaml",
+        training_keys=("SOLVER.MAX_ITER", 300, "SOLVER.WARMUP_ITERS", 30, "SOLVER.BASE_LR", 0.001),
+        search_keys=("SOLVER.MAX_ITER", 300, "INPUT.MIN_SIZE_TRAIN", (160,)),
+    ),
+}
+
+
+class Study:
+    """One data set's runs, in a folder of their own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Read the arguments.
+
+        Raises:
+            ValueError: If nuclei are asked for without their folder.
+        """
+        self.data = DATA[args.name]
+        self.threads = args.threads
+        self.folder: Path = (args.output / args.name).absolute()
+        self.keys: tuple[object, ...] = ("DATASETS.SCENES.TRAIN", 360, "DATASETS.SCENES.VAL", 240)
+        if args.name == "nuclei":
+            if args.data is None:
+                raise ValueError("--data: none given, the folder of the nuclei expected")
+            self.keys = (
+                *("DATASETS.FOLDER.PATH", args.data.absolute()),
+                *("DATASETS.FOLDER.VAL_FRACTION", 0.4),
+            )
+
+    def go(self) -> None:
+        """Do all that is not done yet, in the order of the plan."""
+        self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
+        self.train("minus", self.once("minus", self.minus_one), [0])
+        searched = [self.searched(*run) for run in self.searches()]
+        self.train("searched", searched, [0])
+        self.train("random", self.once("random", self.random), [0])
+        self.train("final", [HUMAN, str(self.finalist(searched))], FINAL_SEEDS)
+
+    def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
+        """Train and evaluate each genotype with each seed."""
+        words = [ROOT / "tools/compare_genotypes.py", "--config-file", ROOT / self.data.training]
+        words += ["--genotypes", *genotypes, "--seeds", *seeds, "--threads", self.threads]
+        words += ["--output", self.folder / stage, "--opts", *self.keys, *self.data.training_keys]
+        run_apart(f"{stage} of {self.folder.name}", words)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> list[str]:
+        """Return the genotypes of a folder, which are made if they are not there."""
+        folder = self.folder / "genotypes" / name
+        if not folder.is_dir():
+            partial = folder.with_name(f"{name}.partial")
+            partial.mkdir(parents=True, exist_ok=True)
+            make(partial)
+            partial.rename(folder)
+        return sorted(str(path) for path in folder.glob("*.json"))
+
+    def minus_one(self, folder: Path) -> None:
+        """Write the human genotype without each of its flows."""
+        write_genotypes(
+            (replace(genotype(name), name=file_name(name)) for name in ablations()), folder
+        )
+
+    def random(self, folder: Path) -> None:
+        """Write random genotypes of the default space."""
+        cfg = get_cfg(self.data.search, ["SEARCH.ENABLED", True])
+        write_genotypes(random_genotypes(cfg, RANDOM, seed=0), folder)
+
+    def searches(self) -> list[tuple[str, int]]:
+        """Return methods and seeds, those first that a later one starts from."""
+        return [
+            (method, seed)
+            for seed in SEARCH_SEEDS
+            for method in ("default", "perturbation", "darts_original")
+        ]
+
+    def searched(self, method: str, seed: int) -> str:
+        """Return the genotype of a search, which is done if it has not been."""
+        target = self.folder / "genotypes" / f"{method}_{seed}.json"
+        if not target.is_file():
+            run = self.folder / "searches" / f"{method}_{seed}"
+            config = self.data.darts if method == "darts_original" else self.data.search
+            words: tuple[str, ...] = ("--resume",)
+            keys: tuple[object, ...] = ("SEED", seed)
+            if method == "perturbation":
+                supernet = self.folder / "searches" / f"default_{seed}" / "model_final.pth"
+                words, keys = ("--derive-only", str(supernet)), (*keys, "SEARCH.RULE", method)
+            self.search(config, run, *words, keys=keys)
+            found = Genotype.load(run / "genotype.json")
+            replace(found, name=f"{method}_{seed}").save(target)
+        return str(target)
+
+    def search(self, config: str, folder: Path, *words: str, keys: tuple[object, ...] = ()) -> None:
+        """Run ``search_net.py`` in a process of its own."""
+        opts = (*self.keys, *self.data.search_keys, *keys, "OUTPUT_DIR", folder)
+        # Detectron2's parser takes KEY VALUE pairs at the end.
+        run_apart(
+            f"search {folder.name}",
+            [ROOT / "search_net.py", "--config-file", config, *words, *opts],
+        )
+
+    def finalist(self, searched: Sequence[str]) -> Path:
+        """Return the best searched genotype on selection images that costs no more than human."""
+        target = self.folder / "finalist.json"
+        if target.is_file():
+            return self.folder / "genotypes" / f"{json.loads(target.read_text())['finalist']}.json"
+        # The space of all operations: that of the default search is part of it.
+        cfg = get_cfg(self.data.darts, ["SEARCH.ENABLED", True])
+        costs, human = flow_costs(cfg, search_space(cfg).topology)
+        table: dict[str, dict[str, Any]] = {}
+        for result in self.results("searched"):
+            path = next(p for p in map(Path, searched) if p.stem == result["contestant"])
+            cost = cost_of(Genotype.load(path), costs) / human
+            table[path.stem] = {
+                "selection PQ": pq(on_images(result, "selection")),
+                "cost over human": round(cost, 4),
+            }
+        allowed = {name: row for name, row in table.items() if row["cost over human"] <= 1}
+        if not allowed:
+            raise ValueError(
+                f"{self.folder}: every searched genotype costs more than the human one"
+            )
+        best = max(allowed, key=lambda name: allowed[name]["selection PQ"])
+        content = json.dumps({"finalist": best, "searched": table}, indent=1).encode()
+        write_atomically(target, lambda file: file.write(content))
+        return self.folder / "genotypes" / f"{best}.json"
+
+    def results(self, stage: str) -> list[Result]:
+        """Return the results of a stage."""
+        paths = sorted((self.folder / stage).glob("*-seed*.json"))
+        return [json.loads(path.read_text()) for path in paths]
+
+
+def main() -> None:
+    """Run the study of a data set."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=DATA)
+    parser.add_argument("--data", type=Path, help="of nuclei: a folder in COCO panoptic layout")
+    parser.add_argument("--output", type=Path, default=Path("output/study"))
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    try:
+        Study(args).go()
+    except ValueError as error:
+        sys.exit(f"study: {error}")
+
+
+if __name__ == "__main__":
+    main()
