@@ -10,6 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 PYTEST_ARGS ?=
 # A folder in COCO panoptic layout for `make demo`; without it the demo generates its own.
 DATA ?=
+# The same of nuclei, for `make bench-targets`, and its threads.
+NUCLEI ?=
+THREADS ?= 1
 
 SUPPORTED := "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))"
 BIN := .venv/bin
@@ -21,10 +24,10 @@ INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo search-demo test lint bench clean
+.PHONY: help install demo search-demo test lint bench bench-targets clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
 
@@ -43,8 +46,17 @@ lint: $(INSTALLED)  ## Check style, format, types and the layer rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)  ## Measure the speed of the forward pass
-	@$(BIN)/python $(QUIET) benchmarks/forward.py
+bench: $(INSTALLED)  ## Measure speed: inference, training, data, fusion, scale (DATA=… COCO images)
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.inference
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.training
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.scale
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.processes
+	@$(if $(DATA),$(BIN)/python $(QUIET) -m benchmarks.speed.data --data "$(DATA)")
+	@$(if $(DATA),$(BIN)/python $(QUIET) -m benchmarks.speed.panoptic --data "$(DATA)")
+
+bench-targets: $(INSTALLED)  ## Measure every target of speed in one run (DATA=… COCO images, NUCLEI=…)
+	@test -n "$(DATA)" && test -n "$(NUCLEI)" || { echo "make bench-targets DATA=… NUCLEI=…: two folders in COCO panoptic layout" >&2; exit 1; }
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.targets --data "$(DATA)" --nuclei "$(NUCLEI)" --threads $(THREADS)
 
 clean:  ## Remove caches and build results (.venv and what training wrote stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

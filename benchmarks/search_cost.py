@@ -16,8 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from benchmarks.intervals import fill, table
+from benchmarks.timing import in_turn
 from darts.operations import OPERATIONS
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
@@ -41,6 +41,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "second order": {"SEARCH.ORDER": 2, **SGD},
     "first order, one channel of 4": {"SEARCH.PARTIAL_CHANNELS": 4},
     "first order, Gumbel": {"SEARCH.RELAXATION": "gumbel"},
+    "first order, 7 of the 36 edges": {"SEARCH.SPACE.PAIRS": ["box>cls"]},
+    "first order, 16 of the 36 edges": {"SEARCH.SPACE.PAIRS": ["box>cls", "box>stuff", "box>mask"]},
+    "first order, 2 operations": {"SEARCH.SPACE.OPERATIONS": ["identity", "conv_3x3"]},
     "first order, all 7 operations": FULL,
     "second order, all 7 operations": {**FULL, "SEARCH.ORDER": 2, **SGD},
 }
@@ -94,18 +97,11 @@ def own_memory(name: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def measure_times(rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each variant's iterations; the first round only warms up."""
+def measure_times(rounds: int, names: Iterable[str] = VARIANTS) -> dict[str, list[float]]:
+    """Return the seconds of variants' iterations; the first round only warms up."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
-        steps = {name: step_of(name, Path(folder)) for name in VARIANTS}
-        times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-        for number in range(rounds + 1):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if number:
-                    times[name].append(time.perf_counter() - start)
-    return times
+        steps = {name: step_of(name, Path(folder)) for name in names}
+        return in_turn(dict(steps), rounds=rounds)
 
 
 def main() -> None:

@@ -60,10 +60,12 @@ class Timed:
         return statistics.mean(totals)
 
 
-def in_turn(works: dict[str, Callable[[], Any]], share: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    works: dict[str, Callable[[], Any]], share: int = 1, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """Time each work once a round, as so many shares; the first round only warms up."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, work in works.items():
             start = time.perf_counter()
             work()

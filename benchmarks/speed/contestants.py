@@ -1,0 +1,145 @@
+"""The networks that are compared, untrained, and made to detect as many things as is asked for.
+
+All have R50 and its pyramid. With random weights a detector finds nothing or as much as it may, so
+its last layers are scaled, and the score threshold is set where the wanted number passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import get_cfg as detectron2_get_cfg
+from detectron2.modeling import PanopticFPN, build_model
+from torch import nn
+
+from spatialflow import SpatialFlow
+from spatialflow.config import get_cfg
+
+Item = dict[str, Any]
+
+PANOPTIC_FPN, PARALLEL, SPATIALFLOW = "Panoptic FPN", "parallel branches", "SpatialFlow"
+NAMES = (SPATIALFLOW, PARALLEL, PANOPTIC_FPN)
+# Layer → standard deviation of what it gives, before its bias.
+SCALES = {
+    SpatialFlow: {"box_head.cls_score": 1.0, "box_head.bbox_pred": 0.3},
+    PanopticFPN: {
+        "proposal_generator.rpn_head.objectness_logits": 1.0,
+        "proposal_generator.rpn_head.anchor_deltas": 0.3,
+        "roi_heads.box_predictor.cls_score": 1.0,
+        "roi_heads.box_predictor.bbox_pred": 1.0,
+    },
+}
+
+
+def build(name: str, opts: tuple[object, ...] = ()) -> nn.Module:
+    """Return an untrained model in training mode, on the CPU."""
+    torch.manual_seed(0)
+    if name == PANOPTIC_FPN:
+        cfg = detectron2_get_cfg()
+        cfg.merge_from_file(str(Path(__file__).with_name("panoptic_fpn.yaml")))
+        cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+        return build_model(cfg)
+    genotype = {PARALLEL: "parallel", SPATIALFLOW: "spatialflow"}[name]
+    keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.SPATIALFLOW.GENOTYPE", genotype]
+    return build_model(get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *opts]))
+
+
+@torch.no_grad()
+def inferring(
+    item: Item, opts: tuple[object, ...] = (), names: tuple[str, ...] = NAMES
+) -> dict[str, nn.Module]:
+    """Return contestants in eval mode, calibrated on an image."""
+    models = {name: build(name, opts) for name in names}
+    trunk = _calibrated_trunk(build(SPATIALFLOW), item)
+    for model in models.values():
+        model.eval().backbone.bottom_up.load_state_dict(trunk, strict=False)
+        for layer, deviation in SCALES[type(model)].items():
+            _scale(model, model.get_submodule(layer), deviation, item)
+    return models
+
+
+@torch.no_grad()
+def detect(model: nn.Module, item: Item, count: int) -> None:
+    """Set a calibrated model's score threshold so that it detects about ``count`` things."""
+    search = _spatialflow_counter if isinstance(model, SpatialFlow) else _panoptic_fpn_counter
+    set_threshold, detected = search(model, item, count)
+    low, high = (1.0, 1.0) if count == 0 else (0.0, 1.0)
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        set_threshold(middle)
+        low, high = (middle, high) if detected() >= count else (low, middle)
+    set_threshold(low)
+
+
+def _spatialflow_counter(
+    model: Any, item: Item, count: int
+) -> tuple[Callable[[float], None], Callable[[], int]]:
+    head = model.box_head
+    images = model.preprocess_image([item])
+    dense = model.dense(images)
+    ((boxes, scores),) = head.candidates(
+        dense.anchors, dense.logits, dense.deltas, images.image_sizes
+    )
+
+    def set_threshold(value: float) -> None:
+        head.selection = dataclasses.replace(
+            head.selection, score_threshold=value, detections=max(count, 1)
+        )
+
+    def detected() -> int:
+        # More pairs than could all survive; with random scores most do.
+        if int((scores > head.selection.score_threshold).sum()) > 20 * count:
+            return count
+        return len(head.select(boxes, scores, images.image_sizes[0]))
+
+    return set_threshold, detected
+
+
+def _panoptic_fpn_counter(
+    model: Any, item: Item, count: int
+) -> tuple[Callable[[float], None], Callable[[], int]]:
+    heads = model.roi_heads
+    images = model.preprocess_image([item])
+    features = model.backbone(images.tensor)
+    proposals, _ = model.proposal_generator(images, features)
+    pooled = heads.box_pooler(
+        [features[name] for name in heads.box_in_features], [x.proposal_boxes for x in proposals]
+    )
+    predictions = heads.box_predictor(heads.box_head(pooled))
+    heads.box_predictor.test_topk_per_image = max(count, 1)
+
+    def set_threshold(value: float) -> None:
+        heads.box_predictor.test_score_thresh = value
+
+    def detected() -> int:
+        return len(heads.box_predictor.inference(predictions, proposals)[0][0])
+
+    return set_threshold, detected
+
+
+def _calibrated_trunk(model: Any, item: Item) -> dict[str, torch.Tensor]:
+    """Give a trunk's norms the statistics of an image, or deep random ones explode."""
+    trunk = model.backbone.bottom_up.train()
+    norms = [m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    trunk(model.preprocess_image([item]).tensor)
+    state: dict[str, torch.Tensor] = trunk.state_dict()
+    return state
+
+
+def _scale(model: nn.Module, layer: nn.Module, deviation: float, item: Item) -> None:
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.flatten()))
+    if isinstance(model, SpatialFlow):
+        # Without a threshold its untrained head would suppress among all pairs.
+        model.dense(model.preprocess_image([item]))
+    else:
+        model([item])
+    handle.remove()
+    layer.weight *= deviation / torch.cat(seen).std()

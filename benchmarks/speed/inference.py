@@ -1,0 +1,139 @@
+#!/usr/bin/env python
+"""Inference end to end, in turn in one process, and where SpatialFlow's time goes.
+
+python benchmarks/speed/inference.py --threads 1 --write docs/performance.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.memory import training_image
+from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, SPATIALFLOW, detect, inferring
+from benchmarks.speed.machine import ceilings
+from benchmarks.speed.report import Report, program, ratio, spread
+from benchmarks.timing import in_turn
+from spatialflow.config import genotype_of, get_cfg
+from tools.analyze import analyze
+
+SIZES = {(320, 448): (0, 30, 100), (800, 1344): (0, 30, 100)}
+HALF = "SpatialFlow, bf16"
+PARTS_AT = 30
+
+
+def works(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Return one image's inference by each contestant, and by SpatialFlow in bfloat16."""
+    found: dict[str, Callable[[], Any]] = {
+        name: lambda model=model: model([item]) for name, model in models.items()
+    }
+
+    def half() -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return models[SPATIALFLOW]([item])
+
+    found[HALF] = half
+    return found
+
+
+@torch.no_grad()
+def measure_size(size: tuple[int, int], counts: tuple[int, ...], rounds: int) -> dict[int, Any]:
+    """Return, for each number of detections, the seconds of each contestant and its detections."""
+    item = training_image(size)
+    models = inferring(item)
+    found = {}
+    for count in counts:
+        for model in models.values():
+            detect(model, item, count)
+        tasks = works(models, item)
+        detections = {name: len(task()[0]["instances"]) for name, task in tasks.items()}
+        found[count] = {"seconds": in_turn(tasks, rounds=rounds), "detections": detections}
+    return found
+
+
+def compare(rounds: int) -> Report:
+    """Time all contestants at all sizes and numbers of detections."""
+    head = ["image", "things", *NAMES, "over Panoptic FPN", HALF, "over fp32"]
+    report = Report("inference", head)
+    for size, counts in SIZES.items():
+        for count, found in measure_size(size, counts, rounds).items():
+            seconds = found["seconds"]
+            over = ratio(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
+            half = ratio(seconds[HALF], seconds[SPATIALFLOW])
+            label = f"{size[1]} × {size[0]}"
+            report.rows.append(
+                [label, f"about {count}" if count else "0"]
+                + [spread(seconds[name]) for name in NAMES]
+                + [f"{over:.2f}", spread(seconds[HALF]), f"{half:.2f}"]
+            )
+            report.bars[f"over Panoptic FPN, {label}, {count} things"] = over
+            report.bars[f"bf16 over fp32, {label}, {count} things"] = half
+            report.data[f"{label} {count}"] = found
+    return report
+
+
+@torch.no_grad()
+def dissect(rounds: int) -> Report:
+    """Compare the time of each part with its operations at the machine's ceiling."""
+    size = next(iter(SIZES))
+    item = training_image(size)
+    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    detect(model, item, PARTS_AT)
+    genotype = genotype_of(get_cfg("coco/spatialflow_r50_20e.yaml"))
+    ceiling = ceilings(rounds)
+    parts = analyze(model, genotype, size)["parts"]
+    rest = _after_the_network(model, item, rounds)
+    report = Report("parts", ["part", "GMAC", "ms", "time over operations at the ceiling"])
+    for name, part in {**parts, **rest}.items():
+        gmac = part.get("multiply_adds", 0) / 1e9
+        at_best = 2 * gmac / ceiling["GFLOP/s fp32"]
+        over = f"{part['seconds'] / at_best:.2f}" if gmac else ""
+        report.rows.append(
+            [name, f"{gmac:.2f}" if gmac else "", f"{1e3 * part['seconds']:.1f}", over]
+        )
+    report.data = {"ceiling": ceiling, "parts": parts, "rest": rest}
+    return report
+
+
+def _after_the_network(
+    model: Any, item: dict[str, Any], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Return the seconds of what is no module: choosing boxes, pasting, resizing and fusing."""
+    watched = {
+        "choosing boxes (NMS)": (model.box_head, "inference"),
+        "upsampling stuff": (model.stuff_head, "upsample"),
+        "pasting masks, labels and fusion": (model, "postprocess"),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in watched}
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = work(*args)
+            spent[name].append(time.perf_counter() - start)
+            return result
+
+        return call
+
+    for name, (owner, method) in watched.items():
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    for _ in range(rounds + 1):
+        model([item])
+    for owner, method in watched.values():
+        delattr(owner, method)
+    return {name: {"seconds": statistics.median(seconds[1:])} for name, seconds in spent.items()}
+
+
+def measure(args: argparse.Namespace) -> list[Report]:
+    """Return both reports."""
+    return [dissect(args.rounds), compare(args.rounds)]
+
+
+if __name__ == "__main__":
+    program(__doc__, measure)

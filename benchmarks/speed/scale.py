@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+"""How time and memory grow: with pixels, with instances, with classes.
+
+    python benchmarks/speed/scale.py --threads 1 --write docs/performance.md
+
+The network is R50's; the memory is the most that is alive in an inference beside the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.memory import peak_mib, training_image
+from benchmarks.speed import panoptic
+from benchmarks.speed.contestants import SPATIALFLOW, detect, inferring
+from benchmarks.speed.report import Report, program
+from benchmarks.timing import in_turn
+
+MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4)
+INSTANCES = (0, 50, 100, 200, 350, 500)
+CLASSES = (8, 80, 300, 600, 1200)
+SIZE = (320, 448)
+THINGS = 30
+
+Points = list[tuple[float, float]]
+
+
+def seconds_of(work: Callable[[], Any], rounds: int) -> float:
+    """Return the median; the first call only warms up."""
+    return statistics.median(in_turn({"": work}, rounds=rounds)[""])
+
+
+def side(value: float) -> int:
+    """Round a side to what the pyramid divides."""
+    return max(64, 64 * round(value / 64))
+
+
+def by_pixels(rounds: int) -> tuple[Points, Points]:
+    """Return seconds and MiB by megapixels, at about 30 things."""
+    small = training_image(SIZE)
+    model = inferring(small, names=(SPATIALFLOW,))[SPATIALFLOW]
+    times, memory = [], []
+    for wanted in MEGAPIXELS:
+        height, width = side(math.sqrt(wanted * 1e6 / 1.4)), side(math.sqrt(wanted * 1e6 * 1.4))
+        item = training_image((height, width))
+        detect(model, item, THINGS)
+        pixels = height * width / 1e6
+        times.append((pixels, seconds_of(lambda item=item: model([item]), rounds)))
+        memory.append((pixels, peak_mib(lambda item=item: model([item]))))
+    return times, memory
+
+
+def by_instances(rounds: int) -> dict[str, Points]:
+    """Return seconds of inference by detections, and of the fusion alone by instances."""
+    item = training_image(SIZE)
+    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    times, fusion = [], []
+    for count in INSTANCES:
+        detect(model, item, count)
+        found = len(model([item])[0]["instances"])
+        times.append((found, seconds_of(lambda: model([item]), rounds)))
+        works = panoptic.fusing(count)
+        fusion.append((count, seconds_of(works[panoptic.MINE], rounds)))
+    return {"inference, 448 × 320": times, "fusion alone, 640 × 480": fusion}
+
+
+def by_classes(rounds: int) -> dict[str, Points]:
+    """Return seconds by thing classes, and by stuff classes, at about 30 things."""
+    item = training_image(SIZE)
+    found: dict[str, Points] = {}
+    for label, key in (
+        ("things", "MODEL.RETINANET.NUM_CLASSES"),
+        ("stuff", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    ):
+        found[label] = []
+        for count in CLASSES:
+            # The label of no class is 255 by default, of which there may be more.
+            opts = (key, count, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 65535)
+            model = inferring(item, opts, (SPATIALFLOW,))[SPATIALFLOW]
+            detect(model, item, THINGS)
+            found[label].append((count, seconds_of(lambda model=model: model([item]), rounds)))
+    return found
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> list[Report]:
+    """Return the report: each line with its ends, and the power it grows by at its end."""
+    start = time.time()
+    times, memory = by_pixels(min(args.rounds, 2))
+    lines = {
+        "s: megapixels": {"inference": times},
+        "MiB: megapixels": {"inference": memory},
+        "s: instances": by_instances(args.rounds),
+        "s: classes": by_classes(args.rounds),
+    }
+    report = Report("scale", ["what grows", "with", "from", "to", "grows at the end as a power of"])
+    report.lines = lines
+    for title, kinds in lines.items():
+        unit, _, by = title.partition(": ")
+        for label, points in kinds.items():
+            ends = [f"{y:.3g} {unit} at {x:.3g}" for x, y in (points[0], points[-1])]
+            report.rows.append([label, by, *ends, f"{exponent(points):.2f}"])
+    report.data = {"lines": lines, "seconds": time.time() - start}
+    return [report]
+
+
+def exponent(points: Points) -> float:
+    """Return p where the last two points grow as a power p; above 1 is worse than linear."""
+    (x0, y0), (x1, y1) = points[-2:]
+    return math.log(y1 / y0) / math.log(x1 / x0)
+
+
+if __name__ == "__main__":
+    program(__doc__, measure)

@@ -1,0 +1,178 @@
+#!/usr/bin/env python
+"""Every target of speed and memory, measured in one run; exits 0 only if all hold.
+
+python benchmarks/speed/targets.py --data DATA --nuclei NUCLEI --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from benchmarks.memory import training_image
+from benchmarks.search_cost import HUMAN, measure_memory, measure_times
+from benchmarks.speed import data, halves, inference, panoptic, training
+from benchmarks.speed.contestants import PANOPTIC_FPN, SPATIALFLOW, detect, inferring
+from benchmarks.speed.machine import ceilings
+from benchmarks.speed.report import Report, ratios
+from benchmarks.timing import in_turn
+from spatialflow.config import genotype_of, get_cfg
+from spatialflow.engine.program import PREPARING, one_line
+from tools.analyze import analyze
+
+SIZE = (320, 448)
+THINGS = 30
+
+
+@dataclass
+class Row:
+    """A target and what was measured: a median, with the least and the most of the rounds."""
+
+    what: str
+    target: float
+    rounds: list[float]
+    two_sided: bool = False
+
+    @property
+    def value(self) -> float:
+        """The median; of a change that may have both signs, the mean."""
+        return (statistics.mean if self.two_sided else statistics.median)(self.rounds)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target is met."""
+        return (abs(self.value) if self.two_sided else self.value) <= self.target
+
+    def cells(self) -> list[str]:
+        """Write it as a row of a table."""
+        spread = f"{min(self.rounds):.2f} to {max(self.rounds):.2f}" if self.rounds[1:] else ""
+        met = "yes" if self.holds else "**no**"
+        target = f"{'± ' if self.two_sided else '≤ '}{self.target:g}"
+        return [self.what, target, f"{self.value:.2f}", spread, met]
+
+
+def inference_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Inference over Panoptic FPN's, and in bfloat16 over float32, with PQ on real images."""
+    seconds = inference.measure_size(SIZE, (THINGS,), args.rounds)[THINGS]["seconds"]
+    mine = seconds[SPATIALFLOW]
+    yield Row("inference over Panoptic FPN's", 1.25, ratios(mine, seconds[PANOPTIC_FPN]))
+    yield Row("inference in bf16 over fp32", 0.55, ratios(seconds[inference.HALF], mine))
+    changes = []
+    # In a process of its own, as names of data sets are taken once in each.
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(args.threads,)
+    ) as apart:
+        for seed in halves.SEEDS:
+            found = apart.submit(halves.measure_quality, args.nuclei, seed).result()
+            changes.append(found["bf16"]["PQ"] - found["fp32"]["PQ"])
+    yield Row("mean change of PQ by bf16, nuclei", 0.1, changes, two_sided=True)
+
+
+@torch.no_grad()
+def dense_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """The network without what chooses and pastes, over its operations at the ceiling."""
+    item = training_image(SIZE)
+    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    detect(model, item, 0)
+    genotype = genotype_of(get_cfg("coco/spatialflow_r50_20e.yaml"))
+    # Nothing is detected, so the mask head has nothing to do.
+    operations = 2 * analyze(model, genotype, SIZE)["parts"]["everything"]["multiply_adds"] / 1e9
+    images = model.preprocess_image([item])
+    rounds = []
+    for _ in range(args.rounds):
+        ceiling = ceilings(3)["GFLOP/s fp32"]
+        seconds = in_turn({"dense": lambda: model.dense(images)}, rounds=1)["dense"][0]
+        rounds.append(seconds / (operations / ceiling))
+    yield Row("dense network over its operations at the ceiling", 1.15, rounds)
+
+
+def training_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """A training step over Panoptic FPN's."""
+    found = training.measure_steps(max(3, args.rounds // 2), (SPATIALFLOW, PANOPTIC_FPN))
+    seconds, memory = found["seconds"], found["MiB"]
+    over = ratios(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
+    yield Row("training step over Panoptic FPN's", 1.4, over)
+    yield Row("its peak memory", 1.3, [memory[SPATIALFLOW] / memory[PANOPTIC_FPN]])
+
+
+def search_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """An iteration of the default search over the human design's training step."""
+    first, second = "first order", "second order"
+    with one_line(PREPARING):
+        seconds = measure_times(args.rounds, (HUMAN, first, second))
+        memory = {name: measure_memory(name, args.threads) for name in (HUMAN, first)}
+    yield Row("first-order search over a step", 2.6, ratios(seconds[first], seconds[HUMAN]))
+    yield Row("its memory", 1.8, [memory[first] / memory[HUMAN]])
+    yield Row("second-order search over a step", 5.2, ratios(seconds[second], seconds[HUMAN]))
+
+
+def panoptic_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Fusion over Detectron2's."""
+    works = panoptic.fusing()
+    if not panoptic.identical(works):
+        raise AssertionError("fusion gives another result than Detectron2's")
+    seconds = in_turn(dict(works), rounds=args.rounds)
+    over = ratios(seconds[panoptic.MINE], seconds[panoptic.THEIRS])
+    yield Row("fusion of 100 instances over Detectron2's", 0.3, over)
+
+
+def data_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """The mapper over Detectron2's."""
+    with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as prepared:
+        seconds = in_turn(data.works(args.data, Path(prepared)), rounds=args.rounds)
+    yield Row("mapper over Detectron2's", 0.7, ratios(seconds[data.MINE], seconds[data.THEIRS]))
+
+
+PARTS = (panoptic_rows, data_rows, inference_rows, dense_rows, training_rows, search_rows)
+
+
+def main() -> int:
+    """Measure, print and record; return the exit code."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    start = time.time()
+    rows = []
+    for part in PARTS:
+        for row in part(args):
+            rows.append(row)
+            print(" | ".join(row.cells()), flush=True)
+    report = Report(args.name, ["", "target", "measured", "least to most", "met"])
+    report.rows = [row.cells() for row in rows]
+    report.data = {
+        "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "minutes": round((time.time() - start) / 60, 1),
+        "rounds": {row.what: row.rounds for row in rows},
+    }
+    report.save(args.write)
+    missed = [row.what for row in rows if not row.holds]
+    if missed:
+        print(f"missed: {', '.join(missed)}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
+    parser.add_argument("--nuclei", type=Path, required=True, help="nuclei in panoptic layout")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    parser.add_argument("--name", default="targets", help="of this occasion's table and JSON")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
