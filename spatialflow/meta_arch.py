@@ -32,6 +32,7 @@ from spatialflow.fusion import PanopticFusion
 from spatialflow.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
 from spatialflow.heads.attention import SITES, build_attention
 from spatialflow.losses import LossNormalizer
+from spatialflow.packed import pack_convolutions
 from spatialflow.precision import amp_dtype, autocast
 from spatialflow.search.space import relaxing, search_space, site_channels, topology_of
 
@@ -113,6 +114,7 @@ class SpatialFlow(nn.Module):
         self._held_proposals: dict[int, list[Instances]] = {}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        pack_convolutions(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

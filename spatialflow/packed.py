@@ -1,0 +1,190 @@
+"""Convolutions whose weights are laid out once for inference on a CPU, not in each pass.
+
+PyTorch's eager convolutions bring their weights into oneDNN's layout whenever they are called,
+which costs as much as the arithmetic where maps are small, and leave 1×1 filters on one thread to a
+slower library. Here the weights in that layout are kept, with the batch norm that follows folded
+in. The operators are those that ``torch.compile`` has for frozen weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+
+SHAPES = 5
+"""Input shapes that a convolution keeps weights of a type for: the levels of an image."""
+
+
+class _Packed(NamedTuple):
+    """Weights as oneDNN wants them for one type, input shape and number of threads."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _Kept:
+    """All that one convolution keeps, and the parameters that it was made from."""
+
+    def __init__(self, sources: list[Tensor]) -> None:
+        self.sources = sources
+        self.versions = [tensor._version for tensor in sources]
+        self.packed: dict[torch.dtype, OrderedDict[Hashable, _Packed]] = {}
+
+    def still_holds(self, sources: list[Tensor]) -> bool:
+        """Tell whether nothing was replaced or written to since."""
+        return len(sources) == len(self.sources) and all(
+            new is old and new._version == version
+            for new, old, version in zip(sources, self.sources, self.versions, strict=True)
+        )
+
+    def get(self, dtype: torch.dtype, key: Hashable, make: Callable[[], _Packed]) -> _Packed:
+        """Return what is kept, made if it is not there; what was not used longest makes room."""
+        packed = self.packed.setdefault(dtype, OrderedDict())
+        if key in packed:
+            packed.move_to_end(key)
+        else:
+            packed[key] = make()
+            if len(packed) > SHAPES:
+                packed.popitem(last=False)
+        return packed[key]
+
+
+# By module, not in it, so that copies and pickles of a model know nothing of it.
+_kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
+
+
+class _Packing(nn.Conv2d):
+    """What both kinds of convolution do; see :func:`pack_convolutions`."""
+
+    norm: Any
+    activation: Any
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch modes; afterwards weights are packed anew."""
+        _kept.pop(self, None)
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (N, C, H, W), then norm and activation where Detectron2's layer has them."""
+        dtype = self._inference_dtype(x)
+        if dtype is None:
+            return super().forward(x)
+        folded = isinstance(self.norm, (FrozenBatchNorm2d, nn.BatchNorm2d))
+        packed = self._packed(dtype, x, self.norm if folded else None)
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x.to(dtype),
+            packed.weight,
+            packed.bias,
+            *(self.padding, self.stride, self.dilation, self.groups),
+            *("none", [], ""),  # no operation on the output
+        )
+        if self.norm is not None and not folded:
+            y = self.norm(y)
+        return y if self.activation is None else self.activation(y)
+
+    def _inference_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return the type to convolve in, or None where PyTorch's own way is to be taken."""
+        if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return None
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return None
+        dtype = x.dtype
+        if torch.is_autocast_enabled("cpu") and dtype in (torch.float32, torch.bfloat16):
+            dtype = torch.get_autocast_dtype("cpu")
+        elif dtype != torch.float32:
+            return None
+        fits = (
+            x.device.type == self.weight.device.type == "cpu"
+            and self.weight.dtype == torch.float32
+            and not self.weight.is_inference()
+            and not (isinstance(self.norm, nn.BatchNorm2d) and self.norm.training)
+            and not isinstance(self.padding, str)
+            and self.padding_mode == "zeros"
+            and x.ndim == 4
+            and x.numel() > 0
+            and x.shape[1] == self.in_channels
+            and all(
+                size + 2 * padding > dilation * (kernel - 1)
+                for size, padding, dilation, kernel in zip(
+                    x.shape[2:], self.padding, self.dilation, self.kernel_size, strict=True
+                )
+            )
+        )
+        return dtype if fits and _supports(dtype) else None
+
+    def _packed(self, dtype: torch.dtype, x: Tensor, norm: Any) -> _Packed:
+        """Return weights in a type, for inputs like x, with the effect of norm if there is one."""
+        sources = [self.weight]
+        if self.bias is not None:
+            sources.append(self.bias)
+        if norm is not None:
+            sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        kept = _kept.get(self)
+        if kept is None or not kept.still_holds(sources):
+            kept = _kept[self] = _Kept(sources)
+        # With the layout of another shape oneDNN can be a hundred times slower.
+        key = (x.shape, torch.get_num_threads())
+        return kept.get(dtype, key, lambda: self._pack(dtype, x.shape, norm))
+
+    @torch.no_grad()
+    def _pack(self, dtype: torch.dtype, shape: torch.Size, norm: Any) -> _Packed:
+        weight, bias = self.weight, self.bias
+        if norm is not None:
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            shift = -norm.running_mean if bias is None else bias - norm.running_mean
+            weight, bias = weight * scale[:, None, None, None], norm.bias + shift * scale
+        reordered = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.detach().to(dtype),
+            *(self.padding, self.stride, self.dilation, self.groups, shape),
+        )
+        return _Packed(reordered, None if bias is None else bias.detach().to(dtype))
+
+
+class PackedConv2d(_Packing):
+    """PyTorch's convolution, packed at inference."""
+
+    norm = None
+    activation = None
+
+
+class PackedDetectron2Conv2d(_Packing, Conv2d):
+    """Detectron2's convolution with norm and activation, packed at inference."""
+
+
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: PackedConv2d,
+    Conv2d: PackedDetectron2Conv2d,
+}
+
+
+def pack_convolutions(model: nn.Module) -> None:
+    """Let a model's convolutions keep packed weights in eval mode, on CPUs, without gradients.
+
+    Parameters, their names and all other uses stay as they are. Weights are packed anew after
+    ``train()`` or ``eval()``, and when a parameter was replaced or written to; writing through
+    ``.data`` goes unnoticed until the next of them.
+
+    Args:
+        model: Its PyTorch and Detectron2 convolutions, not those of derived classes, change class.
+    """
+    for module in model.modules():
+        kind = _KINDS.get(type(module))
+        if kind is not None:
+            module.__class__ = kind
+
+
+@functools.cache
+def _supports(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN computes in a type here."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
