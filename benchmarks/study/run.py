@@ -31,6 +31,7 @@ from spatialflow.search.space import (
 )
 
 HUMAN, PARALLEL = "spatialflow", "parallel"
+STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
 HARNESS_SEEDS = range(5)
 SEARCH_SEEDS = range(3)
 FINAL_SEEDS = range(100, 108)
@@ -53,14 +54,14 @@ DATA = {
         training="benchmarks/peers/nuclei.yaml",
         search="search/nuclei.yaml",
         darts="search/nuclei_darts_original.yaml",
-        training_keys=("SOLVER.MAX_ITER", 300, "SOLVER.WARMUP_ITERS", 30, "SOLVER.BASE_LR", 0.001),
+        training_keys=STEPS,
         search_keys=(),
     ),
     "scenes": Data(
         training="benchmarks/peers/scenes.yaml",
         search="search/default.yaml",
         darts="search/darts_original.yaml",
-        training_keys=("SOLVER.MAX_ITER", 300, "SOLVER.WARMUP_ITERS", 30, "SOLVER.BASE_LR", 0.001),
+        training_keys=STEPS,
         search_keys=("SOLVER.MAX_ITER", 300, "INPUT.MIN_SIZE_TRAIN", (160,)),
     ),
 }
