@@ -276,7 +276,8 @@ def test_default_predictor_and_visualizer(tiny_cfg, scenes, tmp_path, channels):
     picture = np.random.default_rng(0).integers(0, 256, (64, 90, 3), dtype=np.uint8)
     result = DefaultPredictor(cfg)(picture[:, :, ::-1])
     read = picture if channels == "RGB" else picture[:, :, ::-1]
-    expected = model([{"image": torch.from_numpy(read.transpose(2, 0, 1).copy())}])[0]
+    with torch.no_grad():
+        expected = model([{"image": torch.from_numpy(read.transpose(2, 0, 1).copy())}])[0]
     torch.testing.assert_close(result["sem_seg"], expected["sem_seg"])
     ids, segments = result["panoptic_seg"]
     assert segments

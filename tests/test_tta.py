@@ -54,6 +54,7 @@ def image():
     return nn.functional.interpolate(small, scale_factor=8)[0]  # 64 × 96
 
 
+@torch.no_grad()
 def test_one_view_at_its_own_size_is_the_model_itself(build, image):
     _, model, augmented = build(views(False, 64))
     (expected,) = model([{"image": image}])
