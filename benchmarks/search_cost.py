@@ -3,18 +3,16 @@
 
     python benchmarks/search_cost.py --write docs/search.md
 
-Times are taken in turn in one process. Memory is that of a process of its own for each row: the
-largest resident size in three iterations, less what it was before the model was built.
+Times are taken in turn in one process. Memory is that of all tensors that are alive at a time while
+a trainer is built and does two iterations: weights, their gradients and moments, activations.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from benchmarks.intervals import fill, table
+from benchmarks.memory import peak_mib
 from benchmarks.timing import in_turn
 from darts.operations import OPERATIONS
 from spatialflow.config import get_cfg
@@ -47,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "first order, all 7 operations": FULL,
     "second order, all 7 operations": {**FULL, "SEARCH.ORDER": 2, **SGD},
 }
-ITERATIONS = 3
+ITERATIONS = 2
 
 
 def step_of(name: str, folder: Path) -> Callable[[], None]:
@@ -78,23 +77,17 @@ def step_of(name: str, folder: Path) -> Callable[[], None]:
     return step
 
 
-def measure_memory(name: str, threads: int) -> float:
-    """Return MiB, from a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--memory", name]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)], check=True, capture_output=True, text=True
-    )
-    return float(done.stdout.split()[-1])
+def measure_memory(name: str) -> float:
+    """Return MiB: the most that is alive while a variant is built and does some iterations."""
+    gc.collect()
 
+    def work() -> None:
+        with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
+            step = step_of(name, Path(folder))
+            for _ in range(ITERATIONS):
+                step()
 
-def own_memory(name: str) -> float:
-    """Return the MiB that this process needs for some iterations."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
-        step = step_of(name, Path(folder))
-        for _ in range(ITERATIONS):
-            step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_mib(work)
 
 
 def measure_times(rounds: int, names: Iterable[str] = VARIANTS) -> dict[str, list[float]]:
@@ -108,11 +101,8 @@ def main() -> None:
     """Measure and print."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    if args.memory:
-        print(own_memory(args.memory))
-        return
     with one_line(PREPARING):
-        memory = {name: measure_memory(name, args.threads) for name in VARIANTS}
+        memory = {name: measure_memory(name) for name in VARIANTS}
         times = measure_times(args.rounds)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}
     rows = [
@@ -140,7 +130,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
-    parser.add_argument("--memory", choices=VARIANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

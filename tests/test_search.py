@@ -22,7 +22,8 @@ from spatialflow.search.space import (
     search_space,
     write_genotypes,
 )
-from spatialflow.search.trainer import SearchTrainer, _part
+from spatialflow.search.split import part
+from spatialflow.search.trainer import SearchTrainer
 from tests.engine.test_resume import checkpoint, equal
 
 SEARCH = {
@@ -131,6 +132,9 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, varia
     costs, human = flow_costs(whole, resumed.architecture.space.topology)
     assert sum(costs[f.key, f.operation] for f in genotype.flows) <= human
     assert path.with_suffix(".svg").read_text().count("<title>") == 1 + len(genotype.flows)
+    report = (tmp_path / "stopped" / "report.html").read_text()
+    for heading in ("Searched and human", "Flows", "How the search went", "Held-out images"):
+        assert f">{heading}</h2>" in report
     assert (tmp_path / "stopped" / "history.svg").read_text().count("<polyline") == 36 * (
         2 if variant == "sigmoid" else 3
     )
@@ -198,7 +202,7 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
     """A data set may have given away the images of the same hash already."""
     names = [f"{i}.png" for i in range(400)]
     left = [name for name in names if not in_validation_split(name, 0.2, 0)]
-    keep = _part(scenes_cfg({**SEARCH, "SEARCH.ARCHITECTURE_FRACTION": 0.2}), architecture=True)
+    keep = part(scenes_cfg({**SEARCH, "SEARCH.ARCHITECTURE_FRACTION": 0.2}), architecture=True)
     share = sum(keep({"file_name": f"/data/{name}"}) for name in left) / len(left)
     assert 0.14 < share < 0.26
 

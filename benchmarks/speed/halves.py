@@ -3,7 +3,8 @@
 
     python benchmarks/speed/halves.py --data nuclei_train433 --threads 1
 
-The model is that of ``benchmarks/peers/nuclei.yaml``, trained here with three seeds (six minutes).
+The model is that of ``benchmarks/peers/nuclei.yaml``, trained here with two seeds (seven minutes)
+and long enough that few of its scores lie near a threshold; PQ is of the images it has not seen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from spatialflow.engine import Trainer, prepare_config
 from spatialflow.engine.program import PREPARING, one_line
 
 CONFIG = Path(__file__).parents[1] / "peers" / "nuclei.yaml"
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
+TRAINING = (
+    *("DATASETS.FOLDER.VAL_FRACTION", 0.4, "TEST.EVAL_PERIOD", 0),
+    *("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001),
+)
 NUMBERS = ("PQ", "PQ_th", "PQ_st")
 
 
@@ -28,7 +33,7 @@ def measure_quality(data: Path, seed: int) -> dict[str, dict[str, float]]:
     """Train, and return PQ, PQ_th and PQ_st in percent, in both precisions."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         keys = ["DATASETS.FOLDER.PATH", str(data), "OUTPUT_DIR", folder, "SEED", seed]
-        cfg = get_cfg(CONFIG, [*keys, "TEST.EVAL_PERIOD", 0])
+        cfg = get_cfg(CONFIG, [*keys, *TRAINING])
         with one_line(PREPARING):
             prepare_config(cfg)
         trainer = Trainer(cfg)

@@ -110,7 +110,7 @@ def search_rows(args: argparse.Namespace) -> Iterator[Row]:
     first, second = "first order", "second order"
     with one_line(PREPARING):
         seconds = measure_times(args.rounds, (HUMAN, first, second))
-        memory = {name: measure_memory(name, args.threads) for name in (HUMAN, first)}
+        memory = {name: measure_memory(name) for name in (HUMAN, first)}
     yield Row("first-order search over a step", 2.6, ratios(seconds[first], seconds[HUMAN]))
     yield Row("its memory", 1.8, [memory[first] / memory[HUMAN]])
     yield Row("second-order search over a step", 5.2, ratios(seconds[second], seconds[HUMAN]))

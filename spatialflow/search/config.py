@@ -65,6 +65,10 @@ def add_search_config(cfg: CfgNode) -> None:
     # never).
     search.EIGENVALUE_PERIOD = 0
     search.STOP_RATIO = 0.0
+    _add_derivation(search)
+
+
+def _add_derivation(search: CfgNode) -> None:
     # How the genotype is derived: "argmax" (with ``none`` allowed), "presence" (an edge
     # whose operations together are likelier than ``none``), "threshold" (of 0.5),
     # "top_inputs" (two inputs of every node, the rule of DARTS) or "perturbation" (what hurts most
@@ -74,6 +78,8 @@ def add_search_config(cfg: CfgNode) -> None:
     search.PERTURBATION_BATCHES = 4
     # Write the derived network with the supernet's weights, for MODEL.WEIGHTS of a training.
     search.INHERIT = False
+    # Held-out images that report.html has results of, with the searched and the human flows.
+    search.REPORT_IMAGES = 8
 
 
 def _space_keys() -> CfgNode:
@@ -127,6 +133,7 @@ def check_search_config(cfg: CfgNode) -> None:
         )
     for name, least in (
         ("PERTURBATION_BATCHES", 1),
+        ("REPORT_IMAGES", 0),
         ("EIGENVALUE_PERIOD", 0),
         ("STOP_RATIO", 0),
         ("WARMUP", 0),

@@ -29,6 +29,7 @@ from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import seeded
 from spatialflow.search.config import PERTURBATION
 from spatialflow.search.hook import LOG_FILE
+from spatialflow.search.report import write_report
 from spatialflow.search.space import flow_costs
 from spatialflow.search.weights import architecture_of, inherit
 
@@ -132,7 +133,7 @@ class Derivation:
             self.architecture.load_state_dict(state)
 
     def write(self, iterations: int) -> Path:
-        """Derive, and write ``genotype.json`` with its pictures and what else is asked for.
+        """Derive; write ``genotype.json``, its pictures, the report, and what else is asked for.
 
         All processes derive, as the model may speak to the others; the main one writes.
 
@@ -149,13 +150,14 @@ class Derivation:
         path.with_suffix(".svg").write_text(to_svg(genotype, topology))
         path.with_suffix(".dot").write_text(to_dot(genotype, topology))
         log = folder / LOG_FILE
-        if log.is_file():
-            lines = read_log(log)
+        lines = read_log(log) if log.is_file() else []
+        if lines:
             title = f"{genotype.name}: history of the search"
             (folder / "history.svg").write_text(history_svg(self.architecture, lines, title=title))
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
+        logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines))
         if self.cfg.SEARCH.INHERIT:
             derived = inherit(self.cfg, self.supernet, genotype, path)
             state = {"model": derived.state_dict()}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -18,7 +16,6 @@ from darts.architect import Named
 from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
-from spatialflow.data.source import in_validation_split
 from spatialflow.engine.trainer import Trainer
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import mix_seeds
@@ -26,6 +23,7 @@ from spatialflow.search.config import check_search_config, learning
 from spatialflow.search.derivation import Derivation
 from spatialflow.search.hook import LOG_FILE, ArchitectureHook, InTheMidst
 from spatialflow.search.space import flow_costs, human_genotype
+from spatialflow.search.split import part
 from spatialflow.search.weights import architecture_of, start_from
 
 logger = logging.getLogger(__name__)
@@ -83,7 +81,7 @@ class SearchTrainer(Trainer):
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Return the batches that the weights learn from."""
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        return build_train_loader(cfg, seed, keep=_part(cfg, architecture=False))
+        return build_train_loader(cfg, seed, keep=part(cfg, architecture=False))
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return the trainer's hooks, with the architecture's step after the scheduler's."""
@@ -119,7 +117,7 @@ class SearchTrainer(Trainer):
     def _held_out(self, stream: int) -> TrainLoader:
         """Return batches that the weights never see; each stream has an order of its own."""
         seed = mix_seeds(self._trainer.seed, stream)
-        return build_train_loader(self.cfg, seed, keep=_part(self.cfg, architecture=True))
+        return build_train_loader(self.cfg, seed, keep=part(self.cfg, architecture=True))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint, or start from ``MODEL.WEIGHTS`` or ``SEARCH.WEIGHTS``."""
@@ -146,17 +144,3 @@ def _mean_over_processes(named: Named) -> Named:
     for total in totals.values():
         torch.distributed.all_reduce(total)
     return {name: total / comm.get_world_size() for name, total in totals.items()}
-
-
-def _part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
-    """Tell which images are the architecture's, or the weights', by a hash of seed and name."""
-    fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
-    # Another draw than that of DATASETS.FOLDER, which takes the same images away at equal seeds.
-    seed = mix_seeds(cfg.SEARCH.SPLIT_SEED, 5)
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"SEARCH.ARCHITECTURE_FRACTION: {fraction} given, between 0 and 1 expected"
-        )
-    return lambda image: (
-        in_validation_split(Path(image["file_name"]).name, fraction, seed) == architecture
-    )

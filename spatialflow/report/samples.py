@@ -1,0 +1,134 @@
+"""Results of models on a few images: how good they are, and how they look."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data.catalog import Metadata
+from panopticapi.evaluation import pq_compute_single_core
+from torch import Tensor
+
+from spatialflow.data.panoptic_png import write_panoptic_png
+from spatialflow.data.segments import panoptic_ground_truth
+from spatialflow.evaluation import bootstrap_pq, summarize
+from spatialflow.visualize import draw_panoptic, side_by_side
+
+Panoptic = tuple[Tensor, list[dict[str, Any]]]
+"""Segment ids (H, W), and the segments in Detectron2's form."""
+
+
+class Samples:
+    """Images of one data set with their ground truth, and the results of models on them."""
+
+    def __init__(self, images: Sequence[dict[str, Any]], metadata: Metadata) -> None:
+        """Read the ground truth.
+
+        Args:
+            images: Of ``DatasetCatalog.get``.
+            metadata: Of the data set.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        self.images = images
+        self.metadata = metadata
+        self.truth: list[Panoptic] = [panoptic_ground_truth(image, metadata) for image in images]
+        self.categories = {
+            _category(isthing, index): {
+                "id": _category(isthing, index),
+                "name": name,
+                "isthing": int(isthing),
+            }
+            for isthing, names in (
+                (True, metadata.thing_classes),
+                (False, metadata.stuff_classes),
+            )
+            for index, name in enumerate(names)
+        }
+
+    def quality(self, results: Sequence[Panoptic]) -> dict[str, tuple[float, float, float] | None]:
+        """Return PQ, PQ_th and PQ_st in percent with their 95 % intervals over images.
+
+        Args:
+            results: Of a model, one an image.
+
+        Returns:
+            Mean, lower and upper end; None where no image has a class of the group.
+        """
+        records = []
+        for image, truth, result in zip(self.images, self.truth, results, strict=True):
+            counts = _match(truth, result, self.categories)
+            records.append({"file_name": image["file_name"], "classes": counts})
+        means = summarize(records, self.categories)["summary"]
+        found: dict[str, tuple[float, float, float] | None] = {}
+        for name, ends in bootstrap_pq(records).items():
+            found[name] = None if means[name] is None or ends is None else (means[name], *ends)
+        return found
+
+    def draw(self, results: Mapping[str, Sequence[Panoptic]], count: int) -> np.ndarray:
+        """Draw the first images, their ground truth, and the results of models side by side.
+
+        Args:
+            results: Title → results of a model, one an image.
+            count: Of the images.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+        """
+        rows = []
+        for i, image in enumerate(self.images[:count]):
+            rgb = np.ascontiguousarray(cv2.imread(image["file_name"])[:, :, ::-1])
+            drawn = [self.truth[i], *(result[i] for result in results.values())]
+            rows.append(
+                [rgb, *(draw_panoptic(rgb, ids, found, self.metadata) for ids, found in drawn)]
+            )
+        return side_by_side(rows, titles=("image", "ground truth", *results))
+
+
+def _category(isthing: bool, index: int) -> int:
+    """Return one number for a class, as things and stuff are each counted from 0."""
+    return 2 * index + int(isthing)
+
+
+def _match(
+    truth: Panoptic, result: Panoptic, categories: Mapping[int, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return each class's counts on an image, matched by panopticapi."""
+    with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
+        annotations = []
+        for name, (ids, segments) in (("truth", truth), ("result", result)):
+            listed = []
+            array = ids.cpu().numpy()
+            for segment in segments:
+                category = _category(segment["isthing"], segment["category_id"])
+                area = int((array == segment["id"]).sum())
+                if area:
+                    listed.append(
+                        {
+                            "id": segment["id"],
+                            "category_id": category,
+                            "iscrowd": 0,
+                            "area": area,
+                        }
+                    )
+            (Path(folder) / name).mkdir()
+            write_panoptic_png(Path(folder, name, "0.png"), array)
+            annotations.append({"image_id": 0, "file_name": "0.png", "segments_info": listed})
+        with contextlib.redirect_stdout(io.StringIO()):
+            folders = (str(Path(folder, name)) for name in ("truth", "result"))
+            stat = pq_compute_single_core(0, [tuple(annotations)], *folders, categories)
+    return {
+        str(category): {
+            "isthing": categories[category]["isthing"],
+            **{key: getattr(counts, key) for key in ("iou", "tp", "fp", "fn")},
+        }
+        for category, counts in stat.pq_per_cat.items()
+        if counts.tp + counts.fp + counts.fn
+    }

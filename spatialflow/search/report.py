@@ -1,0 +1,206 @@
+"""The page that a search leaves: what was found, how, and how it looks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from darts.drawing import to_svg
+from darts.genotype import Genotype
+from darts.history import history_svg
+from darts.relaxation import Architecture
+from darts.space import Topology
+from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.register import ensure_metadata
+from spatialflow.meta_arch import SpatialFlow
+from spatialflow.report import Page, charts, details, drawing, paragraph, picture, table
+from spatialflow.report.samples import Panoptic, Samples
+from spatialflow.search.space import flow_costs, human_genotype
+from spatialflow.search.split import part
+from spatialflow.search.weights import architecture_of
+
+REPORT_FILE = "report.html"
+DRAWN = 3
+"""Images that are drawn, of those that are evaluated."""
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def write_report(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, lines: Lines) -> Path:
+    """Write ``report.html`` into a search's folder.
+
+    Args:
+        cfg: Of the search.
+        supernet: As the search left it.
+        genotype: What was derived from it.
+        lines: Of the search's log, by iteration; none where it lies elsewhere.
+
+    Returns:
+        The path of the page.
+    """
+    architecture = architecture_of(supernet)
+    page = Page(f"Search of flows: {genotype.name}", _lead(genotype))
+    page.section("Searched and human", *compared(genotype, architecture.space.topology))
+    page.section("Flows", _flows(cfg, genotype, architecture))
+    page.section("How the search went", *_history(cfg, genotype, architecture, lines))
+    page.section("Held-out images", *_samples(cfg, supernet, genotype))
+    page.section(
+        "Settings",
+        details("Provenance of the genotype", json.dumps(genotype.provenance, indent=1)),
+        details("The whole config", cfg.dump()),
+    )
+    return page.save(Path(cfg.OUTPUT_DIR) / REPORT_FILE)
+
+
+def _lead(genotype: Genotype) -> str:
+    found = genotype.provenance
+    return (
+        f"{len(genotype.flows)} flows at {found['cost']:.2f} of the cost of the human ones, by the "
+        f"rule “{found['rule']}” after {found['iterations']} iterations with seed {found['seed']}."
+    )
+
+
+def compared(genotype: Genotype, topology: Topology) -> list[str]:
+    """Return the drawings of a genotype and of the human one, side by side."""
+    drawn = []
+    for one in (genotype, human_genotype()):
+        flows = "; ".join(str(flow) for flow in one.flows) or "none"
+        alt = f"{one.name}: {len(one.flows)} flows between the four branches: {flows}"
+        drawn.append(drawing(to_svg(one, topology), alt=alt, width="large"))
+    return [f'<div class="pair">{"".join(drawn)}</div>']
+
+
+def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> str:
+    costs, human = flow_costs(cfg, architecture.space.topology)
+    theirs = {(flow.key, flow.operation) for flow in human_genotype().flows}
+    edges = {edge.key: edge for edge in architecture.space.edges}
+    rows = []
+    for flow in genotype.flows:
+        edge = edges[flow.key]
+        at = edge.operations.index(flow.operation)
+        probability = float(architecture.probabilities(edge.key)[at])
+        rows.append(
+            [
+                f"{flow.source} → {flow.target}",
+                flow.port,
+                flow.operation,
+                f"{probability:.3f}",
+                f"{100 * costs[flow.key, flow.operation] / human:.1f}",
+                "yes" if (flow.key, flow.operation) in theirs else "no",
+            ]
+        )
+    head = ["flow", "port", "operation", "probability", "% of human cost", "human, too"]
+    return table(head, rows, caption="Flows of the searched genotype")
+
+
+def _history(
+    cfg: CfgNode, genotype: Genotype, architecture: Architecture, lines: Lines
+) -> Iterator[str]:
+    if not lines:
+        yield paragraph("The log of the search is not in this folder.")
+        return
+    loss = genotype.provenance["held_out_loss"]
+    yield paragraph(
+        f"On held-out images the supernet's loss is {loss['supernet']:.3f}; that of the derived "
+        f"network, with the supernet's weights, is {loss['derived']:.3f}. The difference is what "
+        "deriving costs."
+    )
+    svg = history_svg(architecture, lines, title="Probabilities over the search")
+    yield drawing(svg, alt="Probability of every candidate of every edge over the search")
+    trained = _metrics(Path(cfg.OUTPUT_DIR))
+    if trained:
+        svg = charts.lines(trained, x="iteration", y="loss")
+        yield drawing(svg, alt="Losses of the weights over the search", width="fits")
+    for name, label, alt in (
+        ("architecture_loss", "loss", "Loss of the architecture on images of its own"),
+        ("expected_cost", "of the budget", "Expected cost of the architecture"),
+        ("entropy", "nats", "Entropy of the architecture, averaged over edges"),
+        ("eigenvalue", "eigenvalue", "Dominant eigenvalue of the architecture's loss"),
+    ):
+        points = [(line["iteration"] + 1, line[name]) for line in lines if name in line]
+        if points:
+            svg = charts.lines({name.replace("_", " "): points}, x="iteration", y=label)
+            yield drawing(svg, alt=alt, caption=f"{alt}.", width="fits")
+
+
+def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
+    """Return the training's losses, of ``metrics.json``; nothing where there is none."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, list[charts.Point]] = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        for name in ("total_loss", "loss_cls", "loss_box", "loss_mask", "loss_stuff"):
+            if name in line:
+                found.setdefault(name, []).append((line["iteration"] + 1, line[name]))
+    return found
+
+
+def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterator[str]:
+    """Evaluate the supernet's weights with the searched and the human flows, and draw some."""
+    name, keep = cfg.DATASETS.TRAIN[0], part(cfg, architecture=True)
+    held_out = filter(keep, DatasetCatalog.get(name))
+    images = list(itertools.islice(held_out, cfg.SEARCH.REPORT_IMAGES))
+    if not images:
+        return
+    samples = Samples(images, ensure_metadata(name))
+    results = {
+        title: run(cfg, supernet, one, images)
+        for title, one in (("human", human_genotype()), ("searched", genotype))
+        if _within(architecture_of(supernet), one)
+    }
+    yield paragraph(
+        f"The flows in the supernet, with the weights that all of its candidates share, on "
+        f"{len(images)} images that only the architecture learned from. How good a design is, only "
+        "a training of its own tells."
+    )
+    rows = []
+    for title, result in results.items():
+        quality = samples.quality(result)
+        cells = (
+            "n/a" if q is None else "{:.1f} ({:.1f} to {:.1f})".format(*q) for q in quality.values()
+        )
+        rows.append([title, *cells])
+    head = ["flows", *quality]
+    yield table(head, rows, caption="Panoptic quality in percent, with 95 % intervals over images")
+    titles = ", ".join(["image", "ground truth", *results])
+    yield picture(
+        samples.draw(results, DRAWN),
+        alt=f"Rows of pictures of the first held-out images: {titles}",
+        caption=f"Left to right: {titles}.",
+    )
+
+
+def _cell(interval: tuple[float, float, float] | None) -> str:
+    return "n/a" if interval is None else "{:.1f} ({:.1f} to {:.1f})".format(*interval)
+
+
+def _within(architecture: Architecture, genotype: Genotype) -> bool:
+    """Tell whether a supernet has all that a genotype is made of."""
+    edges = {edge.key: edge.operations for edge in architecture.space.edges}
+    return all(flow.operation in edges.get(flow.key, ()) for flow in genotype.flows)
+
+
+@torch.no_grad()
+def run(
+    cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, images: Sequence[dict[str, Any]]
+) -> list[Panoptic]:
+    """Return the results of the supernet's weights with a genotype's flows; α are put back."""
+    architecture = architecture_of(supernet)
+    state = {name: value.clone() for name, value in architecture.state_dict().items()}
+    training = supernet.training
+    mapper = PanopticMapper(cfg, is_train=False)
+    try:
+        architecture.set_genotype(genotype)
+        supernet.eval()
+        return [supernet([mapper(dict(image))])[0]["panoptic_seg"] for image in images]
+    finally:
+        architecture.load_state_dict(state)
+        supernet.train(training)

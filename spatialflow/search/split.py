@@ -1,0 +1,30 @@
+"""Which training images the weights learn from in a search, and which the architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from spatialflow.data.source import in_validation_split
+from spatialflow.randomness import mix_seeds
+
+
+def part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
+    """Tell which images are the architecture's, or the weights', by a hash of seed and name.
+
+    Raises:
+        ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves one of them nothing.
+    """
+    fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
+    # Another draw than that of DATASETS.FOLDER, which takes the same images away at equal seeds.
+    seed = mix_seeds(cfg.SEARCH.SPLIT_SEED, 5)
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"SEARCH.ARCHITECTURE_FRACTION: {fraction} given, between 0 and 1 expected"
+        )
+    return lambda image: (
+        in_validation_split(Path(image["file_name"]).name, fraction, seed) == architecture
+    )
