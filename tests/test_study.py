@@ -1,10 +1,12 @@
 """The study: which images choose and which judge, and what its contestants are."""
 
 import argparse
+import json
 
 import pytest
 
 from benchmarks.study.images import on_images, pq
+from benchmarks.study.keep import keep, restore
 from benchmarks.study.run import Study
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -33,7 +35,9 @@ def test_every_image_chooses_or_judges():
 
 @pytest.fixture
 def study(tmp_path):
-    return Study(argparse.Namespace(name="scenes", data=None, output=tmp_path, threads=1))
+    return Study(
+        argparse.Namespace(name="scenes", data=None, output=tmp_path, kept=tmp_path, threads=1)
+    )
 
 
 def test_human_minus_each_flow_once(study):
@@ -50,6 +54,30 @@ def test_what_is_made_stays(study):
     assert study.once("minus", lambda _: pytest.fail("made again")) == first
 
 
+def test_what_is_kept_and_put_back(tmp_path):
+    work, kept, other = tmp_path / "work", tmp_path / "kept", tmp_path / "other"
+    files = ["final/human-seed0.json", "genotypes/a.json", "genotypes/minus/b.json"]
+    heavy = ["final/human-seed0/model_final.pth", "genotypes/random.partial/c.json"]
+    for name in (*files, *heavy):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text(name)
+    log = work / "searches" / "default_0" / "search.jsonl"
+    log.parent.mkdir(parents=True)
+    lines = [{"iteration": i, "alpha": {}, "probabilities": {"e": [1 / 3]}} for i in (0, 1, 1)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert keep(work, kept) == len(files)
+    names = sorted(str(p.relative_to(kept)) for p in kept.rglob("*.json"))
+    assert names == sorted([*files, "histories/default_0.json"])
+    history = json.loads((kept / "histories" / "default_0.json").read_text())
+    assert history == [{"iteration": i, "probabilities": {"e": [0.3333]}} for i in (0, 1)]
+    (other / "genotypes").mkdir(parents=True)
+    (other / "genotypes" / "a.json").write_text("mine")
+    restore(kept, other)
+    assert [(other / name).read_text() for name in files] == [files[0], "mine", files[2]]
+
+
 def test_nuclei_need_their_folder(tmp_path):
     with pytest.raises(ValueError, match="--data"):
-        Study(argparse.Namespace(name="nuclei", data=None, output=tmp_path, threads=1))
+        Study(
+            argparse.Namespace(name="nuclei", data=None, output=tmp_path, kept=tmp_path, threads=1)
+        )

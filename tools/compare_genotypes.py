@@ -34,6 +34,7 @@ from spatialflow.search.derivation import config_hash
 
 SPEED_FILE = "speed.json"
 TABLE_FILE = "comparison.md"
+COST_HEAD = ("GFLOPs", "ms an image", "time ×")
 
 
 def genotypes(given: list[str]) -> dict[str, Genotype]:
@@ -137,20 +138,18 @@ def speed(args: argparse.Namespace, names: list[str]) -> dict[str, dict[str, flo
 
 
 def comparison(results: dict[str, list[Result]], costs: dict[str, dict[str, Any]]) -> str:
-    """Write the tables: each genotype, and its difference to the first."""
+    """Write the tables: each genotype, and its difference to the first; costs where measured."""
     names = list(results)
     rows, differences = [], []
     for name, mine in results.items():
-        sampled, cost = Sampled(mine), costs[name]
+        sampled = Sampled(mine)
         rows.append(
             [
                 name,
                 *(sampled.cell(group) for group in range(3)),
                 ", ".join(f"{r['PQ']:.1f}" for r in mine),
                 f"{mine[0]['parameters'] / 1e6:.2f}",
-                f"{cost['GFLOPs']:.2f}",
-                f"{1000 * cost['time seconds'][0]:.0f}",
-                f"{cost['time']:.2f}",
+                *(_cost_cells(costs[name]) if costs else ()),
                 f"{np.mean([r['seconds'] for r in mine]):.0f}",
             ]
         )
@@ -158,11 +157,16 @@ def comparison(results: dict[str, list[Result]], costs: dict[str, dict[str, Any]
             difference, seeds = minus(mine, results[names[0]])
             cells = [difference.cell(group, sign=True) for group in range(3)]
             differences.append([f"{name} − {names[0]}", *cells, str(seeds)])
-    head = ["", *GROUPS, "PQ by seed", "M parameters", "GFLOPs", "ms an image", "time ×", "s"]
+    head = ["", *GROUPS, "PQ by seed", "M parameters", *(COST_HEAD if costs else ()), "s"]
     text = table(head, rows)
     if differences:
         text += "\n\n" + table(["difference", *GROUPS, "seeds"], differences)
     return text
+
+
+def _cost_cells(cost: dict[str, Any]) -> list[str]:
+    seconds, over = cost["time seconds"][0], cost["time"]
+    return [f"{cost['GFLOPs']:.2f}", f"{1000 * seconds:.0f}", f"{over:.2f}"]
 
 
 def main() -> None:
@@ -176,7 +180,7 @@ def main() -> None:
             trial(config(args, name, seed), target, identity(args, name, seed))
             return
         results = train_all(args)
-        text = comparison(results, speed(args, list(results)))
+        text = comparison(results, {} if args.no_speed else speed(args, list(results)))
         print(text)
         (args.output / TABLE_FILE).write_text(text + "\n")
         for page in args.write:
@@ -193,6 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("output/comparison"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-speed", action="store_true", help="measure no FLOPs and no times")
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     parser.add_argument("--mark", default="comparison", help="of the tables in those pages")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)

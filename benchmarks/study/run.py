@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Run the study of PLAN.md on one data set; what is done is kept, and the same command goes on.
 
+Results, genotypes and histories are copied to benchmarks/results/study, weights and logs are not; a
+run in an empty --output goes on from there.
+
 python -m benchmarks.study.run nuclei --data nuclei_train433 --output output/study --threads 1
 python -m benchmarks.study.run scenes --output output/study --threads 1
 """
@@ -18,7 +21,9 @@ from typing import Any
 from benchmarks.intervals import Result
 from benchmarks.peers.contestants import ablations, file_name, genotype
 from benchmarks.study.images import on_images, pq
-from benchmarks.trials import ROOT, run_apart
+from benchmarks.study.keep import ROOT, keep, restore
+from benchmarks.trials import ROOT as REPOSITORY
+from benchmarks.trials import run_apart
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg
 from spatialflow.files import write_atomically
@@ -78,6 +83,7 @@ class Study:
         """
         self.data = DATA[args.name]
         self.threads = args.threads
+        self.kept = args.kept / args.name
         self.folder: Path = (args.output / args.name).absolute()
         self.keys: tuple[object, ...] = ("DATASETS.SCENES.TRAIN", 360, "DATASETS.SCENES.VAL", 240)
         if args.name == "nuclei":
@@ -90,6 +96,7 @@ class Study:
 
     def go(self) -> None:
         """Do all that is not done yet, in the order of the plan."""
+        restore(self.kept, self.folder)
         self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
         self.train("minus", self.once("minus", self.minus_one), [0])
         searched = [self.searched(*run) for run in self.searches()]
@@ -99,10 +106,22 @@ class Study:
 
     def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
         """Train and evaluate each genotype with each seed."""
-        words = [ROOT / "tools/compare_genotypes.py", "--config-file", ROOT / self.data.training]
+        words = [
+            REPOSITORY / "tools/compare_genotypes.py",
+            "--config-file",
+            REPOSITORY / self.data.training,
+        ]
         words += ["--genotypes", *genotypes, "--seeds", *seeds, "--threads", self.threads]
-        words += ["--output", self.folder / stage, "--opts", *self.keys, *self.data.training_keys]
+        words += [
+            "--output",
+            self.folder / stage,
+            "--no-speed",
+            "--opts",
+            *self.keys,
+            *self.data.training_keys,
+        ]
         run_apart(f"{stage} of {self.folder.name}", words)
+        keep(self.folder, self.kept)
 
     def once(self, name: str, make: Callable[[Path], None]) -> list[str]:
         """Return the genotypes of a folder, which are made if they are not there."""
@@ -155,7 +174,7 @@ class Study:
         # Detectron2's parser takes KEY VALUE pairs at the end.
         run_apart(
             f"search {folder.name}",
-            [ROOT / "search_net.py", "--config-file", config, *words, *opts],
+            [REPOSITORY / "search_net.py", "--config-file", config, *words, *opts],
         )
 
     def finalist(self, searched: Sequence[str]) -> Path:
@@ -199,7 +218,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="of nuclei: a folder in COCO panoptic layout")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--kept", type=Path, default=ROOT, help="results to go on from, and to add to"
+    )
+    parser.add_argument("--keep", action="store_true", help="add what is done already, and stop")
     args = parser.parse_args()
+    if args.keep:
+        number = keep(args.output.absolute() / args.name, args.kept / args.name)
+        print(f"{number} files in {args.kept / args.name}")
+        return
     try:
         Study(args).go()
     except ValueError as error:
