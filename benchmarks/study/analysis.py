@@ -1,0 +1,207 @@
+"""What the study's results say: differences with intervals, from counts of each image.
+
+A contestant's runs are results of :mod:`benchmarks.trials`; a group's, those of several genotypes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.intervals import RESAMPLES, Result, quality
+from benchmarks.study.images import on_images
+from benchmarks.study.keep import HISTORY
+from benchmarks.study.run import DATA, HUMAN, PARALLEL
+from darts.genotype import Genotype
+from spatialflow.config import get_cfg, load_genotype
+from spatialflow.search.derivation import cost_of
+from spatialflow.search.space import flow_costs, search_space
+
+METHODS = ("default", "perturbation", "darts_original")
+REAL = ("nuclei", "coco27")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval, of PQ in percent."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Write it with signs, as differences are."""
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+    def plain(self) -> str:
+        """Write it without signs."""
+        return f"{self.mean:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+def estimate(
+    one: Sequence[Result],
+    other: Sequence[Result] = (),
+    *,
+    part: str,
+    paired: bool = False,
+    group: int = 0,
+) -> Interval:
+    """Return the mean PQ of runs, or their difference to others, by bootstrap of runs and images.
+
+    Args:
+        one: Runs.
+        other: Those that are subtracted, if any; on the same images.
+        part: Of the images: ``selection`` or ``test``.
+        paired: Whether the runs of both sides belong together in their order, as those of one seed
+            do; else each side's are drawn by themselves.
+        group: 0 for PQ, 1 for things, 2 for stuff.
+
+    Raises:
+        ValueError: If there is no run, the images differ, or pairs lack a side.
+    """
+    if not one:
+        raise ValueError("no run given, one or more expected")
+    sides = [[on_images(r, part) for r in side] for side in (one, other) if side]
+    images = sides[0][0]["images"]
+    if any(r["images"] != images for side in sides for r in side):
+        raise ValueError("runs on different images cannot be compared")
+    if paired and [r["seed"] for r in one] != [r["seed"] for r in other]:
+        raise ValueError("paired runs with different seeds given, the same seeds expected")
+    isthing = np.array([bool(c["isthing"]) for c in sides[0][0]["classes"]])
+    counts = [np.array([r["counts"] for r in side]) for side in sides]  # (R, I, C, 4) each
+
+    def value(weights: np.ndarray, chosen: list[np.ndarray]) -> float:
+        means = [
+            quality(np.tensordot(c[rows], weights, axes=([1], [0])), isthing)[:, group].mean()
+            for c, rows in zip(counts, chosen, strict=True)
+        ]
+        return float(means[0] - sum(means[1:]))
+
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
+        chosen = [rng.integers(len(c), size=len(c)) for c in counts]
+        draws.append(value(weights, [chosen[0]] * len(counts) if paired else chosen))
+    everything = value(np.ones(len(images)), [np.arange(len(c)) for c in counts])
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(everything, float(low), float(high))
+
+
+class Outcome:
+    """All that is kept of a data set's runs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a folder of kept results; stages that are not there have no runs."""
+        self.name = folder.name
+        self.folder = folder
+
+    def runs(self, stage: str, prefix: str = "") -> list[Result]:
+        """Return the runs of a stage, of contestants whose name begins so, by name and seed."""
+        paths = self.folder.glob(f"{stage}/{prefix}*-seed*.json")
+        found = [json.loads(path.read_text()) for path in paths]
+        return sorted(found, key=lambda r: (r["contestant"], r["seed"]))
+
+    @cached_property
+    def finalist(self) -> dict[str, Any] | None:
+        """What was chosen on selection images, and by what; None before."""
+        path = self.folder / "finalist.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def genotype(self, name: str) -> Genotype:
+        """Return a contestant's genotype."""
+        if name in (HUMAN, PARALLEL):
+            return load_genotype(name)
+        for path in self.folder.glob("genotypes/**/*.json"):
+            genotype = Genotype.load(path)
+            if genotype.name == name:
+                return genotype
+        raise ValueError(f"{self.folder}: no genotype named {name!r}")
+
+    def history(self, search: str) -> list[dict[str, Any]]:
+        """Return what is kept of a search's log."""
+        path = self.folder / HISTORY / f"{search}.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+    @cached_property
+    def _costs(self) -> tuple[Any, float]:
+        # The space of all operations, of which that of the default search is a part.
+        cfg = get_cfg(DATA[self.name].darts, ["SEARCH.ENABLED", True])
+        return flow_costs(cfg, search_space(cfg).topology)
+
+    def cost(self, name: str) -> float:
+        """Return the operations of a contestant's flows over those of the human ones."""
+        costs, human = self._costs
+        return cost_of(self.genotype(name), costs) / human
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with what was measured for it; ``holds`` is None where it was not."""
+
+    data: str
+    statement: str
+    measured: str
+    holds: bool | None
+
+
+def claims(outcome: Outcome) -> list[Claim]:
+    """Return the plan's hypotheses for a data set, each with its interval."""
+    human = outcome.runs("harness", HUMAN)
+    random = outcome.runs("random")
+    method = {name: outcome.runs("searched", name) for name in METHODS}
+    final = {
+        name: outcome.runs("final", name)
+        for name in (HUMAN, outcome.finalist["finalist"] if outcome.finalist else "none")
+    }
+    finalist = list(final.values())[-1] if outcome.finalist else []
+    cost = outcome.cost(outcome.finalist["finalist"]) if outcome.finalist else 0.0
+    found = [
+        _claim(outcome, "H1 human > parallel", human, outcome.runs("harness", PARALLEL), True),
+        _claim(outcome, "H2 human > DARTS as published", human, method["darts_original"]),
+        _claim(outcome, "H3 finalist > human, test", finalist, final[HUMAN], True, part="test"),
+        _claim(outcome, "H4 default search > random", method["default"], random),
+        _claim(outcome, "H5 perturbation ≥ default", method["perturbation"], method["default"]),
+        _claim(outcome, "finalist > mean random, test", finalist, random, part="test"),
+    ]
+    if finalist:
+        statement = "finalist costs no more than human"
+        found.append(Claim(outcome.name, statement, f"{cost:.2f}", cost <= 1))
+    return found
+
+
+def _claim(
+    outcome: Outcome,
+    statement: str,
+    one: list[Result],
+    other: list[Result],
+    paired: bool = False,
+    *,
+    part: str = "selection",
+) -> Claim:
+    if not one or not other:
+        return Claim(outcome.name, statement, "not run", None)
+    found = estimate(one, other, part=part, paired=paired)
+    # H3 and H1 are about more than chance, the others about means.
+    holds = found.low > 0 if paired else found.mean > 0
+    return Claim(outcome.name, statement, str(found), holds)
+
+
+def aim_is_met(found: Sequence[Claim]) -> bool:
+    """Tell whether a finalist beats human on real data, and the mean random one on all."""
+    by_data: dict[str, dict[str, bool | None]] = {}
+    for claim in found:
+        by_data.setdefault(claim.data, {})[claim.statement.split(",")[0]] = claim.holds
+    beats_human = any(
+        by_data.get(name, {}).get("H3 finalist > human")
+        and by_data[name].get("finalist costs no more than human")
+        for name in REAL
+    )
+    beats_random = all(rows.get("finalist > mean random") for rows in by_data.values())
+    return bool(by_data) and beats_human and beats_random

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Compute every claim of the study anew from the results that are kept in this repository.
+
+    python -m benchmarks.study.claims
+
+Prints each with its 95 % interval, and exits with 0 only if the aim of PLAN.md holds: a searched
+genotype above the human one on real data, at no more operations, and above the mean random one on
+all data sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.intervals import table
+from benchmarks.study.analysis import Claim, Outcome, aim_is_met, claims
+from benchmarks.study.keep import ROOT
+from benchmarks.study.run import DATA
+
+HOLDS = {True: "yes", False: "no", None: "—"}
+
+
+def all_claims(kept: Path) -> list[Claim]:
+    """Return the claims of all data sets."""
+    return [claim for name in DATA for claim in claims(Outcome(kept / name))]
+
+
+def claims_table(found: list[Claim]) -> str:
+    """Write claims as a Markdown table."""
+    rows = [[c.data, c.statement, c.measured, HOLDS[c.holds]] for c in found]
+    return table(["data", "claim", "PQ, 95 % interval", "holds"], rows)
+
+
+def main() -> int:
+    """Print the claims; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
+    found = all_claims(parser.parse_args().kept)
+    print(claims_table(found))
+    met = aim_is_met(found)
+    print(f"The aim is {'met' if met else 'not met'}.")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

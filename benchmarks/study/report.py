@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""Write the study's page, ``report.html``, and complete docs/study.md, from kept results.
+
+    python -m benchmarks.study.report --write docs/study.md
+
+With --output and --data as they were given to run.py, the page has predictions of the trained
+networks, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog
+
+from benchmarks.intervals import fill, table
+from benchmarks.study.analysis import METHODS, Outcome, estimate
+from benchmarks.study.claims import all_claims, claims_table
+from benchmarks.study.images import PARTS
+from benchmarks.study.keep import ROOT
+from benchmarks.study.run import DATA, FINAL_SEEDS, HUMAN, Study
+from benchmarks.trials import ROOT as REPOSITORY
+from darts.history import history_svg
+from darts.relaxation import Architecture
+from spatialflow.config import get_cfg
+from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.register import ensure_metadata
+from spatialflow.engine import prepare_config
+from spatialflow.engine.predictor import Predictor
+from spatialflow.report import Page, charts, details, drawing, paragraph, picture
+from spatialflow.report import table as sortable
+from spatialflow.report.samples import Panoptic, Samples
+from spatialflow.search.report import compared
+from spatialflow.search.space import relaxing, search_space
+
+STAGES = ("harness", "searched", "random", "minus", "final")
+FIGURES = REPOSITORY / "docs" / "images"
+DRAWN = 4
+HEAD = ("contestant", "stage", "runs", "PQ, selection", "PQ, test", "things", "stuff", "cost")
+
+
+def contestants(outcome: Outcome) -> list[list[str]]:
+    """Return a row for each contestant of each stage: PQ with intervals, and its flows' cost."""
+    rows = []
+    for stage in STAGES:
+        runs = outcome.runs(stage)
+        for name in sorted({r["contestant"] for r in runs}):
+            mine = [r for r in runs if r["contestant"] == name]
+            parts = [estimate(mine, part=part).plain() for part in PARTS]
+            groups = [estimate(mine, part="test", group=g).plain() for g in (1, 2)]
+            cost = f"{outcome.cost(name):.2f}"
+            rows.append([name, stage, str(len(mine)), *parts, *groups, cost])
+    return rows
+
+
+def against_human(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
+    """Return the differences of groups to the human flows' runs, on selection images."""
+    human = outcome.runs("harness", HUMAN)
+    groups = {"parallel": outcome.runs("harness", "parallel")}
+    groups |= {method: outcome.runs("searched", method) for method in METHODS}
+    groups["random"] = outcome.runs("random")
+    found = {}
+    for name, runs in groups.items():
+        if runs and human:
+            interval = estimate(runs, human, part="selection")
+            found[name] = (interval.mean, interval.low, interval.high)
+    return found
+
+
+def flows_worth(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
+    """Return what PQ changes when a flow is left out, seed 0 of both, on selection images."""
+    human = [r for r in outcome.runs("harness", HUMAN) if r["seed"] == 0]
+    found = {}
+    for run in outcome.runs("minus"):
+        if human:
+            interval = estimate([run], human, part="selection", paired=True)
+            name = run["contestant"].removeprefix("without-").replace("-to-", " → ")
+            found[name] = (interval.mean, interval.low, interval.high)
+    return found
+
+
+def gaps(outcome: Outcome) -> list[list[str]]:
+    """Return what each search left: flows, cost, and the supernet's loss before and after."""
+    rows = []
+    for path in sorted(outcome.folder.glob("genotypes/*_[0-9].json")):
+        genotype = outcome.genotype(path.stem)
+        loss = genotype.provenance["held_out_loss"]
+        cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
+        rows.append([path.stem, str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}", *cells])
+    return rows
+
+
+def section(outcome: Outcome) -> Iterator[str]:
+    """Yield what the page says of a data set."""
+    rows = contestants(outcome)
+    if not rows:
+        yield paragraph("Not run yet.")
+        return
+    if outcome.finalist:
+        name = outcome.finalist["finalist"]
+        cfg = get_cfg(DATA[outcome.name].darts, ["SEARCH.ENABLED", True])
+        yield paragraph(f"The finalist, {name}, and the human flows:")
+        yield from compared(outcome.genotype(name), search_space(cfg).topology)
+    yield sortable(HEAD, rows, caption="PQ in percent, 95 % intervals; cost over human flows'")
+    for figure, alt in figures(outcome).values():
+        yield drawing(figure, alt=alt, caption=alt, width="fits")
+    if gaps(outcome):
+        head = ["search", "flows", "cost", "loss of the supernet", "of the derived network"]
+        yield sortable(head, gaps(outcome), caption="What searches left")
+    for search in ("default_0", "darts_original_0"):
+        lines = outcome.history(search)
+        if lines:
+            config = DATA[outcome.name].darts if "darts" in search else DATA[outcome.name].search
+            cfg = get_cfg(config, ["SEARCH.ENABLED", True])
+            architecture = Architecture(search_space(cfg), relaxing(cfg))
+            title = f"{search}: probabilities over the search"
+            yield drawing(history_svg(architecture, lines, title=title), alt=title)
+
+
+def figures(outcome: Outcome) -> dict[str, tuple[str, str]]:
+    """Return the charts of a data set: name → drawing, and what it shows."""
+    found = {}
+    for name, values, what in (
+        ("groups", against_human(outcome), "PQ of groups less that of the human flows"),
+        ("flows", flows_worth(outcome), "PQ without one flow less PQ of the human flows"),
+    ):
+        if values:
+            chart = charts.intervals(values, x="difference in PQ", zero=0)
+            found[f"study_{outcome.name}_{name}"] = (chart, f"{what}, {outcome.name}, selection")
+    return found
+
+
+@torch.no_grad()
+def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
+    """Yield pictures of the first test images, where the final networks' weights are there."""
+    if outcome.finalist is None:
+        return
+    seed = FINAL_SEEDS[0]
+    results: dict[str, list[Panoptic]] = {}
+    for title, name in (("human", HUMAN), ("searched", outcome.finalist["finalist"])):
+        folder = study.folder / "final" / f"{name}-seed{seed}"
+        weights = folder / "model_final.pth"
+        if not weights.is_file():
+            return
+        cfg = get_cfg(str(REPOSITORY / study.data.training), list(map(str, study.keys)))
+        cfg.MODEL.SPATIALFLOW.GENOTYPE = str(folder / "genotype.json")
+        cfg.MODEL.WEIGHTS = str(weights)
+        prepare_config(cfg)
+        images = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:DRAWN]
+        mapper, model = PanopticMapper(cfg, is_train=False), Predictor(cfg).model
+        results[title] = [model([mapper(dict(i))])[0]["panoptic_seg"] for i in images]
+    samples = Samples(images, ensure_metadata(cfg.DATASETS.TEST[0]))
+    alt = "image, ground truth, human and searched flows"
+    yield picture(samples.draw(results, DRAWN), alt=alt, caption=f"{alt}, seed {seed}")
+
+
+def main() -> None:
+    """Write the page, and complete others."""
+    args = parse_arguments()
+    page = Page("Searched flows against human ones", "A study on what a small computer can train.")
+    found = all_claims(args.kept)
+    rows = [[c.data, c.statement, c.measured, str(c.holds)] for c in found]
+    page.section("Claims", sortable(["data", "claim", "PQ", "holds"], rows, caption="Hypotheses"))
+    tables = {"study claims": claims_table(found)}
+    for name in DATA:
+        outcome = Outcome(args.kept / name)
+        fragments = list(section(outcome))
+        if args.data is not None or name != "nuclei":
+            options = argparse.Namespace(
+                name=name, data=args.data, output=args.output, kept=args.kept, threads=1
+            )
+            fragments += predictions(Study(options), outcome)
+        page.section(name, *fragments)
+        tables[f"study {name}"] = table(list(HEAD), contestants(outcome))
+        tables[f"study searches {name}"] = table(
+            ["search", "flows", "cost", "loss of the supernet", "of the derived network"],
+            gaps(outcome),
+        )
+        if args.write:
+            for file, (chart, _) in figures(outcome).items():
+                (FIGURES / f"{file}.svg").write_text(chart)
+    plan = (Path(__file__).parent / "PLAN.md").read_text()
+    configs = "\n\n".join(
+        f"# {name}\n{get_cfg(DATA[name].search, ['SEARCH.ENABLED', True]).dump()}" for name in DATA
+    )
+    page.section("Settings", details("The plan", plan), details("Configs of searches", configs))
+    args.output.mkdir(parents=True, exist_ok=True)
+    print(page.save(args.output / "report.html"))
+    for path in args.write:
+        path.write_text(fill(path.read_text(), tables, str(path)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
+    parser.add_argument("--output", type=Path, default=Path("output/study"))
+    parser.add_argument("--data", type=Path, help="the nuclei, for pictures of predictions")
+    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What the study concludes, from results that are made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.study.analysis import Claim, Outcome, aim_is_met, claims, estimate
+from benchmarks.study.report import against_human, contestants, flows_worth, section
+from darts.genotype import Genotype
+from spatialflow.config import load_genotype
+
+IMAGES = 60
+
+
+def result(name: str, seed: int, quality: float, noise: float = 0.02) -> dict[str, Any]:
+    """One thing an image, matched with about a quality of IoU; stuff always whole."""
+    rng = np.random.default_rng(seed)
+    ious = np.clip(quality + noise * rng.standard_normal(IMAGES), 0.5, 1)
+    return {
+        "contestant": name,
+        "seed": seed,
+        "classes": [{"isthing": 1}, {"isthing": 0}],
+        "images": [f"{i}.png" for i in range(IMAGES)],
+        "counts": [[[float(iou), 1, 0, 0], [1.0, 1, 0, 0]] for iou in ious],
+    }
+
+
+def write(folder: Path, stage: str, name: str, qualities: list[float], first: int = 0) -> None:
+    (folder / stage).mkdir(parents=True, exist_ok=True)
+    for seed, quality in enumerate(qualities, first):
+        path = folder / stage / f"{name}-seed{seed}.json"
+        path.write_text(json.dumps(result(name, seed, quality)))
+
+
+def study(root: Path, name: str, *, finalist: float = 0.9, random: float = 0.7) -> Outcome:
+    folder = root / name
+    write(folder, "harness", "spatialflow", [0.8] * 5)
+    write(folder, "harness", "parallel", [0.75] * 5)
+    for method, quality in (("default", 0.85), ("perturbation", 0.86), ("darts_original", 0.7)):
+        for seed in range(3):
+            write(folder, "searched", f"{method}_{seed}", [quality])
+    write(folder, "random", "random_0", [random])
+    write(folder, "minus", "without-box.1-to-cls.1", [0.78])
+    write(folder, "final", "spatialflow", [0.8] * 8, 100)
+    write(folder, "final", "default_0", [finalist] * 8, 100)
+    (folder / "finalist.json").write_text(json.dumps({"finalist": "default_0", "searched": {}}))
+    human = load_genotype("spatialflow")
+    found = {"held_out_loss": {"supernet": 2.0, "derived": 2.5}}
+    searched = [path.name.split("-")[0] for path in folder.glob("searched/*.json")]
+    for place, names in (
+        ("genotypes", searched),
+        ("genotypes/random", ["random_0"]),
+        ("genotypes/minus", ["without-box.1-to-cls.1"]),
+    ):
+        (folder / place).mkdir()
+        for one in names:
+            fewer = Genotype(one, human.flows[1:], human.choices, provenance=found)
+            fewer.save(folder / place / f"{one}.json")
+    return Outcome(folder)
+
+
+def test_a_difference_is_measured_with_its_interval() -> None:
+    one = [result("a", seed, 0.9) for seed in range(4)]
+    other = [result("b", seed, 0.8) for seed in range(4)]
+    paired = estimate(one, other, part="test", paired=True)
+    apart = estimate(one, other, part="test")
+    for found in (paired, apart):
+        assert found.mean == pytest.approx(5, abs=0.1)  # the stuff is the other half of PQ
+        assert found.low < found.mean < found.high
+    # Pairs have the same noise here.
+    assert paired.high - paired.low < apart.high - apart.low
+    things = estimate(one, part="test", group=1)
+    assert things.mean == pytest.approx(90, abs=0.5)
+    assert estimate(one, part="test", group=2).mean == 100
+
+
+def test_what_cannot_be_compared() -> None:
+    one, other = [result("a", 0, 0.9)], [result("b", 1, 0.8)]
+    with pytest.raises(ValueError, match="the same seeds"):
+        estimate(one, other, part="test", paired=True)
+    with pytest.raises(ValueError, match="no run"):
+        estimate([], part="test")
+    other[0]["images"] = other[0]["images"][::-1]
+    with pytest.raises(ValueError, match="different images"):
+        estimate(one, other, part="test")
+
+
+def test_nothing_is_claimed_before_the_runs(tmp_path: Path) -> None:
+    found = claims(Outcome(tmp_path / "nuclei"))
+    assert {claim.holds for claim in found} == {None}
+    assert {claim.measured for claim in found} == {"not run"}
+    assert not aim_is_met(found)
+
+
+@pytest.mark.parametrize(
+    ("finalist", "random", "met"), [(0.9, 0.7, True), (0.8, 0.7, False), (0.9, 0.95, False)]
+)
+def test_the_aim(tmp_path: Path, finalist: float, random: float, met: bool) -> None:
+    found = claims(study(tmp_path, "nuclei", finalist=finalist, random=random))
+    assert aim_is_met(found) == met
+    by_name = {claim.statement[:2]: claim for claim in found}
+    assert by_name["H1"].holds
+    assert by_name["H2"].holds
+    assert by_name["H3"].holds == (finalist > 0.8)
+
+
+def test_the_aim_needs_real_data_and_all_data(tmp_path: Path) -> None:
+    scenes = claims(study(tmp_path, "scenes"))
+    assert not aim_is_met(scenes)
+    nuclei = claims(study(tmp_path, "nuclei"))
+    assert aim_is_met([*nuclei, *scenes])
+    worse = Claim("scenes", "finalist > mean random, test", "", False)
+    assert not aim_is_met([*nuclei, worse])
+    dear = Claim("nuclei", "finalist costs no more than human", "1.2", False)
+    assert not aim_is_met([*nuclei, dear])
+
+
+def test_what_the_page_says(tmp_path: Path) -> None:
+    outcome = study(tmp_path, "nuclei")
+    differences = against_human(outcome)
+    assert differences["parallel"][0] == pytest.approx(-2.5, abs=0.2)
+    assert differences["default"][0] == pytest.approx(2.5, abs=0.3)
+    assert list(flows_worth(outcome)) == ["box.1 → cls.1"]
+    rows = contestants(outcome)
+    assert ["default_0", "final", "8"] in [row[:3] for row in rows]
+    cost = {row[0]: float(row[-1]) for row in rows}
+    assert cost["spatialflow"] == 1
+    assert cost["parallel"] == 0
+    assert 0.8 < cost["default_0"] < 1
+    text = "".join(section(outcome))
+    assert text.count("<figure>") == 4
+    assert text.count("2.500") == 9
+    assert "without-box.1-to-cls.1" in text
