@@ -71,19 +71,22 @@ def trial(cfg: Any, target: Path, identity: dict[str, Any]) -> None:
     write_atomically(target, lambda file: file.write(json.dumps(content).encode()))
 
 
-def run_apart(name: str, words: Sequence[object]) -> None:
+def run_apart(name: str, words: Sequence[object], *, threads: int | None = None) -> None:
     """Do a run in a Python process of its own, and say how long it took.
 
     Args:
         name: Of the run, for what is said.
         words: Of the command, after Python's own.
+        threads: For programs that take no such argument; None leaves it to them.
 
     Raises:
         ValueError: If it fails.
     """
     start = time.perf_counter()
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    command = [sys.executable, "-W", "ignore", *map(str, words)]
     try:
-        subprocess.run([sys.executable, "-W", "ignore", *map(str, words)], check=True)
+        subprocess.run(command, check=True, env=environment)
     except subprocess.CalledProcessError as error:
         raise ValueError(
             f"{name}: the run ended with status {error.returncode}, 0 expected; it says why above"

@@ -9,6 +9,7 @@ in. The operators are those that ``torch.compile`` has for frozen weights.
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -34,28 +35,33 @@ class _Kept:
 
     def __init__(self, sources: list[Tensor]) -> None:
         self.sources = sources
-        self.versions = [tensor._version for tensor in sources]
+        self.states = list(map(_state, sources))
         self.packed: dict[torch.dtype, OrderedDict[Hashable, _Packed]] = {}
 
     def still_holds(self, sources: list[Tensor]) -> bool:
         """Tell whether nothing was replaced or written to since."""
         return len(sources) == len(self.sources) and all(
-            new is old and new._version == version
-            for new, old, version in zip(sources, self.sources, self.versions, strict=True)
+            new is old and _state(new) == state
+            for new, old, state in zip(sources, self.sources, self.states, strict=True)
         )
 
     def get(self, dtype: torch.dtype, key: Hashable, make: Callable[[], _Packed]) -> _Packed:
         """Return what is kept, made if it is not there; what was not used longest makes room."""
-        packed = self.packed.setdefault(dtype, OrderedDict())
-        if key in packed:
-            packed.move_to_end(key)
-        else:
-            packed[key] = make()
-            if len(packed) > SHAPES:
-                packed.popitem(last=False)
-        return packed[key]
+        with _lock:
+            kept = self.packed.setdefault(dtype, OrderedDict())
+            packed = kept.pop(key) if key in kept else make()
+            kept[key] = packed
+            if len(kept) > SHAPES:
+                kept.popitem(last=False)
+        return packed
 
 
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Return what changes when a tensor is written to, or given other memory."""
+    return tensor._version, tensor.data_ptr()
+
+
+_lock = threading.Lock()
 # By module, not in it, so that copies and pickles of a model know nothing of it.
 _kept: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary()
 
@@ -71,13 +77,18 @@ class _Packing(nn.Conv2d):
         _kept.pop(self, None)
         return super().train(mode)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        _kept.pop(self, None)
+        return super()._apply(*args, **kwargs)
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), then norm and activation where Detectron2's layer has them."""
-        dtype = self._inference_dtype(x)
+        folded = _folds(self.norm)
+        sources = self._sources(folded)
+        dtype = self._inference_dtype(x, sources)
         if dtype is None:
             return super().forward(x)
-        folded = isinstance(self.norm, (FrozenBatchNorm2d, nn.BatchNorm2d))
-        packed = self._packed(dtype, x, self.norm if folded else None)
+        packed = self._packed(dtype, x, sources, folded)
         y = torch.ops.mkldnn._convolution_pointwise(
             x.to(dtype),
             packed.weight,
@@ -89,11 +100,19 @@ class _Packing(nn.Conv2d):
             y = self.norm(y)
         return y if self.activation is None else self.activation(y)
 
-    def _inference_dtype(self, x: Tensor) -> torch.dtype | None:
+    def _sources(self, folded: bool) -> list[Tensor]:
+        """Return the tensors that packed weights are made from."""
+        norm = self.norm
+        of_norm = (norm.weight, norm.bias, norm.running_mean, norm.running_var) if folded else ()
+        return [t for t in (self.weight, self.bias, *of_norm) if t is not None]
+
+    def _inference_dtype(self, x: Tensor, sources: list[Tensor]) -> torch.dtype | None:
         """Return the type to convolve in, or None where PyTorch's own way is to be taken."""
-        if self.training or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if self.training or not isinstance(x, Tensor):  # the latter in torch.fx
             return None
-        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return None
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sources)):
             return None
         dtype = x.dtype
         if torch.is_autocast_enabled("cpu") and dtype in (torch.float32, torch.bfloat16):
@@ -103,8 +122,7 @@ class _Packing(nn.Conv2d):
         fits = (
             x.device.type == self.weight.device.type == "cpu"
             and self.weight.dtype == torch.float32
-            and not self.weight.is_inference()
-            and not (isinstance(self.norm, nn.BatchNorm2d) and self.norm.training)
+            and not any(t.is_inference() for t in sources)
             and not isinstance(self.padding, str)
             and self.padding_mode == "zeros"
             and x.ndim == 4
@@ -119,24 +137,21 @@ class _Packing(nn.Conv2d):
         )
         return dtype if fits and _supports(dtype) else None
 
-    def _packed(self, dtype: torch.dtype, x: Tensor, norm: Any) -> _Packed:
-        """Return weights in a type, for inputs like x, with the effect of norm if there is one."""
-        sources = [self.weight]
-        if self.bias is not None:
-            sources.append(self.bias)
-        if norm is not None:
-            sources += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    def _packed(
+        self, dtype: torch.dtype, x: Tensor, sources: list[Tensor], folded: bool
+    ) -> _Packed:
+        """Return weights in a type for inputs like x, with the norm's effect where it is folded."""
         kept = _kept.get(self)
         if kept is None or not kept.still_holds(sources):
             kept = _kept[self] = _Kept(sources)
         # With the layout of another shape oneDNN can be a hundred times slower.
-        key = (x.shape, torch.get_num_threads())
-        return kept.get(dtype, key, lambda: self._pack(dtype, x.shape, norm))
+        key = (x.shape, torch.get_num_threads(), folded)
+        return kept.get(dtype, key, lambda: self._pack(dtype, x.shape, folded))
 
     @torch.no_grad()
-    def _pack(self, dtype: torch.dtype, shape: torch.Size, norm: Any) -> _Packed:
-        weight, bias = self.weight, self.bias
-        if norm is not None:
+    def _pack(self, dtype: torch.dtype, shape: torch.Size, folded: bool) -> _Packed:
+        weight, bias, norm = self.weight, self.bias, self.norm
+        if folded:
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             shift = -norm.running_mean if bias is None else bias - norm.running_mean
             weight, bias = weight * scale[:, None, None, None], norm.bias + shift * scale
@@ -168,8 +183,8 @@ def pack_convolutions(model: nn.Module) -> None:
     """Let a model's convolutions keep packed weights in eval mode, on CPUs, without gradients.
 
     Parameters, their names and all other uses stay as they are. Weights are packed anew after
-    ``train()`` or ``eval()``, and when a parameter was replaced or written to; writing through
-    ``.data`` goes unnoticed until the next of them.
+    ``train()``, ``eval()``, ``to()`` and their like, and when a parameter was replaced or written
+    to; writing into ``.data`` goes unnoticed until the next of them.
 
     Args:
         model: Its PyTorch and Detectron2 convolutions, not those of derived classes, change class.
@@ -178,6 +193,16 @@ def pack_convolutions(model: nn.Module) -> None:
         kind = _KINDS.get(type(module))
         if kind is not None:
             module.__class__ = kind
+
+
+def _folds(norm: Any) -> bool:
+    """Tell whether a norm scales and shifts by tensors that are known beforehand."""
+    return type(norm) is FrozenBatchNorm2d or (
+        type(norm) is nn.BatchNorm2d
+        and not norm.training
+        and norm.affine
+        and norm.track_running_stats
+    )
 
 
 @functools.cache

@@ -50,6 +50,8 @@ def layers() -> dict[str, nn.Module]:
         "circular": nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"),
         "frozen": Conv2d(8, 6, 3, bias=False, norm=norm(FrozenBatchNorm2d, 6)),
         "batch norm": Conv2d(8, 6, 3, norm=norm(nn.BatchNorm2d, 6), activation=torch.relu),
+        "bare norm": Conv2d(8, 6, 3, norm=nn.BatchNorm2d(6, affine=False)),
+        "no statistics": Conv2d(8, 6, 3, norm=nn.BatchNorm2d(6, track_running_stats=False)),
         "group norm": Conv2d(8, 6, 3, norm=nn.GroupNorm(2, 6), activation=torch.relu),
     }
 
@@ -98,7 +100,22 @@ def test_a_change_of_weights_is_noticed(calls: list[object]) -> None:
     layer.weight.data.mul_(3)
     layer.eval()
     check(6)
-    check(6)
+    layer.half().float()
+    check(7)
+    check(7)
+
+
+@torch.no_grad()
+def test_statistics_that_a_norm_takes_are_noticed() -> None:
+    layer = Conv2d(4, 4, 1, norm=norm(nn.BatchNorm2d, 4)).eval()
+    pack_convolutions(layer)
+    image = torch.randn(2, 4, 6, 6)
+    layer(image)
+    layer.norm.train()
+    layer(5 + image)
+    layer.norm.eval()
+    right = layer.norm(nn.functional.conv2d(image, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(image), right, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -128,9 +145,24 @@ def test_gradients_go_pytorchs_way(calls: list[object]) -> None:
         layer.train()(image)
     layer.eval().requires_grad_(False)
     assert layer(image).requires_grad
+    layer.bias.requires_grad_(True)
+    assert layer(image.detach()).requires_grad
+    layer.bias.requires_grad_(False)
     assert not calls
     layer(image.detach())
     assert len(calls) == 1
+
+
+def test_inference_mode_and_fx() -> None:
+    image = torch.randn(1, 2, 4, 4)
+    with torch.inference_mode():
+        layer = nn.Conv2d(2, 3, 1).eval()
+        expected = layer(image)
+        pack_convolutions(layer)
+        torch.testing.assert_close(layer(image), expected)
+    traced = torch.fx.symbolic_trace(layer)
+    with torch.inference_mode():
+        torch.testing.assert_close(traced(image), expected)
 
 
 @torch.no_grad()

@@ -67,7 +67,10 @@ DATA = {
         search="search/default.yaml",
         darts="search/darts_original.yaml",
         training_keys=STEPS,
-        search_keys=("SOLVER.MAX_ITER", 300, "INPUT.MIN_SIZE_TRAIN", (160,)),
+        search_keys=(
+            *("SOLVER.MAX_ITER", 300, "INPUT.MIN_SIZE_TRAIN", (160,)),
+            *("MODEL.BACKBONE.FREEZE_AT", 5),
+        ),
     ),
 }
 
@@ -157,16 +160,24 @@ class Study:
         target = self.folder / "genotypes" / f"{method}_{seed}.json"
         if not target.is_file():
             run = self.folder / "searches" / f"{method}_{seed}"
-            config = self.data.darts if method == "darts_original" else self.data.search
-            words: tuple[str, ...] = ("--resume",)
-            keys: tuple[object, ...] = ("SEED", seed)
             if method == "perturbation":
-                supernet = self.folder / "searches" / f"default_{seed}" / "model_final.pth"
-                words, keys = ("--derive-only", str(supernet)), (*keys, "SEARCH.RULE", method)
-            self.search(config, run, *words, keys=keys)
+                words = ("--derive-only", self.supernet(seed))
+                self.search(
+                    self.data.search, run, *words, keys=("SEED", seed, "SEARCH.RULE", method)
+                )
+            else:
+                config = self.data.darts if method == "darts_original" else self.data.search
+                self.search(config, run, "--resume", keys=("SEED", seed))
             found = Genotype.load(run / "genotype.json")
             replace(found, name=f"{method}_{seed}").save(target)
         return str(target)
+
+    def supernet(self, seed: int) -> str:
+        """Return the weights of a default search, which is done again where they were not kept."""
+        run = self.folder / "searches" / f"default_{seed}"
+        if not (run / "model_final.pth").is_file():
+            self.search(self.data.search, run, "--resume", keys=("SEED", seed))
+        return str(run / "model_final.pth")
 
     def search(self, config: str, folder: Path, *words: str, keys: tuple[object, ...] = ()) -> None:
         """Run ``search_net.py`` in a process of its own."""
@@ -175,6 +186,7 @@ class Study:
         run_apart(
             f"search {folder.name}",
             [REPOSITORY / "search_net.py", "--config-file", config, *words, *opts],
+            threads=self.threads,
         )
 
     def finalist(self, searched: Sequence[str]) -> Path:
@@ -188,10 +200,9 @@ class Study:
         table: dict[str, dict[str, Any]] = {}
         for result in self.results("searched"):
             path = next(p for p in map(Path, searched) if p.stem == result["contestant"])
-            cost = cost_of(Genotype.load(path), costs) / human
             table[path.stem] = {
                 "selection PQ": pq(on_images(result, "selection")),
-                "cost over human": round(cost, 4),
+                "cost over human": cost_of(Genotype.load(path), costs) / human,
             }
         allowed = {name: row for name, row in table.items() if row["cost over human"] <= 1}
         if not allowed:

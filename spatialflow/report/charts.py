@@ -7,8 +7,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Of the same contrast on white and on black.
+# Becomes the page's own, light or dark.
 INK = "#7a828c"
+PAGE_INK = "<style>svg{color:#1c2733}@media (prefers-color-scheme:dark){svg{color:#dfe6ee}}</style>"
 COLORS = ("#b3661d", "#3b82c4", "#7a62c9", "#1b8f86", "#c0508f", "#8a7d1d")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -84,5 +85,6 @@ def _svg(figure: Any) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-    text = file.getvalue()
-    return text[text.index("<svg") :]
+    _, begin, text = file.getvalue().partition("<svg")
+    head, end, rest = text.replace(INK, "currentColor").partition(">")
+    return begin + head + end + PAGE_INK + rest

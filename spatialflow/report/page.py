@@ -108,7 +108,7 @@ def _figure(source: str, alt: str, caption: str, width: str) -> str:
     text = escape(alt, quote=True)
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     # What scrolls has to be reached by the keyboard.
-    scrolls = "" if width == "fits" else f' tabindex="0" role="region" aria-label="{text}"'
+    scrolls = "" if width == "fits" else ' tabindex="0" role="region" aria-label="scrolls sideways"'
     return (
         f'<figure><div class="wide"{scrolls}><img class="{width}" src="{source}" alt="{text}">'
         f"</div>{below}</figure>"

@@ -157,12 +157,12 @@ class Derivation:
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
-        logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines))
         if self.cfg.SEARCH.INHERIT:
             derived = inherit(self.cfg, self.supernet, genotype, path)
             state = {"model": derived.state_dict()}
             write_atomically(folder / INHERITED_FILE, lambda file: torch.save(state, file))
             logger.info("with the supernet's weights: MODEL.WEIGHTS %s", folder / INHERITED_FILE)
+        logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines))
         return path
 
 

@@ -103,15 +103,15 @@ def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> str:
 def _history(
     cfg: CfgNode, genotype: Genotype, architecture: Architecture, lines: Lines
 ) -> Iterator[str]:
-    if not lines:
-        yield paragraph("The log of the search is not in this folder.")
-        return
     loss = genotype.provenance["held_out_loss"]
     yield paragraph(
         f"On held-out images the supernet's loss is {loss['supernet']:.3f}; that of the derived "
         f"network, with the supernet's weights, is {loss['derived']:.3f}. The difference is what "
         "deriving costs."
     )
+    if not lines:
+        yield paragraph("The log of the search is not in this folder.")
+        return
     svg = history_svg(architecture, lines, title="Probabilities over the search")
     yield drawing(svg, alt="Probability of every candidate of every edge over the search")
     trained = _metrics(Path(cfg.OUTPUT_DIR))
@@ -164,10 +164,7 @@ def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterato
     rows = []
     for title, result in results.items():
         quality = samples.quality(result)
-        cells = (
-            "n/a" if q is None else "{:.1f} ({:.1f} to {:.1f})".format(*q) for q in quality.values()
-        )
-        rows.append([title, *cells])
+        rows.append([title, *map(_cell, quality.values())])
     head = ["flows", *quality]
     yield table(head, rows, caption="Panoptic quality in percent, with 95 % intervals over images")
     titles = ", ".join(["image", "ground truth", *results])

@@ -135,7 +135,8 @@ class SearchTrainer(Trainer):
 
     def write_genotype(self) -> Path:
         """Derive the genotype, write it with its pictures, and return its path."""
-        return self.derivation.write(self.iter)
+        # The last one's number, of a checkpoint; of a search that has just ended, one more.
+        return self.derivation.write(min(self.iter + 1, self.max_iter))
 
 
 def _mean_over_processes(named: Named) -> Named:
