@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darts.architect import Architect
 from darts.genotype import Genotype
 from darts.relaxation import architecture_parameters
-from spatialflow.config import load_genotype
+from spatialflow.config import get_cfg, load_genotype
+from spatialflow.search import derivation
 from spatialflow.search.derivation import config_hash, cost_of
 from spatialflow.search.space import flow_costs, search_space
 from spatialflow.search.trainer import SearchTrainer
@@ -246,3 +248,20 @@ def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):
     search_space(trainer.cfg).check(genotype)
     for name, parameter in architecture_parameters(trainer.supernet).items():
         assert torch.equal(parameter, before[name])
+    later = tiny_cfg({"OUTPUT_DIR": "here"})
+    later.SEARCH.ADDED_LATER = 1
+    assert config_hash(cfg) != config_hash(later)
+
+
+def test_a_key_that_a_version_adds_leaves_the_hash_as_it_was(tiny_cfg, monkeypatch):
+    before = config_hash(tiny_cfg({}))
+
+    def with_another() -> CfgNode:
+        cfg = get_cfg()
+        cfg.SEARCH.ADDED_LATER = 1
+        return cfg
+
+    monkeypatch.setattr(derivation, "get_cfg", with_another)
+    later = tiny_cfg({})
+    later.SEARCH.ADDED_LATER = 1
+    assert config_hash(later) == before

@@ -24,6 +24,7 @@ from darts.genotype import Genotype
 from darts.history import history_svg
 from darts.relaxation import MixedEdge, choice_key
 from darts.space import Costs
+from spatialflow.config import get_cfg
 from spatialflow.files import write_atomically
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import seeded
@@ -180,11 +181,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """Return twelve hex digits that name a config, but for where it writes."""
-    clone = cfg.clone()
-    clone.defrost()
-    clone.OUTPUT_DIR = ""
-    return hashlib.sha256(clone.dump().encode()).hexdigest()[:12]
+    """Return twelve hex digits that name what a config sets other than the defaults.
+
+    Where it writes does not count; nor does a key, with its default, that a later version adds.
+    """
+    defaults, given = _leaves(get_cfg()), _leaves(cfg)
+    given.pop("OUTPUT_DIR", None)
+    changed = {n: v for n, v in given.items() if n not in defaults or defaults[n] != v}
+    return hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:12]
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            found |= _leaves(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def versions() -> dict[str, str]:
