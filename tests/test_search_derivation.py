@@ -248,9 +248,6 @@ def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):
     search_space(trainer.cfg).check(genotype)
     for name, parameter in architecture_parameters(trainer.supernet).items():
         assert torch.equal(parameter, before[name])
-    later = tiny_cfg({"OUTPUT_DIR": "here"})
-    later.SEARCH.ADDED_LATER = 1
-    assert config_hash(cfg) != config_hash(later)
 
 
 def test_a_key_that_a_version_adds_leaves_the_hash_as_it_was(tiny_cfg, monkeypatch):
