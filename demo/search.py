@@ -59,7 +59,7 @@ def main() -> None:
         f"Held-out loss: supernet {loss['supernet']:.2f}, derived {loss['derived']:.2f}\n"
         f"Trained and evaluated in {(trained_at - searched) / 60:.1f} minutes; on unseen images "
         f"PQ, things, stuff: {row(trainer._last_eval_results['panoptic_seg'])}\n"
-        f"Genotype: {path}, drawn in {path.with_suffix('.svg')}; history: {folder}/history.svg\n"
+        f"Genotype: {path}, drawn in {path.with_suffix('.svg')}; report: {folder}/report.html\n"
         f"Pictures: {picture}\n"
     )
 
