@@ -36,7 +36,9 @@ def test_every_image_chooses_or_judges():
 @pytest.fixture
 def study(tmp_path):
     return Study(
-        argparse.Namespace(name="scenes", data=None, output=tmp_path, kept=tmp_path, threads=1)
+        argparse.Namespace(
+            name="scenes", data=None, output=tmp_path, kept=tmp_path, threads=1, round=1
+        )
     )
 
 
@@ -76,8 +78,27 @@ def test_what_is_kept_and_put_back(tmp_path):
     assert [(other / name).read_text() for name in files] == [files[0], "mine", files[2]]
 
 
+def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
+    args = argparse.Namespace(
+        name="scenes", data=None, output=tmp_path, kept=tmp_path, threads=1, round=2
+    )
+    second = Study(args)
+    assert second.folder != study.folder
+    assert not set(second.searches()) & set(study.searches())
+    stages = []
+    monkeypatch.setattr(
+        Study, "train", lambda _, stage, __, seeds: stages.append((stage, seeds[0]))
+    )
+    monkeypatch.setattr(Study, "searched", lambda _, method, seed: f"{method}_{seed}")
+    monkeypatch.setattr(Study, "finalist", lambda _, __: "default_10")
+    second.go()
+    assert stages == [("searched", 0), ("final", 200)]
+
+
 def test_nuclei_need_their_folder(tmp_path):
     with pytest.raises(ValueError, match="--data"):
         Study(
-            argparse.Namespace(name="nuclei", data=None, output=tmp_path, kept=tmp_path, threads=1)
+            argparse.Namespace(
+                name="nuclei", data=None, output=tmp_path, kept=tmp_path, threads=1, round=1
+            )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from benchmarks.study.analysis import (
     by_seeds,
     claims,
     estimate,
+    outcomes,
 )
+from benchmarks.study.claims import all_claims
 from benchmarks.study.report import against_human, contestants, flows_worth, section
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -129,6 +132,21 @@ def test_the_aim_needs_real_data_and_all_data(tmp_path: Path) -> None:
     for statement in (FINALIST_ABOVE_RANDOM, DEFAULT_ABOVE_RANDOM):
         assert not aim_is_met([*nuclei, Claim("scenes", statement, "", "", False)])
     assert not aim_is_met([*nuclei, Claim("nuclei", NO_DEARER, "", "1.2", False)])
+
+
+def test_the_last_round_counts(tmp_path: Path) -> None:
+    study(tmp_path, "nuclei", finalist=0.8)
+    study(tmp_path, "scenes")
+    assert not aim_is_met(all_claims(tmp_path))
+    later = study(tmp_path, "nuclei_round2")
+    # What is of the first round is taken from there.
+    for stage in ("harness", "random", "minus"):
+        shutil.rmtree(later.folder / stage)
+        shutil.rmtree(later.folder / "genotypes" / stage, ignore_errors=True)
+    assert [r["contestant"] for r in later.runs("random")] == ["random_0"]
+    assert later.cost("random_0") < 1
+    assert [o.name for o in outcomes(tmp_path)] == ["nuclei", "nuclei_round2", "scenes"]
+    assert aim_is_met(all_claims(tmp_path))
 
 
 def test_t_intervals_are_over_seeds() -> None:

@@ -18,12 +18,13 @@ from scipy import stats
 from benchmarks.intervals import RESAMPLES, Result, quality
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.run import DATA, HUMAN, PARALLEL
+from benchmarks.study.run import DATA, HUMAN, PARALLEL, ROUND
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.search.derivation import cost_of
 from spatialflow.search.space import flow_costs, search_space
 
+ONCE = ("harness", "minus", "random")
 METHODS = ("default", "perturbation", "darts_original")
 REAL = ("nuclei", "coco27")
 
@@ -99,13 +100,22 @@ class Outcome:
     """All that is kept of a data set's runs."""
 
     def __init__(self, folder: Path) -> None:
-        """Read a folder of kept results; stages that are not there have no runs."""
+        """Read a folder of kept results; stages that are not there have no runs.
+
+        Args:
+            folder: Named as its data set, with its round if that is not the first.
+        """
         self.name = folder.name
         self.folder = folder
+        base = folder.name.partition(ROUND)[0]
+        self.data = DATA[base]
+        # What no search has a part in is of the first round.
+        self.first = folder.with_name(base)
 
     def runs(self, stage: str, prefix: str = "") -> list[Result]:
         """Return the runs of a stage, of contestants whose name begins so, by name and seed."""
-        paths = self.folder.glob(f"{stage}/{prefix}*-seed*.json")
+        folder = self.first if stage in ONCE else self.folder
+        paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
         found = [json.loads(path.read_text()) for path in paths]
         return sorted(found, key=lambda r: (r["contestant"], r["seed"]))
 
@@ -119,10 +129,11 @@ class Outcome:
         """Return a contestant's genotype."""
         if name in (HUMAN, PARALLEL):
             return load_genotype(name)
-        for path in self.folder.glob("genotypes/**/*.json"):
-            genotype = Genotype.load(path)
-            if genotype.name == name:
-                return genotype
+        for folder in (self.folder, self.first):
+            for path in folder.glob("genotypes/**/*.json"):
+                genotype = Genotype.load(path)
+                if genotype.name == name:
+                    return genotype
         raise ValueError(f"{self.folder}: no genotype named {name!r}")
 
     def history(self, search: str) -> list[dict[str, Any]]:
@@ -133,13 +144,19 @@ class Outcome:
     @cached_property
     def _costs(self) -> tuple[Any, float]:
         # The space of all operations, of which that of the default search is a part.
-        cfg = get_cfg(DATA[self.name].darts, ["SEARCH.ENABLED", True])
+        cfg = get_cfg(self.data.darts, ["SEARCH.ENABLED", True])
         return flow_costs(cfg, search_space(cfg).topology)
 
     def cost(self, name: str) -> float:
         """Return the operations of a contestant's flows over those of the human ones."""
         costs, human = self._costs
         return cost_of(self.genotype(name), costs) / human
+
+
+def outcomes(kept: Path) -> list[Outcome]:
+    """Return what there is of every data set, the first round always, by data set and round."""
+    later = {name: sorted(kept.glob(f"{name}{ROUND}[0-9]")) for name in DATA}
+    return [Outcome(folder) for name in DATA for folder in (kept / name, *later[name])]
 
 
 @dataclass(frozen=True)
@@ -215,10 +232,14 @@ def by_seeds(one: Sequence[Result], other: Sequence[Result]) -> Interval:
 
 
 def aim_is_met(found: Sequence[Claim]) -> bool:
-    """Tell whether a finalist beats human on real data; it and searches, random ones on all."""
+    """Tell whether a finalist beats human on real data; it and searches, random ones on all.
+
+    Of a data set's rounds the last counts, in the order of the claims.
+    """
     by_data: dict[str, dict[str, bool | None]] = {}
     for claim in found:
-        by_data.setdefault(claim.data, {})[claim.statement] = claim.holds
+        base = claim.data.partition(ROUND)[0]
+        by_data.setdefault(base, {})[claim.statement] = claim.holds
     beats_human = any(
         by_data.get(name, {}).get(FINALIST_ABOVE_HUMAN) and by_data[name].get(NO_DEARER)
         for name in REAL

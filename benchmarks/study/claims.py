@@ -15,9 +15,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.intervals import table
-from benchmarks.study.analysis import Claim, Outcome, aim_is_met, claims
+from benchmarks.study.analysis import Claim, aim_is_met, claims, outcomes
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import DATA
 
 HEAD = ("data", "claim", "holds where", "measured", "holds")
 HOLDS = {True: "yes", False: "no", None: "—"}
@@ -25,7 +24,7 @@ HOLDS = {True: "yes", False: "no", None: "—"}
 
 def all_claims(kept: Path) -> list[Claim]:
     """Return the claims of all data sets."""
-    return [claim for name in DATA for claim in claims(Outcome(kept / name))]
+    return [claim for outcome in outcomes(kept) for claim in claims(outcome)]
 
 
 def cells(found: list[Claim]) -> list[list[str]]:

@@ -17,11 +17,11 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from benchmarks.intervals import fill, table
-from benchmarks.study.analysis import METHODS, Outcome, estimate
+from benchmarks.study.analysis import METHODS, Outcome, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import DATA, FINAL_SEEDS, HUMAN, Study
+from benchmarks.study.run import DATA, HUMAN, ROUND, Study, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -107,7 +107,7 @@ def section(outcome: Outcome) -> Iterator[str]:
         return
     if outcome.finalist:
         name = outcome.finalist["finalist"]
-        cfg = get_cfg(DATA[outcome.name].darts, ["SEARCH.ENABLED", True])
+        cfg = get_cfg(outcome.data.darts, ["SEARCH.ENABLED", True])
         yield paragraph(f"The finalist, {name}, and the human flows:")
         yield from compared(outcome.genotype(name), search_space(cfg).topology)
     yield sortable(HEAD, rows, caption="PQ in percent, 95 % intervals; cost over human flows'")
@@ -119,7 +119,7 @@ def section(outcome: Outcome) -> Iterator[str]:
     for search in ("default_0", "darts_original_0"):
         lines = outcome.history(search)
         if lines:
-            config = DATA[outcome.name].darts if "darts" in search else DATA[outcome.name].search
+            config = outcome.data.darts if "darts" in search else outcome.data.search
             cfg = get_cfg(config, ["SEARCH.ENABLED", True])
             architecture = Architecture(search_space(cfg), relaxing(cfg))
             title = f"{search}: probabilities over the search"
@@ -144,7 +144,7 @@ def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
     """Yield pictures of the first held-out images, where the final networks' weights are there."""
     if outcome.finalist is None:
         return
-    seed = FINAL_SEEDS[0]
+    seed = final_seeds(study.round)[0]
     results: dict[str, list[Panoptic]] = {}
     for title, name in (("human", HUMAN), ("searched", outcome.finalist["finalist"])):
         folder = study.folder / "final" / f"{name}-seed{seed}"
@@ -170,14 +170,14 @@ def main() -> None:
     found = all_claims(args.kept)
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
     tables = {"study claims": claims_table(found)}
-    for name in DATA:
-        outcome = Outcome(args.kept / name)
+    for outcome in outcomes(args.kept):
+        name = outcome.name
         fragments = list(section(outcome))
-        if args.data is not None or name != "nuclei":
-            options = argparse.Namespace(
-                name=name, data=args.data, output=args.output, kept=args.kept, threads=1
-            )
-            fragments += predictions(Study(options), outcome)
+        base, _, number = name.partition(ROUND)
+        if args.data is not None or base != "nuclei":
+            options = {"data": args.data, "output": args.output, "kept": args.kept, "threads": 1}
+            run = argparse.Namespace(name=base, round=int(number or 1), **options)
+            fragments += predictions(Study(run), outcome)
         page.section(name, *fragments)
         tables[f"study {name}"] = table(list(HEAD), contestants(outcome))
         tables[f"study searches {name}"] = table(

@@ -35,12 +35,21 @@ from spatialflow.search.space import (
     write_genotypes,
 )
 
+ROUND = "_round"
 HUMAN, PARALLEL = "spatialflow", "parallel"
 STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
 HARNESS_SEEDS = range(5)
-SEARCH_SEEDS = range(3)
-FINAL_SEEDS = range(100, 108)
 RANDOM = 5
+
+
+def search_seeds(number: int) -> range:
+    """Return the seeds of a round's searches: 0 to 2, then 10 to 12."""
+    return range(10 * (number - 1), 10 * (number - 1) + 3)
+
+
+def final_seeds(number: int) -> range:
+    """Return the seeds of a round's final trainings: 100 to 107, then 200 to 207."""
+    return range(100 * number, 100 * number + 8)
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,10 @@ class Study:
         """
         self.data = DATA[args.name]
         self.threads = args.threads
-        self.kept = args.kept / args.name
-        self.folder: Path = (args.output / args.name).absolute()
+        self.round = args.round
+        name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
+        self.kept = args.kept / name
+        self.folder: Path = (args.output / name).absolute()
         self.keys: tuple[object, ...] = ("DATASETS.SCENES.TRAIN", 360, "DATASETS.SCENES.VAL", 240)
         if args.name == "nuclei":
             if args.data is None:
@@ -98,14 +109,20 @@ class Study:
             )
 
     def go(self) -> None:
-        """Do all that is not done yet, in the order of the plan."""
+        """Do all that is not done yet, in the order of the plan.
+
+        A second round has what depends on searches only, with seeds of its own.
+        """
         restore(self.kept, self.folder)
-        self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
-        self.train("minus", self.once("minus", self.minus_one), [0])
+        if self.round == 1:
+            self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
+            self.train("minus", self.once("minus", self.minus_one), [0])
         searched = [self.searched(*run) for run in self.searches()]
         self.train("searched", searched, [0])
-        self.train("random", self.once("random", self.random), [0])
-        self.train("final", [HUMAN, str(self.finalist(searched))], FINAL_SEEDS)
+        if self.round == 1:
+            self.train("random", self.once("random", self.random), [0])
+        finalist = str(self.finalist(searched))
+        self.train("final", [HUMAN, finalist], final_seeds(self.round))
 
     def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
         """Train and evaluate each genotype with each seed."""
@@ -151,7 +168,7 @@ class Study:
         """Return methods and seeds, those first that a later one starts from."""
         return [
             (method, seed)
-            for seed in SEARCH_SEEDS
+            for seed in search_seeds(self.round)
             for method in ("default", "perturbation", "darts_original")
         ]
 
@@ -232,14 +249,15 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=Path, default=ROOT, help="results to go on from, and to add to"
     )
+    parser.add_argument("--round", type=int, default=1, help="2 for fresh seeds after a change")
     parser.add_argument("--keep", action="store_true", help="add what is done already, and stop")
     args = parser.parse_args()
-    if args.keep:
-        number = keep(args.output.absolute() / args.name, args.kept / args.name)
-        print(f"{number} files in {args.kept / args.name}")
-        return
     try:
-        Study(args).go()
+        study = Study(args)
+        if args.keep:
+            print(f"{keep(study.folder, study.kept)} files in {study.kept}")
+        else:
+            study.go()
     except ValueError as error:
         sys.exit(f"study: {error}")
 
