@@ -214,7 +214,7 @@ def started(tmp_path, monkeypatch):
     """The runs that are started; each leaves a result at once."""
     runs = []
 
-    def run(command, check):
+    def run(command, check, env):
         # 'python -W ignore FILE one DATASET CONTESTANT RATE SEED …'
         dataset, contestant, rate, seed = command[5:9]
         run = compare_peers.Run(dataset, contestant, float(rate), int(seed))
@@ -264,7 +264,7 @@ def test_mistakes_are_found_before_the_first_run(tmp_path, started, changes, mes
 
 
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
-    def run(command, check):
+    def run(command, check, env):
         raise trials.subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(trials.subprocess, "run", run)

@@ -226,7 +226,9 @@ def by_seeds(one: Sequence[Result], other: Sequence[Result]) -> Interval:
     """
     sides = [[pq(on_images(r, "test")) for r in side] for side in (one, other)]
     differences = np.subtract(*map(np.array, sides))
-    mean, error = differences.mean(), differences.std(ddof=1) / len(differences) ** 0.5
+    # Never zero, of which the t distribution makes NaN.
+    mean = differences.mean()
+    error = max(differences.std(ddof=1), 1e-12) / len(differences) ** 0.5
     low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=error)
     return Interval(float(mean), float(low), float(high))
 
