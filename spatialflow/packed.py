@@ -9,6 +9,7 @@ in. The operators are those that ``torch.compile`` has for frozen weights.
 from __future__ import annotations
 
 import functools
+import platform
 import threading
 import weakref
 from collections import OrderedDict
@@ -207,7 +208,9 @@ def _folds(norm: Any) -> bool:
 
 @functools.cache
 def _supports(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN computes in a type here."""
+    """Tell whether oneDNN computes in a type here; other processors than x86 are untried."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (
