@@ -2,9 +2,11 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
+from benchmarks.study.check import finalists
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import keep, restore
 from benchmarks.study.run import Study
@@ -93,6 +95,16 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     monkeypatch.setattr(Study, "finalist", lambda _, __: "default_10")
     second.go()
     assert stages == [("searched", 0), ("final", 200)]
+
+
+def test_the_check_takes_the_last_finalists(tmp_path):
+    with pytest.raises(ValueError, match="no finalist.json"):
+        finalists(tmp_path)
+    for name, finalist in (("nuclei", "a"), ("nuclei_round2", "b"), ("scenes", "c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "finalist.json").write_text(json.dumps({"finalist": finalist}))
+    found = [Path(path).relative_to(tmp_path) for path in finalists(tmp_path)]
+    assert found == [Path("nuclei_round2/genotypes/b.json"), Path("scenes/genotypes/c.json")]
 
 
 def test_nuclei_need_their_folder(tmp_path):

@@ -26,7 +26,7 @@ from spatialflow.search.space import flow_costs, search_space
 
 ONCE = ("harness", "minus", "random")
 METHODS = ("default", "perturbation", "darts_original")
-REAL = ("nuclei", "coco27")
+REAL = ("nuclei",)
 
 
 @dataclass(frozen=True)
