@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.intervals import fill, table
 from benchmarks.memory import Kept
+from benchmarks.pages import complete, table
 from benchmarks.timing import in_turn
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -114,8 +114,7 @@ def main() -> None:
     torch.manual_seed(0)
     text = cost_table()
     print(text)
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"attention cost": text}, str(page)))
+    complete(args.write, {"attention cost": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.intervals import Result, Sampled, fill, table
+from benchmarks.intervals import Result, Sampled
+from benchmarks.pages import complete, parser_of, table
 from benchmarks.trials import PQTrainer, compact
 from spatialflow.config import find_config, get_cfg
 from spatialflow.engine import prepare_config
@@ -76,20 +77,15 @@ def main() -> None:
     head = ["views", "PQ", "things", "stuff", "PQ over one view", "s", "time ×"]
     text = table(head, rows)
     print(text)
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"views": text}, str(page)))
+    complete(args.write, {"views": text})
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config-file", required=True, help="of the training; name or path")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", required=True, help="short sides")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-from pathlib import Path
 
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from benchmarks.intervals import fill, table
+from benchmarks.pages import complete, parser_of, table
 from darts.architect import Architect, VirtualStep
 from darts.relaxation import architecture_parameters
 from spatialflow.config import get_cfg
@@ -84,18 +83,13 @@ def main() -> None:
     head = ["steps of training", *(f"second order, {s:g}" for s in STEPS), "first order"]
     text = table(head, rows)
     print(text)
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"hypergradient": text}, str(page)))
+    complete(args.write, {"hypergradient": text})
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""PQ with intervals over seeds and images together, paired differences, and tables.
+"""PQ with intervals over seeds and images together, and paired differences.
 
 S seeds, I images, C classes; ``counts`` (S, I, C, 4) holds iou, tp, fp and fn, as PQ is made of.
 """
@@ -6,9 +6,8 @@ S seeds, I images, C classes; ``counts`` (S, I, C, 4) holds iou, tp, fp and fn, 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,15 +43,35 @@ def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
     return np.stack(groups, axis=-1)
 
 
+class Interval(NamedTuple):
+    """A mean with its 95 % interval, of PQ in percent."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, *, sign: bool = False) -> str:
+        """Write it; with signs, as differences are."""
+        form = "{:+.1f}" if sign else "{:.1f}"
+        return f"{form} ({form} to {form})".format(*self)
+
+
 class Sampled:
     """PQ of one contestant: the measured mean over seeds, and resamples of seeds and images."""
 
-    def __init__(self, results: list[Result], *, seed: int = 0) -> None:
+    def __init__(
+        self, results: list[Result], *, seed: int = 0, runs_seed: int | None = None
+    ) -> None:
         """Resample.
 
         Args:
             results: One of each seed, on the same images.
             seed: Of the resampling; the same for contestants that are to be compared.
+            runs_seed: Of the resampling of runs, where those of two contestants have nothing to do
+                with each other; None where runs of one seed belong together.
+
+        Raises:
+            ValueError: If the images differ.
         """
         images = [r["images"] for r in results]
         if any(names != images[0] for names in images):
@@ -60,14 +79,16 @@ class Sampled:
         isthing = np.array([bool(c["isthing"]) for c in results[0]["classes"]])
         counts = np.array([r["counts"] for r in results])  # (S, I, C, 4)
         # What a difference has to have in common.
-        self.drawn_from = ([r["seed"] for r in results], images[0], seed)
+        seeds_drawn = [r["seed"] for r in results] if runs_seed is None else "apart"
+        self.drawn_from = (seeds_drawn, images[0], seed)
         self.mean = quality(counts.sum(axis=1), isthing).mean(axis=0)  # (3,)
         rng = np.random.default_rng(seed)
+        runs_rng = rng if runs_seed is None else np.random.default_rng([seed, runs_seed])
         seeds, number = counts.shape[:2]
         draws = []
         for _ in range(RESAMPLES):
             weights = np.bincount(rng.integers(number, size=number), minlength=number)
-            chosen = rng.integers(seeds, size=seeds)
+            chosen = runs_rng.integers(seeds, size=seeds)
             summed = np.tensordot(counts[chosen], weights, axes=([1], [0]))  # (S, C, 4)
             draws.append(quality(summed, isthing).mean(axis=0))
         self.draws = np.array(draws)  # (RESAMPLES, 3)
@@ -90,11 +111,14 @@ class Sampled:
         difference.draws = self.draws - other.draws
         return difference
 
+    def interval(self, group: int) -> Interval:
+        """Return a group's mean and its 95 % interval."""
+        low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
+        return Interval(float(self.mean[group]), float(low), float(high))
+
     def cell(self, group: int, *, sign: bool = False) -> str:
         """Write the mean and its 95 % interval."""
-        low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
-        form = "{:+.1f}" if sign else "{:.1f}"
-        return f"{form} ({form} to {form})".format(self.mean[group], low, high)
+        return self.interval(group).text(sign=sign)
 
 
 def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:
@@ -109,22 +133,3 @@ def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:
         raise ValueError(f"{names} have no seed in common")
     sides = [Sampled([r for r in side if r["seed"] in common]) for side in (one, other)]
     return sides[0].minus(sides[1]), len(common)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Write a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)
-
-
-def fill(text: str, tables: dict[str, str], where: str) -> str:
-    """Put tables between ``<!-- table: NAME -->`` and ``<!-- end -->``; those of others stay.
-
-    Raises:
-        ValueError: If the page has a mark of none of them.
-    """
-    mark = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-    marks = [found[1] for found in mark.findall(text)]
-    if not set(marks) & set(tables):
-        raise ValueError(f"{where}: tables {marks} marked, some of {list(tables)} expected")
-    return mark.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}" if m[2] in tables else m[0], text)

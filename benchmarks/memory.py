@@ -15,7 +15,6 @@ import contextlib
 import gc
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from benchmarks.intervals import fill, table
+from benchmarks.pages import complete, parser_of, table
 from spatialflow.config import get_cfg
 
 THINGS = 20
@@ -156,18 +155,13 @@ def main() -> None:
     head = ["config", "largest image", "images a GPU", "GiB an image", "GiB parameters", "GiB"]
     text = table(head, rows)
     print(text)
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"memory": text}, str(page)))
+    complete(args.write, {"memory": text})
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     return parser.parse_args()
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.intervals import fill, table
+from benchmarks.pages import complete, table
 from darts.derive import RULES, derive, random_genotype
 from darts.genotype import Flow, Genotype
 from darts.learner import ArchitectureLearner, Learning
@@ -270,8 +270,7 @@ def report(args: argparse.Namespace) -> None:
     head = ["", "edge found", "with its operation", "other edges, mean", "it alone", "s"]
     text = table(head, rows)
     print(text)
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"recovery": text}, str(page)))
+    complete(args.write, {"recovery": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from detectron2.utils.events import EventStorage
 
-from benchmarks.intervals import fill, table
 from benchmarks.memory import peak_mib
+from benchmarks.pages import complete, parser_of, table
 from benchmarks.timing import in_turn
 from darts.operations import OPERATIONS
 from spatialflow.config import get_cfg
@@ -118,18 +118,13 @@ def main() -> None:
     text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
     print(text)
     print(json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}))
-    for page in args.write:
-        page.write_text(fill(page.read_text(), {"search cost": text}, str(page)))
+    complete(args.write, {"search cost": text})
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     return parser.parse_args()
 
 

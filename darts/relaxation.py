@@ -5,6 +5,7 @@ E edges, O operations of an edge; N images, C channels, H and W the size of a py
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -207,6 +208,20 @@ class Architecture(nn.Module):
         for name, options in self.space.choices.items():
             option = options.index(genotype.choices.get(name, options[0]))
             self.choices[choice_key(name)].fill_(-CERTAIN)[option] = CERTAIN
+
+    @contextlib.contextmanager
+    def being(self, genotype: Genotype) -> Iterator[None]:
+        """Be that very genotype inside, and what it was before again afterwards.
+
+        Raises:
+            ValueError: As :meth:`set_genotype`.
+        """
+        state = {name: value.clone() for name, value in self.state_dict().items()}
+        try:
+            self.set_genotype(genotype)
+            yield
+        finally:
+            self.load_state_dict(state)
 
 
 class MixedEdge(nn.Module):

@@ -95,24 +95,12 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         truth = self._truth[prediction["image_id"]]
         with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
             (Path(folder) / prediction["file_name"]).write_bytes(prediction.pop("png_string"))
-            with contextlib.redirect_stdout(io.StringIO()):
-                stat = pq_compute_single_core(
-                    0, [(truth, prediction)], self._metadata.panoptic_root, folder, self._categories
-                )
+            folders = (self._metadata.panoptic_root, folder)
+            classes = count_matches((truth, prediction), folders, self._categories)
         return {
             "image_id": prediction["image_id"],
             "file_name": self._images[prediction["image_id"]]["file_name"],
-            "classes": {
-                str(category_id): {
-                    "isthing": int(self._categories[category_id]["isthing"]),
-                    "iou": float(counts.iou),
-                    "tp": int(counts.tp),
-                    "fp": int(counts.fp),
-                    "fn": int(counts.fn),
-                }
-                for category_id, counts in sorted(stat.pq_per_cat.items())
-                if counts.tp + counts.fp + counts.fn
-            },
+            "classes": classes,
         }
 
     def evaluate(self) -> OrderedDict | None:
@@ -148,6 +136,34 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             path.write_text(json.dumps(results, indent=1, allow_nan=False))
         returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
         return OrderedDict(panoptic_seg=returned)
+
+
+def count_matches(
+    annotations: tuple[dict, dict], folders: tuple[str, str], categories: Mapping[int, dict]
+) -> dict[str, dict]:
+    """Counts the matches of one image's segments, as panopticapi does.
+
+    Args:
+        annotations: of the ground truth and of the prediction, in COCO panoptic form.
+        folders: with the PNG of each.
+        categories: category id → entry of the JSON's `categories`.
+
+    Returns:
+        category id as a string → `isthing`, `iou`, `tp`, `fp` and `fn`, for classes that have any.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        stat = pq_compute_single_core(0, [annotations], *folders, categories)
+    return {
+        str(category_id): {
+            "isthing": int(categories[category_id]["isthing"]),
+            "iou": float(counts.iou),
+            "tp": int(counts.tp),
+            "fp": int(counts.fp),
+            "fn": int(counts.fn),
+        }
+        for category_id, counts in sorted(stat.pq_per_cat.items())
+        if counts.tp + counts.fp + counts.fn
+    }
 
 
 def summarize(per_image: Iterable[dict], categories: Mapping[int, dict]) -> dict:

@@ -145,8 +145,8 @@ class _Packing(nn.Conv2d):
         kept = _kept.get(self)
         if kept is None or not kept.still_holds(sources):
             kept = _kept[self] = _Kept(sources)
-        # With the layout of another shape oneDNN can be a hundred times slower.
-        key = (x.shape, torch.get_num_threads(), folded)
+        # With the layout of another shape oneDNN can be many times slower.
+        key = (x.shape, torch.get_num_threads())
         return kept.get(dtype, key, lambda: self._pack(dtype, x.shape, folded))
 
     @torch.no_grad()

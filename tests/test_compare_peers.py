@@ -10,7 +10,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers, trials
-from benchmarks.intervals import Sampled, fill, minus, quality
+from benchmarks.intervals import Sampled, minus, quality
+from benchmarks.pages import fill
 from benchmarks.peers.analysis import best_rate, flow_table, main_table
 from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
 from benchmarks.peers.speed import models, timed

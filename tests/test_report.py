@@ -31,7 +31,7 @@ def example() -> Page:
     human = human_genotype()
     svg = to_svg(human, topology_of(get_cfg("coco/spatialflow_r50_20e.yaml")))
     chart = charts.lines({"loss": [(0, 3.0), (10, 1.0)]}, x="iteration", y="loss")
-    means = charts.intervals({"human": (1.0, 0.5, 1.5)}, x="PQ", zero=0)
+    means = charts.intervals({"human": (1.0, 0.5, 1.5)}, x="PQ")
     page.section("Drawings", drawing(svg, alt="the human flows", caption="ten flows"))
     page.section("Charts", *(drawing(s, alt="a chart", width="fits") for s in (chart, means)))
     page.section("Nothing")

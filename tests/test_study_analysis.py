@@ -23,7 +23,7 @@ from benchmarks.study.analysis import (
     outcomes,
 )
 from benchmarks.study.claims import all_claims
-from benchmarks.study.report import against_human, contestants, flows_worth, section
+from benchmarks.study.report import Findings, against_human, flows_worth
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
 
@@ -82,24 +82,24 @@ def test_a_difference_is_measured_with_its_interval() -> None:
     other = [result("b", seed, 0.8) for seed in range(4)]
     paired = estimate(one, other, part="test", paired=True)
     apart = estimate(one, other, part="test")
-    for found in (paired, apart):
-        assert found.mean == pytest.approx(5, abs=0.1)  # the stuff is the other half of PQ
-        assert found.low < found.mean < found.high
-    # Pairs have the same noise here.
-    assert paired.high - paired.low < apart.high - apart.low
-    things = estimate(one, part="test", group=1)
-    assert things.mean == pytest.approx(90, abs=0.5)
-    assert estimate(one, part="test", group=2).mean == 100
+    # The stuff is the other half of PQ. Pairs have the same noise here, the others do not.
+    assert paired.interval(0) == pytest.approx((5, 5, 5))
+    assert apart.mean[0] == pytest.approx(5)
+    assert apart.interval(0).low < 5 < apart.interval(0).high
+    assert estimate(one, part="test").mean[1:] == pytest.approx([90, 100], abs=0.5)
+    # The same images are drawn on both sides, however many runs there are.
+    runs = [{**result("a", 0, 0.75, 0.15), "seed": seed} for seed in range(3)]
+    assert np.abs(estimate(runs, runs[:2], part="test").draws).max() < 1e-9
 
 
 def test_what_cannot_be_compared() -> None:
     one, other = [result("a", 0, 0.9)], [result("b", 1, 0.8)]
-    with pytest.raises(ValueError, match="the same seeds"):
+    with pytest.raises(ValueError, match="needs the same seeds"):
         estimate(one, other, part="test", paired=True)
     with pytest.raises(ValueError, match="no run"):
         estimate([], part="test")
     other[0]["images"] = other[0]["images"][::-1]
-    with pytest.raises(ValueError, match="different images"):
+    with pytest.raises(ValueError, match="the same seeds and images"):
         estimate(one, other, part="test")
 
 
@@ -163,13 +163,14 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert differences["parallel"][0] == pytest.approx(-2.5, abs=0.2)
     assert differences["default"][0] == pytest.approx(2.5, abs=0.3)
     assert list(flows_worth(outcome)) == ["box.1 → cls.1"]
-    rows = contestants(outcome)
+    findings = Findings.of(outcome)
+    rows = findings.contestants
     assert ["default_0", "final", "8"] in [row[:3] for row in rows]
     cost = {row[0]: float(row[-1]) for row in rows}
     assert cost["spatialflow"] == 1
     assert cost["parallel"] == 0
     assert 0.8 < cost["default_0"] < 1
-    text = "".join(section(outcome))
+    text = "".join(findings.fragments())
     assert text.count("<figure>") == 4
     assert text.count("2.500") == 9
     assert "without-box.1-to-cls.1" in text

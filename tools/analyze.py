@@ -24,7 +24,7 @@ from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
-from benchmarks.intervals import fill, table
+from benchmarks.pages import complete, table
 from benchmarks.timing import OPERATIONS
 from darts.genotype import Genotype
 from spatialflow.config import find_config, genotype_of, get_cfg
@@ -164,8 +164,7 @@ def main() -> None:
     print(text)
     print(f"\n{args.size[0]} × {args.size[1]} pixels, {found['detections']} detections")
     if args.write:
-        page = args.write.read_text()
-        args.write.write_text(fill(page, {"parts": text}, str(args.write)))
+        complete([args.write], {"parts": text})
     if args.json:
         content = json.dumps(found, indent=1) + "\n"
         write_atomically(args.json, lambda file: file.write(content.encode()))

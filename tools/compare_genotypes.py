@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from benchmarks.intervals import GROUPS, Result, Sampled, fill, minus, table
+from benchmarks.intervals import GROUPS, Result, Sampled, minus
+from benchmarks.pages import complete, parser_of, table
 from benchmarks.timing import IMAGES, Timed, in_turn, spread
 from benchmarks.trials import run_apart, trial
 from darts.genotype import Genotype
@@ -183,22 +184,17 @@ def main() -> None:
         text = comparison(results, {} if args.no_speed else speed(args, list(results)))
         print(text)
         (args.output / TABLE_FILE).write_text(text + "\n")
-        for page in args.write:
-            page.write_text(fill(page.read_text(), {args.mark: text}, str(page)))
+        complete(args.write, {args.mark: text})
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config-file", required=True, help="of a training; name or path")
     parser.add_argument("--genotypes", nargs="+", required=True, help="names or paths")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("output/comparison"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-speed", action="store_true", help="measure no FLOPs and no times")
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     parser.add_argument("--mark", default="comparison", help="of the tables in those pages")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")

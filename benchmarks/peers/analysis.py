@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.intervals import GROUPS, Result, Sampled, fill, load_results, minus, table
+from benchmarks.intervals import GROUPS, Result, Sampled, load_results, minus
+from benchmarks.pages import complete, table
 from benchmarks.peers.contestants import MAIN, WITHOUT, flow_contestants
 
 SPEED_FILE = "speed.json"
@@ -138,5 +139,4 @@ def report(args: argparse.Namespace) -> None:
         tables[f"flows {dataset}"] = flow_table(flows, dataset)
     for name, content in tables.items():
         print(f"### {name}\n\n{content}\n")
-    for page in args.write:
-        page.write_text(fill(page.read_text(), tables, str(page)))
+    complete(args.write, tables)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.intervals import fill, table
+from benchmarks.pages import complete, parser_of, table
 from benchmarks.speed.machine import describe
 from spatialflow.engine.program import PREPARING, one_line
 
@@ -51,8 +51,7 @@ class Report:
         (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
         if self.bars or self.lines:
             self._plot(FIGURES / f"speed_{self.name}.svg")
-        for page in pages:
-            page.write_text(fill(page.read_text(), {f"speed {self.name}": text}, str(page)))
+        complete(pages, {f"speed {self.name}": text})
 
     def _plot(self, path: Path) -> None:
         import matplotlib
@@ -102,13 +101,9 @@ def ratio(of: list[float], over: list[float]) -> float:
 
 def program(doc: str | None, measure: Callable[[argparse.Namespace], list[Report]]) -> None:
     """Read the command line, measure, and save."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = parser_of(doc)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path, help="a folder in COCO panoptic layout, if it is used")
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with one_line(PREPARING):

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import training_image
+from benchmarks.pages import parser_of
 from benchmarks.search_cost import HUMAN, measure_memory, measure_times
 from benchmarks.speed import data, halves, inference, panoptic, training
 from benchmarks.speed.contestants import PANOPTIC_FPN, SPATIALFLOW, detect, inferring
@@ -162,14 +163,10 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
     parser.add_argument("--nuclei", type=Path, required=True, help="nuclei in panoptic layout")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     parser.add_argument("--name", default="targets", help="of this occasion's table and JSON")
     return parser.parse_args()
 

@@ -15,54 +15,29 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.intervals import RESAMPLES, Result, quality
+from benchmarks.intervals import Interval, Result, Sampled
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
 from benchmarks.study.run import DATA, HUMAN, PARALLEL, ROUND
 from darts.genotype import Genotype
-from spatialflow.config import get_cfg, load_genotype
-from spatialflow.search.derivation import cost_of
-from spatialflow.search.space import flow_costs, search_space
+from spatialflow.config import load_genotype
 
 ONCE = ("harness", "minus", "random")
 METHODS = ("default", "perturbation", "darts_original")
 REAL = ("nuclei",)
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval, of PQ in percent."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Write it with signs, as differences are."""
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
-
-    def plain(self) -> str:
-        """Write it without signs."""
-        return f"{self.mean:.1f} ({self.low:.1f} to {self.high:.1f})"
-
-
 def estimate(
-    one: Sequence[Result],
-    other: Sequence[Result] = (),
-    *,
-    part: str,
-    paired: bool = False,
-    group: int = 0,
-) -> Interval:
+    one: Sequence[Result], other: Sequence[Result] = (), *, part: str, paired: bool = False
+) -> Sampled:
     """Return the mean PQ of runs, or their difference to others, by bootstrap of runs and images.
 
     Args:
         one: Runs.
         other: Those that are subtracted, if any; on the same images.
         part: Of the images: ``selection`` or ``test``.
-        paired: Whether the runs of both sides belong together in their order, as those of one seed
-            do; else each side's are drawn by themselves.
-        group: 0 for PQ, 1 for things, 2 for stuff.
+        paired: Whether the runs of both sides belong together by their seeds; else each side's are
+            drawn by themselves.
 
     Raises:
         ValueError: If there is no run, the images differ, or pairs lack a side.
@@ -70,30 +45,10 @@ def estimate(
     if not one:
         raise ValueError("no run given, one or more expected")
     sides = [[on_images(r, part) for r in side] for side in (one, other) if side]
-    images = sides[0][0]["images"]
-    if any(r["images"] != images for side in sides for r in side):
-        raise ValueError("runs on different images cannot be compared")
-    if paired and [r["seed"] for r in one] != [r["seed"] for r in other]:
-        raise ValueError("paired runs with different seeds given, the same seeds expected")
-    isthing = np.array([bool(c["isthing"]) for c in sides[0][0]["classes"]])
-    counts = [np.array([r["counts"] for r in side]) for side in sides]  # (R, I, C, 4) each
-
-    def value(weights: np.ndarray, chosen: list[np.ndarray]) -> float:
-        means = [
-            quality(np.tensordot(c[rows], weights, axes=([1], [0])), isthing)[:, group].mean()
-            for c, rows in zip(counts, chosen, strict=True)
-        ]
-        return float(means[0] - sum(means[1:]))
-
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(rng.integers(len(images), size=len(images)), minlength=len(images))
-        chosen = [rng.integers(len(c), size=len(c)) for c in counts]
-        draws.append(value(weights, [chosen[0]] * len(counts) if paired else chosen))
-    everything = value(np.ones(len(images)), [np.arange(len(c)) for c in counts])
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(everything, float(low), float(high))
+    sampled = [
+        Sampled(side, runs_seed=None if paired or not other else i) for i, side in enumerate(sides)
+    ]
+    return sampled[0].minus(sampled[1]) if other else sampled[0]
 
 
 class Outcome:
@@ -142,15 +97,12 @@ class Outcome:
         return json.loads(path.read_text()) if path.is_file() else []
 
     @cached_property
-    def _costs(self) -> tuple[Any, float]:
-        # The space of all operations, of which that of the default search is a part.
-        cfg = get_cfg(self.data.darts, ["SEARCH.ENABLED", True])
-        return flow_costs(cfg, search_space(cfg).topology)
+    def _cost(self) -> Callable[[Genotype], float]:
+        return self.data.cost_over_human()
 
     def cost(self, name: str) -> float:
         """Return the operations of a contestant's flows over those of the human ones."""
-        costs, human = self._costs
-        return cost_of(self.genotype(name), costs) / human
+        return self._cost(self.genotype(name))
 
 
 def outcomes(kept: Path) -> list[Outcome]:
@@ -197,8 +149,9 @@ def claims(outcome: Outcome) -> list[Claim]:
         if not one or not other:
             found.append(Claim(outcome.name, statement, rule, "not run", None))
             return
-        measured = estimate(one, other, **{"part": "selection", **how})
-        found.append(Claim(outcome.name, statement, rule, str(measured), RULES[rule](measured)))
+        measured = estimate(one, other, **{"part": "selection", **how}).interval(0)
+        holds = RULES[rule](measured)
+        found.append(Claim(outcome.name, statement, rule, measured.text(sign=True), holds))
 
     found: list[Claim] = []
     claim("H1 human > parallel", ABOVE, human, parallel, paired=True)
@@ -214,8 +167,9 @@ def claims(outcome: Outcome) -> list[Claim]:
     if len(finalist) > 1 and len(finalist) == len(opponent):
         measured = by_seeds(finalist, opponent)
         statement = "H3 by the t distribution over seeds"
-        holds = measured.low > 0
-        found.append(Claim(outcome.name, statement, CLEARLY_ABOVE, str(measured), holds))
+        holds = RULES[CLEARLY_ABOVE](measured)
+        text = measured.text(sign=True)
+        found.append(Claim(outcome.name, statement, CLEARLY_ABOVE, text, holds))
     return found
 
 

@@ -9,12 +9,13 @@ Nothing is searched or chosen here. Results are kept as those of run.py, and a s
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from benchmarks.pages import parser_of
+from benchmarks.study.analysis import outcomes
 from benchmarks.study.keep import ROOT, keep, restore
-from benchmarks.study.run import DATA, HUMAN, PARALLEL, ROUND
+from benchmarks.study.run import HUMAN, PARALLEL, ROUND
 from benchmarks.trials import ROOT as REPOSITORY
 from benchmarks.trials import run_apart
 
@@ -32,13 +33,12 @@ def finalists(kept: Path) -> list[str]:
     Raises:
         ValueError: If there is none yet.
     """
-    found = []
-    for name in DATA:
-        rounds = [kept / name, *sorted(kept.glob(f"{name}{ROUND}[0-9]"))]
-        chosen = [folder for folder in rounds if (folder / "finalist.json").is_file()]
-        if chosen:
-            finalist = json.loads((chosen[-1] / "finalist.json").read_text())["finalist"]
-            found.append(str(chosen[-1] / "genotypes" / f"{finalist}.json"))
+    last: dict[str, str] = {}
+    for outcome in outcomes(kept):
+        if outcome.finalist:
+            path = outcome.folder / "genotypes" / f"{outcome.finalist['finalist']}.json"
+            last[outcome.name.partition(ROUND)[0]] = str(path)
+    found = list(last.values())
     if not found:
         raise ValueError(f"{kept}: no finalist.json of a data set, one or more expected")
     return found
@@ -67,14 +67,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
     parser.add_argument("--kept", type=Path, default=ROOT, help="results to go on from and add to")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.intervals import table
+from benchmarks.pages import table
 from benchmarks.study.analysis import Claim, aim_is_met, claims, outcomes
 from benchmarks.study.keep import ROOT
 

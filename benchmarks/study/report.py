@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.data import DatasetCatalog
 
-from benchmarks.intervals import fill, table
+from benchmarks.intervals import Interval
+from benchmarks.pages import complete, parser_of, table
 from benchmarks.study.analysis import METHODS, Outcome, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
@@ -39,6 +40,7 @@ from spatialflow.search.space import relaxing, search_space
 STAGES = ("harness", "searched", "random", "minus", "final")
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
+HEAD_OF_SEARCHES = ("search", "flows", "cost", "loss of the supernet", "of the derived network")
 HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost")
 
 
@@ -53,13 +55,14 @@ def contestants(outcome: Outcome) -> list[list[str]]:
         for name in sorted({r["contestant"] for r in runs}):
             mine = [r for r in runs if r["contestant"] == name]
             part = "test" if stage == "final" else "selection"
-            groups = [estimate(mine, part=part, group=g).plain() for g in range(3)]
+            sampled = estimate(mine, part=part)
+            groups = [sampled.cell(group) for group in range(3)]
             cost = f"{outcome.cost(name):.2f}"
             rows.append([name, stage, str(len(mine)), part, *groups, cost])
     return rows
 
 
-def against_human(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
+def against_human(outcome: Outcome) -> dict[str, Interval]:
     """Return the differences of groups to the human flows' runs, on selection images."""
     human = outcome.runs("harness", HUMAN)
     groups = {"parallel": outcome.runs("harness", "parallel")}
@@ -68,12 +71,11 @@ def against_human(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
     found = {}
     for name, runs in groups.items():
         if runs and human:
-            interval = estimate(runs, human, part="selection")
-            found[name] = (interval.mean, interval.low, interval.high)
+            found[name] = estimate(runs, human, part="selection").interval(0)
     return found
 
 
-def flows_worth(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
+def flows_worth(outcome: Outcome) -> dict[str, Interval]:
     """Return what PQ changes when a flow is left out, on selection images.
 
     One run each, of seed 0: the intervals are over images and know nothing of other seeds.
@@ -82,9 +84,8 @@ def flows_worth(outcome: Outcome) -> dict[str, tuple[float, float, float]]:
     found = {}
     for run in outcome.runs("minus"):
         if human:
-            interval = estimate([run], human, part="selection", paired=True)
             name = run["contestant"].removeprefix("without-").replace("-to-", " → ")
-            found[name] = (interval.mean, interval.low, interval.high)
+            found[name] = estimate([run], human, part="selection", paired=True).interval(0)
     return found
 
 
@@ -99,47 +100,72 @@ def gaps(outcome: Outcome) -> list[list[str]]:
     return rows
 
 
-def section(outcome: Outcome) -> Iterator[str]:
-    """Yield what the page says of a data set."""
-    rows = contestants(outcome)
-    if not rows:
-        yield paragraph("Not run yet.")
-        return
-    if outcome.finalist:
-        name = outcome.finalist["finalist"]
-        cfg = get_cfg(outcome.data.darts, ["SEARCH.ENABLED", True])
-        yield paragraph(f"The finalist, {name}, and the human flows:")
-        yield from compared(outcome.genotype(name), search_space(cfg).topology)
-    yield sortable(HEAD, rows, caption="PQ in percent, 95 % intervals; cost over human flows'")
-    for figure, alt in figures(outcome).values():
-        yield drawing(figure, alt=alt, caption=alt, width="fits")
-    if gaps(outcome):
-        head = ["search", "flows", "cost", "loss of the supernet", "of the derived network"]
-        yield sortable(head, gaps(outcome), caption="What searches left")
-    for search in ("default_0", "darts_original_0"):
+@dataclass
+class Findings:
+    """What is said of a data set, measured once for page and tables."""
+
+    outcome: Outcome
+    contestants: list[list[str]]
+    searches: list[list[str]]
+    figures: dict[str, tuple[str, str]]
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Findings:
+        """Measure all; a chart is kept by its file's name, with what it shows."""
+        charted = {}
+        for name, values, what in (
+            ("groups", against_human(outcome), "PQ of groups less that of the human flows"),
+            ("flows", flows_worth(outcome), "PQ without one flow less PQ of all (one run each)"),
+        ):
+            if values:
+                chart = charts.intervals(values, x="difference in PQ")
+                text = f"{what}, {outcome.name}, selection"
+                charted[f"study_{outcome.name}_{name}"] = (chart, text)
+        return cls(outcome, contestants(outcome), gaps(outcome), charted)
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """For pages, by their marks."""
+        name = self.outcome.name
+        return {
+            f"study {name}": table(HEAD, self.contestants),
+            f"study searches {name}": table(HEAD_OF_SEARCHES, self.searches),
+        }
+
+    def fragments(self) -> Iterator[str]:
+        """Yield what the page says."""
+        if not self.contestants:
+            yield paragraph("Not run yet.")
+            return
+        outcome = self.outcome
+        if outcome.finalist:
+            name = outcome.finalist["finalist"]
+            cfg = get_cfg(outcome.data.darts, ["SEARCH.ENABLED", True])
+            yield paragraph(f"The finalist, {name}, and the human flows:")
+            yield compared(outcome.genotype(name), search_space(cfg).topology)
+        caption = "PQ in percent, 95 % intervals; cost over human flows'"
+        yield sortable(HEAD, self.contestants, caption=caption)
+        for figure, alt in self.figures.values():
+            yield drawing(figure, alt=alt, caption=alt, width="fits")
+        if self.searches:
+            yield sortable(HEAD_OF_SEARCHES, self.searches, caption="What searches left")
+        yield from histories(outcome)
+
+
+def histories(outcome: Outcome) -> Iterator[str]:
+    """Yield how probabilities went in the first search of two methods."""
+    for search, config in (
+        ("default_0", outcome.data.search),
+        ("darts_original_0", outcome.data.darts),
+    ):
         lines = outcome.history(search)
         if lines:
-            config = outcome.data.darts if "darts" in search else outcome.data.search
             cfg = get_cfg(config, ["SEARCH.ENABLED", True])
             architecture = Architecture(search_space(cfg), relaxing(cfg))
             title = f"{search}: probabilities over the search"
             yield drawing(history_svg(architecture, lines, title=title), alt=title)
 
 
-def figures(outcome: Outcome) -> dict[str, tuple[str, str]]:
-    """Return the charts of a data set: name → drawing, and what it shows."""
-    found = {}
-    for name, values, what in (
-        ("groups", against_human(outcome), "PQ of groups less that of the human flows"),
-        ("flows", flows_worth(outcome), "PQ without one flow less PQ of all (one run each)"),
-    ):
-        if values:
-            chart = charts.intervals(values, x="difference in PQ", zero=0)
-            found[f"study_{outcome.name}_{name}"] = (chart, f"{what}, {outcome.name}, selection")
-    return found
-
-
-@torch.no_grad()
 def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
     """Yield pictures of the first held-out images, where the final networks' weights are there."""
     if outcome.finalist is None:
@@ -155,10 +181,10 @@ def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
         cfg.MODEL.SPATIALFLOW.GENOTYPE = str(folder / "genotype.json")
         cfg.MODEL.WEIGHTS = str(weights)
         prepare_config(cfg)
-        images = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:DRAWN]
-        mapper, model = PanopticMapper(cfg, is_train=False), Predictor(cfg).model
-        results[title] = [model([mapper(dict(i))])[0]["panoptic_seg"] for i in images]
-    samples = Samples(images, ensure_metadata(cfg.DATASETS.TEST[0]))
+        data = cfg.DATASETS.TEST[0]
+        samples = Samples(DatasetCatalog.get(data)[:DRAWN], ensure_metadata(data))
+        mapper = PanopticMapper(cfg, is_train=False)
+        results[title] = samples.results_of(Predictor(cfg).model, mapper)
     alt = "image, ground truth, human and searched flows"
     yield picture(samples.draw(results, DRAWN), alt=alt, caption=f"{alt}, seed {seed}")
 
@@ -171,21 +197,17 @@ def main() -> None:
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
     tables = {"study claims": claims_table(found)}
     for outcome in outcomes(args.kept):
-        name = outcome.name
-        fragments = list(section(outcome))
-        base, _, number = name.partition(ROUND)
+        findings = Findings.of(outcome)
+        fragments = list(findings.fragments())
+        base, _, number = outcome.name.partition(ROUND)
         if args.data is not None or base != "nuclei":
             options = {"data": args.data, "output": args.output, "kept": args.kept, "threads": 1}
             run = argparse.Namespace(name=base, round=int(number or 1), **options)
             fragments += predictions(Study(run), outcome)
-        page.section(name, *fragments)
-        tables[f"study {name}"] = table(list(HEAD), contestants(outcome))
-        tables[f"study searches {name}"] = table(
-            ["search", "flows", "cost", "loss of the supernet", "of the derived network"],
-            gaps(outcome),
-        )
+        page.section(outcome.name, *fragments)
+        tables |= findings.tables
         if args.write:
-            for file, (chart, _) in figures(outcome).items():
+            for file, (chart, _) in findings.figures.items():
                 (FIGURES / f"{file}.svg").write_text(chart)
     plan = (Path(__file__).parent / "PLAN.md").read_text()
     configs = "\n\n".join(
@@ -194,19 +216,15 @@ def main() -> None:
     page.section("Settings", details("The plan", plan), details("Configs of searches", configs))
     args.output.mkdir(parents=True, exist_ok=True)
     print(page.save(args.output / "report.html"))
-    for path in args.write:
-        path.write_text(fill(path.read_text(), tables, str(path)))
+    complete(args.write, tables)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, threads=False)
     parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
     parser.add_argument("--data", type=Path, help="the nuclei, for pictures of predictions")
-    parser.add_argument("--write", type=Path, nargs="*", default=[], help="pages to complete")
     return parser.parse_args()
 
 

@@ -62,6 +62,13 @@ class Data:
     training_keys: tuple[object, ...]
     search_keys: tuple[object, ...]
 
+    def cost_over_human(self) -> Callable[[Genotype], float]:
+        """Return what gives a genotype's operations over those of the human flows."""
+        # The space of all operations, of which that of the default search is a part.
+        cfg = get_cfg(self.darts, ["SEARCH.ENABLED", True])
+        costs, human = flow_costs(cfg, search_space(cfg).topology)
+        return lambda genotype: cost_of(genotype, costs) / human
+
 
 DATA = {
     "nuclei": Data(
@@ -211,15 +218,13 @@ class Study:
         target = self.folder / "finalist.json"
         if target.is_file():
             return self.folder / "genotypes" / f"{json.loads(target.read_text())['finalist']}.json"
-        # The space of all operations: that of the default search is part of it.
-        cfg = get_cfg(self.data.darts, ["SEARCH.ENABLED", True])
-        costs, human = flow_costs(cfg, search_space(cfg).topology)
+        cost_over_human = self.data.cost_over_human()
         table: dict[str, dict[str, Any]] = {}
         for result in self.results("searched"):
             path = next(p for p in map(Path, searched) if p.stem == result["contestant"])
             table[path.stem] = {
                 "selection PQ": pq(on_images(result, "selection")),
-                "cost over human": cost_of(Genotype.load(path), costs) / human,
+                "cost over human": cost_over_human(Genotype.load(path)),
             }
         allowed = {name: row for name, row in table.items() if row["cost over human"] <= 1}
         if not allowed:

@@ -49,20 +49,19 @@ def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
         return _svg(figure)
 
 
-def intervals(rows: Mapping[str, tuple[float, float, float]], *, x: str, zero: float) -> str:
-    """Draw means with their intervals, one below the other.
+def intervals(rows: Mapping[str, tuple[float, float, float]], *, x: str) -> str:
+    """Draw differences with their intervals, one below the other, and a line at zero.
 
     Args:
         rows: Name → mean, lower and upper end.
         x: Of the axis.
-        zero: Where a line is drawn to compare with.
     """
     with _styled() as pyplot:
         figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.3 * len(rows)))
         for i, (mean, low, high) in enumerate(rows.values()):
             axes.plot([low, high], [-i, -i], color=COLORS[1], linewidth=2)
             axes.plot([mean], [-i], "o", color=COLORS[0])
-        axes.axvline(zero, color=INK, linewidth=0.8, linestyle="--")
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
         axes.set_yticks([-i for i in range(len(rows))], list(rows))
         axes.set_ylim(-len(rows) + 0.5, 0.5)
         axes.set_xlabel(x)

@@ -90,6 +90,11 @@ def drawing(svg: str, *, alt: str, caption: str = "", width: str = "own") -> str
     return _figure(f"data:image/svg+xml;base64,{data}", alt, caption, width)
 
 
+def beside(*fragments: str) -> str:
+    """Return fragments side by side, or below each other where the page is narrow."""
+    return f'<div class="beside">{"".join(fragments)}</div>'
+
+
 def picture(rgb: np.ndarray, *, alt: str, caption: str = "") -> str:
     """Return a picture.
 

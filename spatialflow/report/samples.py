@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data.catalog import Metadata
-from panopticapi.evaluation import pq_compute_single_core
-from torch import Tensor
+from torch import Tensor, nn
 
+from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.data.segments import panoptic_ground_truth
-from spatialflow.evaluation import bootstrap_pq, summarize
+from spatialflow.evaluation import bootstrap_pq, count_matches, summarize
 from spatialflow.visualize import draw_panoptic, side_by_side
 
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
@@ -52,6 +51,16 @@ class Samples:
             )
             for index, name in enumerate(names)
         }
+
+    @torch.no_grad()
+    def results_of(self, model: nn.Module, mapper: PanopticMapper) -> list[Panoptic]:
+        """Return a model's results; it has to be in eval mode.
+
+        Args:
+            model: SpatialFlow, or another of Detectron2's panoptic models.
+            mapper: Of inference.
+        """
+        return [model([mapper(dict(image))])[0]["panoptic_seg"] for image in self.images]
 
     def quality(self, results: Sequence[Panoptic]) -> dict[str, tuple[float, float, float] | None]:
         """Return PQ, PQ_th and PQ_st in percent with their 95 % intervals over images.
@@ -101,34 +110,26 @@ def _match(
     truth: Panoptic, result: Panoptic, categories: Mapping[int, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return each class's counts on an image, matched by panopticapi."""
-    with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
-        annotations = []
-        for name, (ids, segments) in (("truth", truth), ("result", result)):
-            listed = []
-            array = ids.cpu().numpy()
-            for segment in segments:
-                category = _category(segment["isthing"], segment["category_id"])
-                area = int((array == segment["id"]).sum())
-                if area:
-                    listed.append(
-                        {
-                            "id": segment["id"],
-                            "category_id": category,
-                            "iscrowd": 0,
-                            "area": area,
-                        }
-                    )
-            (Path(folder) / name).mkdir()
-            write_panoptic_png(Path(folder, name, "0.png"), array)
-            annotations.append({"image_id": 0, "file_name": "0.png", "segments_info": listed})
-        with contextlib.redirect_stdout(io.StringIO()):
-            folders = (str(Path(folder, name)) for name in ("truth", "result"))
-            stat = pq_compute_single_core(0, [tuple(annotations)], *folders, categories)
-    return {
-        str(category): {
-            "isthing": categories[category]["isthing"],
-            **{key: getattr(counts, key) for key in ("iou", "tp", "fp", "fn")},
+    with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as root:
+        folders = (f"{root}/truth", f"{root}/result")
+        annotations = (_write(*truth, Path(folders[0])), _write(*result, Path(folders[1])))
+        return count_matches(annotations, folders, categories)
+
+
+def _write(ids: Tensor, segments: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Write segments as a PNG into a new folder, and return COCO's description of them."""
+    folder.mkdir()
+    array = ids.cpu().numpy()
+    write_panoptic_png(folder / "0.png", array)
+    areas = dict(zip(*np.unique(array, return_counts=True), strict=True))
+    listed = [
+        {
+            "id": segment["id"],
+            "category_id": _category(segment["isthing"], segment["category_id"]),
+            "iscrowd": 0,
+            "area": int(areas[segment["id"]]),
         }
-        for category, counts in stat.pq_per_cat.items()
-        if counts.tp + counts.fp + counts.fn
-    }
+        for segment in segments
+        if segment["id"] in areas
+    ]
+    return {"image_id": 0, "file_name": "0.png", "segments_info": listed}

@@ -126,12 +126,8 @@ class Derivation:
     @torch.no_grad()
     def _loss_of(self, genotype: Genotype) -> float:
         """Return the loss of a genotype with the supernet's weights, whose α are put back."""
-        state = {n: p.clone() for n, p in self.architecture.state_dict().items()}
-        try:
-            self.architecture.set_genotype(genotype)
+        with self.architecture.being(genotype):
             return self._loss()
-        finally:
-            self.architecture.load_state_dict(state)
 
     def write(self, iterations: int) -> Path:
         """Derive; write ``genotype.json``, its pictures, the report, and what else is asked for.

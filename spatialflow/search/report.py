@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
@@ -16,12 +15,12 @@ from darts.drawing import to_svg
 from darts.genotype import Genotype
 from darts.history import history_svg
 from darts.relaxation import Architecture
-from darts.space import Topology
+from darts.space import SearchSpace, Topology
 from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.register import ensure_metadata
 from spatialflow.meta_arch import SpatialFlow
-from spatialflow.report import Page, charts, details, drawing, paragraph, picture, table
-from spatialflow.report.samples import Panoptic, Samples
+from spatialflow.report import Page, beside, charts, details, drawing, paragraph, picture, table
+from spatialflow.report.samples import Samples
 from spatialflow.search.space import flow_costs, human_genotype
 from spatialflow.search.split import part
 from spatialflow.search.weights import architecture_of
@@ -47,7 +46,7 @@ def write_report(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, lines:
     """
     architecture = architecture_of(supernet)
     page = Page(f"Search of flows: {genotype.name}", _lead(genotype))
-    page.section("Searched and human", *compared(genotype, architecture.space.topology))
+    page.section("Searched and human", compared(genotype, architecture.space.topology))
     page.section("Flows", _flows(cfg, genotype, architecture))
     page.section("How the search went", *_history(cfg, genotype, architecture, lines))
     page.section("Held-out images", *_samples(cfg, supernet, genotype))
@@ -67,14 +66,14 @@ def _lead(genotype: Genotype) -> str:
     )
 
 
-def compared(genotype: Genotype, topology: Topology) -> list[str]:
+def compared(genotype: Genotype, topology: Topology) -> str:
     """Return the drawings of a genotype and of the human one, side by side."""
     drawn = []
     for one in (genotype, human_genotype()):
         flows = "; ".join(str(flow) for flow in one.flows) or "none"
         alt = f"{one.name}: {len(one.flows)} flows between the four branches: {flows}"
         drawn.append(drawing(to_svg(one, topology), alt=alt, width="large"))
-    return [f'<div class="pair">{"".join(drawn)}</div>']
+    return beside(*drawn)
 
 
 def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> str:
@@ -151,11 +150,15 @@ def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterato
     if not images:
         return
     samples = Samples(images, ensure_metadata(name))
-    results = {
-        title: run(cfg, supernet, one, images)
-        for title, one in (("human", human_genotype()), ("searched", genotype))
-        if _within(architecture_of(supernet), one)
-    }
+    mapper = PanopticMapper(cfg, is_train=False)
+    architecture, training = architecture_of(supernet), supernet.training
+    supernet.eval()
+    results = {}
+    for title, one in (("human", human_genotype()), ("searched", genotype)):
+        if _within(architecture.space, one):
+            with architecture.being(one):
+                results[title] = samples.results_of(supernet, mapper)
+    supernet.train(training)
     yield paragraph(
         f"The flows in the supernet, with the weights that all of its candidates share, on "
         f"{len(images)} images that only the architecture learned from. How good a design is, only "
@@ -179,25 +182,10 @@ def _cell(interval: tuple[float, float, float] | None) -> str:
     return "n/a" if interval is None else "{:.1f} ({:.1f} to {:.1f})".format(*interval)
 
 
-def _within(architecture: Architecture, genotype: Genotype) -> bool:
-    """Tell whether a supernet has all that a genotype is made of."""
-    edges = {edge.key: edge.operations for edge in architecture.space.edges}
-    return all(flow.operation in edges.get(flow.key, ()) for flow in genotype.flows)
-
-
-@torch.no_grad()
-def run(
-    cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, images: Sequence[dict[str, Any]]
-) -> list[Panoptic]:
-    """Return the results of the supernet's weights with a genotype's flows; α are put back."""
-    architecture = architecture_of(supernet)
-    state = {name: value.clone() for name, value in architecture.state_dict().items()}
-    training = supernet.training
-    mapper = PanopticMapper(cfg, is_train=False)
+def _within(space: SearchSpace, genotype: Genotype) -> bool:
+    """Tell whether a genotype is a point of a space."""
     try:
-        architecture.set_genotype(genotype)
-        supernet.eval()
-        return [supernet([mapper(dict(image))])[0]["panoptic_seg"] for image in images]
-    finally:
-        architecture.load_state_dict(state)
-        supernet.train(training)
+        space.check(genotype)
+    except ValueError:
+        return False
+    return True
