@@ -63,12 +63,17 @@ class Timed:
 def in_turn(
     works: dict[str, Callable[[], Any]], share: int = 1, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Time each work once a round, as so many shares; the first round only warms up."""
+    """Time each work once a round, as so many shares; the first round only warms up.
+
+    Where a GPU is used, a work ends when the GPU has done it.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
             start = time.perf_counter()
             work()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             if number:
                 times[name].append((time.perf_counter() - start) / share)
     return times

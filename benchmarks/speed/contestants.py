@@ -35,26 +35,29 @@ SCALES = {
 }
 
 
-def build(name: str, opts: tuple[object, ...] = ()) -> nn.Module:
-    """Return an untrained model in training mode, on the CPU."""
+def build(name: str, opts: tuple[object, ...] = (), device: str = "cpu") -> nn.Module:
+    """Return an untrained model in training mode."""
     torch.manual_seed(0)
     if name == PANOPTIC_FPN:
         cfg = detectron2_get_cfg()
         cfg.merge_from_file(str(Path(__file__).with_name("panoptic_fpn.yaml")))
-        cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+        cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
         return build_model(cfg)
     genotype = {PARALLEL: "parallel", SPATIALFLOW: "spatialflow"}[name]
-    keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.SPATIALFLOW.GENOTYPE", genotype]
+    keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.SPATIALFLOW.GENOTYPE", genotype]
     return build_model(get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *opts]))
 
 
 @torch.no_grad()
 def inferring(
-    item: Item, opts: tuple[object, ...] = (), names: tuple[str, ...] = NAMES
+    item: Item,
+    opts: tuple[object, ...] = (),
+    names: tuple[str, ...] = NAMES,
+    device: str = "cpu",
 ) -> dict[str, nn.Module]:
     """Return contestants in eval mode, calibrated on an image."""
-    models = {name: build(name, opts) for name in names}
-    trunk = _calibrated_trunk(build(SPATIALFLOW), item)
+    models = {name: build(name, opts, device) for name in names}
+    trunk = _calibrated_trunk(build(SPATIALFLOW, (), device), item)
     for model in models.values():
         model.eval().backbone.bottom_up.load_state_dict(trunk, strict=False)
         for layer, deviation in SCALES[type(model)].items():

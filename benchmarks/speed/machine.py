@@ -49,7 +49,9 @@ def describe() -> dict[str, str | int]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_initialized() else {}
     return {
+        **gpu,
         "processor": models[0] if models else platform.processor(),
         "logical cores": len(models),
         "threads": torch.get_num_threads(),

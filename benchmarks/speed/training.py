@@ -30,9 +30,9 @@ DETECTIONS = 30
 MIB = 2**20
 
 
-def stepping(model: nn.Module) -> Callable[[], None]:
+def stepping(model: nn.Module, size: tuple[int, int] = SIZE) -> Callable[[], None]:
     """Return a function that takes a step on always the same two images."""
-    batch = [training_image(SIZE, things=THINGS, seed=seed) for seed in (0, 1)]
+    batch = [training_image(size, things=THINGS, seed=seed) for seed in (0, 1)]
     learning = [p for p in model.parameters() if p.requires_grad]
     # Steps so small that the losses stay as they are.
     optimizer = torch.optim.SGD(learning, lr=1e-12, momentum=0.9)

@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Inference and a training step of two images at full size on one GPU, in turn in one process.
+
+    python -m benchmarks.speed.gpu --write docs/performance.md
+
+The models are those of the other benchmarks; memory is the most that PyTorch's allocator has given
+out at once during a work, beyond weights, gradients and momentum that lie there all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.memory import training_image
+from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, detect, inferring
+from benchmarks.speed.report import Report, program, ratio
+from benchmarks.speed.training import stepping
+from benchmarks.timing import in_turn
+from spatialflow.precision import autocast
+
+SIZE = (800, 1344)
+THINGS = 10
+DETECTIONS = 30
+SHARE = 5
+GPU = torch.device("cuda")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+MIB = 2**20
+
+
+def measure(args: argparse.Namespace) -> list[Report]:
+    """Return the report of all contestants, precisions and works."""
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.speed.gpu: no CUDA device, one expected")
+    over = "over Panoptic FPN"
+    head = ["", "precision", "network", "ms (least to most)", over, "MiB", over]
+    report = Report("gpu", head)
+    item = training_image(SIZE, things=THINGS)
+    models = inferring(item, device="cuda")
+    for model in models.values():
+        detect(model, item, DETECTIONS)
+    for what, works in {"inference": inferences(models, item), "training": steps(models)}.items():
+        for precision, dtype in PRECISIONS.items():
+            tasks = {name: _under(work, dtype) for name, work in works.items()}
+            seconds = in_turn(tasks, SHARE, args.rounds)
+            memory = {name: peak_mib(task) for name, task in tasks.items()}
+            for name in NAMES:
+                report.rows.append(
+                    [what, precision, name, _milliseconds(seconds[name])]
+                    + [f"{ratio(seconds[name], seconds[PANOPTIC_FPN]):.2f}"]
+                    + [f"{memory[name]:.0f}", f"{memory[name] / memory[PANOPTIC_FPN]:.2f}"]
+                )
+            report.data[f"{what} {precision}"] = {"seconds": seconds, "MiB": memory}
+    return [report]
+
+
+def inferences(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Return each model's inference of one image."""
+
+    @torch.no_grad()
+    def infer(model: nn.Module) -> None:
+        model.eval()
+        model([item])
+
+    return {name: lambda model=model: infer(model) for name, model in models.items()}
+
+
+def steps(models: dict[str, nn.Module]) -> dict[str, Callable[[], Any]]:
+    """Return each model's training step, with optimisers of their own."""
+    found = {}
+    for name, model in models.items():
+        step = stepping(model, SIZE)
+
+        def train(model: nn.Module = model, step: Callable[[], None] = step) -> None:
+            model.train()
+            step()
+
+        found[name] = train
+    return found
+
+
+def peak_mib(work: Callable[[], Any]) -> float:
+    """Return the most that the allocator has given out during some work, less what lay there."""
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+def _under(work: Callable[[], Any], dtype: torch.dtype | None) -> Callable[[], None]:
+    def several() -> None:
+        for _ in range(SHARE):
+            with autocast(GPU, dtype):
+                work()
+
+    return several
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    least, middle, most = (1e3 * f(seconds) for f in (min, statistics.median, max))
+    return f"{middle:.1f} ({least:.1f} to {most:.1f})"
+
+
+if __name__ == "__main__":
+    program(__doc__, measure)
