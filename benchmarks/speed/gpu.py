@@ -52,11 +52,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
             seconds = in_turn(tasks, SHARE, args.rounds)
             memory = {name: peak_mib(task) for name, task in tasks.items()}
             for name in NAMES:
-                report.rows.append(
-                    [what, precision, name, _milliseconds(seconds[name])]
-                    + [f"{ratio(seconds[name], seconds[PANOPTIC_FPN]):.2f}"]
-                    + [f"{memory[name]:.0f}", f"{memory[name] / memory[PANOPTIC_FPN]:.2f}"]
-                )
+                slower = ratio(seconds[name], seconds[PANOPTIC_FPN])
+                more = memory[name] / memory[PANOPTIC_FPN]
+                cells = [_milliseconds(seconds[name]), f"{slower:.2f}", f"{memory[name]:.0f}"]
+                report.rows.append([what, precision, name, *cells, f"{more:.2f}"])
             report.data[f"{what} {precision}"] = {"seconds": seconds, "MiB": memory}
     return [report]
 
