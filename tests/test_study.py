@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,47 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
         Study, "train", lambda _, stage, __, seeds: stages.append((stage, seeds[0]))
     )
     monkeypatch.setattr(Study, "searched", lambda _, method, seed: f"{method}_{seed}")
-    monkeypatch.setattr(Study, "finalist", lambda _, __: "default_10")
+    monkeypatch.setattr(Study, "shortlist", lambda _: ["default_10"])
+    monkeypatch.setattr(Study, "finalist", lambda _: "default_10")
     second.go()
-    assert stages == [("searched", 0), ("final", 200)]
+    assert stages == [("searched", 0), ("random", 0), ("shortlist", 1), ("final", 200)]
+    first, again = (
+        [Genotype.load(path) for path in one.once("random", one.random)] for one in (study, second)
+    )
+    assert {flow.port for genotype in first for flow in genotype.flows} == {"input"}
+    assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
+
+
+def searched(study, stage, name, seed, iou, base="parallel"):
+    """Put a searched genotype and a result of its training where a study has them."""
+    path = Path(study.genotype(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(load_genotype(base), name=name).save(path)
+    counts = [[[iou, 1, 0, 0], [0.0, 0, 1, 1]] for _ in RESULT["images"]]
+    target = study.folder / stage / f"{name}-seed{seed}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({**RESULT, "contestant": name, "seed": seed, "counts": counts}))
+
+
+def test_the_finalist_is_the_best_that_is_no_dearer(study):
+    for name, iou in {"a": 0.7, "b": 0.9, "c": 0.8, "d": 0.6}.items():
+        searched(study, "searched", name, 0, iou)
+    searched(study, "searched", "dear", 0, 0.95, base="thing_guided")
+    assert [Path(path).stem for path in study.shortlist()] == ["b", "c", "a"]
+    for name, iou in {"a": 0.7, "b": 0.6, "c": 0.8}.items():
+        for seed in (1, 2):
+            searched(study, "shortlist", name, seed, iou)
+    # Single trainings of those that are not on the shortlist do not count, nor is it made anew.
+    searched(study, "searched", "d", 0, 0.99)
+    assert Path(study.finalist()).stem == "c"
+    searched(study, "searched", "c", 0, 0.1)
+    assert Path(study.finalist()).stem == "c"
+
+
+def test_a_study_without_an_affordable_genotype_says_so(study):
+    searched(study, "searched", "dear", 0, 0.95, base="thing_guided")
+    with pytest.raises(ValueError, match=r"scenes: every searched genotype costs more"):
+        study.finalist()
 
 
 def test_the_check_takes_the_last_finalists(tmp_path):

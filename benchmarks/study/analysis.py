@@ -18,12 +18,11 @@ from scipy import stats
 from benchmarks.intervals import Interval, Result, Sampled
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.run import DATA, HUMAN, PARALLEL, ROUND
+from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
 
-ONCE = ("harness", "minus", "random")
-METHODS = ("default", "perturbation", "darts_original")
+OF_A_ROUND = ("shortlist", "final")
 REAL = ("nuclei",)
 
 
@@ -64,14 +63,19 @@ class Outcome:
         self.folder = folder
         base = folder.name.partition(ROUND)[0]
         self.data = DATA[base]
-        # What no search has a part in is of the first round.
         self.first = folder.with_name(base)
 
     def runs(self, stage: str, prefix: str = "") -> list[Result]:
-        """Return the runs of a stage, of contestants whose name begins so, by name and seed."""
-        folder = self.first if stage in ONCE else self.folder
-        paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
-        found = [json.loads(path.read_text()) for path in paths]
+        """Return the runs of a stage, of contestants whose name begins so, by name and seed.
+
+        What a later round does not run again is of the first.
+        """
+        folders = (self.folder,) if stage in OF_A_ROUND else (self.folder, self.first)
+        for folder in folders:
+            paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
+            found = [json.loads(path.read_text()) for path in paths]
+            if found:
+                break
         return sorted(found, key=lambda r: (r["contestant"], r["seed"]))
 
     @cached_property

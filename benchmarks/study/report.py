@@ -18,11 +18,11 @@ from detectron2.data import DatasetCatalog
 
 from benchmarks.intervals import Interval
 from benchmarks.pages import complete, parser_of, table
-from benchmarks.study.analysis import METHODS, Outcome, estimate, outcomes
+from benchmarks.study.analysis import Outcome, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import DATA, HUMAN, ROUND, Study, final_seeds
+from benchmarks.study.run import DATA, HUMAN, METHODS, ROUND, Study, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -37,7 +37,7 @@ from spatialflow.report.samples import Panoptic, Samples
 from spatialflow.search.report import compared
 from spatialflow.search.space import relaxing, search_space
 
-STAGES = ("harness", "searched", "random", "minus", "final")
+STAGES = ("harness", "searched", "random", "minus", "shortlist", "final")
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
 HEAD_OF_SEARCHES = ("search", "flows", "cost", "loss of the supernet", "of the derived network")

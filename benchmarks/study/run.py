@@ -31,7 +31,7 @@ from spatialflow.search.derivation import cost_of
 from spatialflow.search.space import (
     flow_costs,
     random_genotypes,
-    search_space,
+    topology_of,
     write_genotypes,
 )
 
@@ -39,7 +39,11 @@ ROUND = "_round"
 HUMAN, PARALLEL = "spatialflow", "parallel"
 STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
 HARNESS_SEEDS = range(5)
+SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
 RANDOM = 5
+METHODS = ("default", "perturbation", "darts_original")
+CHANGED = ("SEARCH.SPACE.PORTS", ["gate"])
+"""What the second round changes of the search."""
 
 
 def search_seeds(number: int) -> range:
@@ -64,9 +68,8 @@ class Data:
 
     def cost_over_human(self) -> Callable[[Genotype], float]:
         """Return what gives a genotype's operations over those of the human flows."""
-        # The space of all operations, of which that of the default search is a part.
-        cfg = get_cfg(self.darts, ["SEARCH.ENABLED", True])
-        costs, human = flow_costs(cfg, search_space(cfg).topology)
+        cfg = get_cfg(self.search)
+        costs, human = flow_costs(cfg, topology_of(cfg))
         return lambda genotype: cost_of(genotype, costs) / human
 
 
@@ -118,18 +121,18 @@ class Study:
     def go(self) -> None:
         """Do all that is not done yet, in the order of the plan.
 
-        A second round has what depends on searches only, with seeds of its own.
+        A second round has what the change of the search changes, with seeds of its own, and trains
+        its best few more often before one is chosen.
         """
         restore(self.kept, self.folder)
         if self.round == 1:
             self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
             self.train("minus", self.once("minus", self.minus_one), [0])
-        searched = [self.searched(*run) for run in self.searches()]
-        self.train("searched", searched, [0])
-        if self.round == 1:
-            self.train("random", self.once("random", self.random), [0])
-        finalist = str(self.finalist(searched))
-        self.train("final", [HUMAN, finalist], final_seeds(self.round))
+        self.train("searched", [self.searched(*run) for run in self.searches()], [0])
+        self.train("random", self.once("random", self.random), [0])
+        if self.round > 1:
+            self.train("shortlist", self.shortlist(), SHORTLIST_SEEDS)
+        self.train("final", [HUMAN, self.finalist()], final_seeds(self.round))
 
     def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
         """Train and evaluate each genotype with each seed."""
@@ -168,20 +171,22 @@ class Study:
 
     def random(self, folder: Path) -> None:
         """Write random genotypes of the default space."""
-        cfg = get_cfg(self.data.search, ["SEARCH.ENABLED", True])
-        write_genotypes(random_genotypes(cfg, RANDOM, seed=0), folder)
+        changed = CHANGED if self.round > 1 else ()
+        cfg = get_cfg(self.data.search, ["SEARCH.ENABLED", True, *changed])
+        seed = search_seeds(self.round)[0]
+        write_genotypes(random_genotypes(cfg, RANDOM, seed=seed), folder)
 
     def searches(self) -> list[tuple[str, int]]:
-        """Return methods and seeds, those first that a later one starts from."""
-        return [
-            (method, seed)
-            for seed in search_seeds(self.round)
-            for method in ("default", "perturbation", "darts_original")
-        ]
+        """Return methods and seeds, those first that a later one starts from.
+
+        DARTS as published has nothing that a second round could change.
+        """
+        methods = METHODS if self.round == 1 else METHODS[:2]
+        return [(method, seed) for seed in search_seeds(self.round) for method in methods]
 
     def searched(self, method: str, seed: int) -> str:
         """Return the genotype of a search, which is done if it has not been."""
-        target = self.folder / "genotypes" / f"{method}_{seed}.json"
+        target = Path(self.genotype(f"{method}_{seed}"))
         if not target.is_file():
             run = self.folder / "searches" / f"{method}_{seed}"
             if method == "perturbation":
@@ -205,7 +210,8 @@ class Study:
 
     def search(self, config: str, folder: Path, *words: str, keys: tuple[object, ...] = ()) -> None:
         """Run ``search_net.py`` in a process of its own."""
-        opts = (*self.keys, *self.data.search_keys, *keys, "OUTPUT_DIR", folder)
+        changed = CHANGED if self.round > 1 else ()
+        opts = (*self.keys, *self.data.search_keys, *changed, *keys, "OUTPUT_DIR", folder)
         # Detectron2's parser takes KEY VALUE pairs at the end.
         run_apart(
             f"search {folder.name}",
@@ -213,28 +219,58 @@ class Study:
             threads=self.threads,
         )
 
-    def finalist(self, searched: Sequence[str]) -> Path:
-        """Return the best searched genotype on selection images that costs no more than human."""
-        target = self.folder / "finalist.json"
-        if target.is_file():
-            return self.folder / "genotypes" / f"{json.loads(target.read_text())['finalist']}.json"
+    def affordable(self, *stages: str) -> dict[str, dict[str, Any]]:
+        """Return what a choice may go by, of searched genotypes that cost no more than the human.
+
+        Args:
+            stages: Whose runs count, on selection images.
+
+        Returns:
+            By name: mean PQ, the number of runs, and the cost over that of the human flows.
+
+        Raises:
+            ValueError: If there is none.
+        """
         cost_over_human = self.data.cost_over_human()
-        table: dict[str, dict[str, Any]] = {}
-        for result in self.results("searched"):
-            path = next(p for p in map(Path, searched) if p.stem == result["contestant"])
-            table[path.stem] = {
-                "selection PQ": pq(on_images(result, "selection")),
-                "cost over human": cost_over_human(Genotype.load(path)),
+        found: dict[str, list[float]] = {}
+        for result in (r for stage in stages for r in self.results(stage)):
+            found.setdefault(result["contestant"], []).append(pq(on_images(result, "selection")))
+        rows = {
+            name: {
+                "selection PQ": sum(values) / len(values),
+                "runs": len(values),
+                "cost over human": cost_over_human(Genotype.load(self.genotype(name))),
             }
-        allowed = {name: row for name, row in table.items() if row["cost over human"] <= 1}
+            for name, values in found.items()
+        }
+        allowed = {name: row for name, row in rows.items() if row["cost over human"] <= 1}
         if not allowed:
             raise ValueError(
                 f"{self.folder}: every searched genotype costs more than the human one"
             )
-        best = max(allowed, key=lambda name: allowed[name]["selection PQ"])
-        content = json.dumps({"finalist": best, "searched": table}, indent=1).encode()
-        write_atomically(target, lambda file: file.write(content))
-        return self.folder / "genotypes" / f"{best}.json"
+        return allowed
+
+    def shortlist(self) -> list[str]:
+        """Return the genotypes that the first training of each shows to be the best."""
+        rows = self.affordable("searched")
+        best = sorted(rows, key=lambda name: rows[name]["selection PQ"], reverse=True)
+        return [self.genotype(name) for name in best[:SHORTLIST]]
+
+    def finalist(self) -> str:
+        """Return the best searched genotype, in a second round of those on the shortlist."""
+        target = self.folder / "finalist.json"
+        if not target.is_file():
+            rows = self.affordable("searched", "shortlist")
+            most = max(row["runs"] for row in rows.values())
+            chosen = [name for name, row in rows.items() if row["runs"] == most]
+            best = max(chosen, key=lambda name: rows[name]["selection PQ"])
+            content = json.dumps({"finalist": best, "searched": rows}, indent=1).encode()
+            write_atomically(target, lambda file: file.write(content))
+        return self.genotype(json.loads(target.read_text())["finalist"])
+
+    def genotype(self, name: str) -> str:
+        """Return the path of a searched genotype."""
+        return str(self.folder / "genotypes" / f"{name}.json")
 
     def results(self, stage: str) -> list[Result]:
         """Return the results of a stage."""

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from darts.derive import random_genotype
 from darts.genotype import Flow, Genotype
-from darts.operations import multiply_adds
+from darts.operations import OPERATIONS, multiply_adds
 from darts.relaxation import Relaxing, choice_key
 from darts.space import Costs, SearchSpace, Topology
 from spatialflow.config import load_genotype
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 DEFORMING = 27 * 9 + 4 * 9
 """What a deformable convolution costs beyond a plain one, a channel and position: 27 predictions by
 3 × 3 convolution, and nine bilinear samples."""
+
+SEARCHED_PORTS = ("input", "gate")
+"""Those of a space; an offset needs a deformable target, which is a choice of its own."""
 
 HUMAN = "spatialflow"
 """The genotype whose flows' cost is the unit of a budget."""
@@ -51,8 +54,8 @@ def search_space(cfg: CfgNode) -> SearchSpace:
         raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
     if "offset" in keys.PORTS:
         raise ValueError(
-            "SEARCH.SPACE.PORTS: 'offset' given, 'input' or 'gate' expected: an offset needs a "
-            "deformable target, which is a choice of its own"
+            f"SEARCH.SPACE.PORTS: 'offset' given, some of {SEARCHED_PORTS} expected: an offset "
+            "needs a deformable target, which is a choice of its own"
         )
     if keys.MAX_INPUTS < 0:
         raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
@@ -115,8 +118,9 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
     one megapixel; an option's, those of its block where it stands.
 
     Returns:
-        (key of an edge or choice, operation or option) → millions, for every causal edge, port and
-        operation and every option of attention; and the sum over the flows of :data:`HUMAN`.
+        (key of an edge or choice, operation or option) → millions, for every causal edge, whatever
+        of it the space has, and every option of attention; and the sum over the flows of
+        :data:`HUMAN`.
     """
     channels = cfg.MODEL.FPN.OUT_CHANNELS
 
@@ -124,11 +128,10 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
         return multiply_adds(flow.operation, channels) * _area(topology.shared_levels(flow))
 
     costs = {}
-    for source, target in topology.edges():
-        for port in cfg.SEARCH.SPACE.PORTS:
-            for operation in cfg.SEARCH.SPACE.OPERATIONS:
-                flow = Flow(source.name, target.name, port, operation)
-                costs[flow.key, operation] = cost(flow)
+    for (source, target), port in itertools.product(topology.edges(), SEARCHED_PORTS):
+        for operation in OPERATIONS:
+            flow = Flow(source.name, target.name, port, operation)
+            costs[flow.key, operation] = cost(flow)
     head = cfg.MODEL.SEM_SEG_HEAD
     # Of each map that a block sees, its share of the image's positions.
     maps = {
