@@ -16,13 +16,14 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from benchmarks.intervals import Interval
+from benchmarks.intervals import Interval, Result, minus
 from benchmarks.pages import complete, parser_of, table
 from benchmarks.study.analysis import Outcome, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
+from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import DATA, HUMAN, METHODS, ROUND, Study, final_seeds
+from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND, Study, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -41,6 +42,7 @@ STAGES = ("harness", "searched", "random", "minus", "shortlist", "final")
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
 HEAD_OF_SEARCHES = ("search", "flows", "cost", "loss of the supernet", "of the derived network")
+HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things")
 HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost")
 
 
@@ -97,6 +99,22 @@ def gaps(outcome: Outcome) -> list[list[str]]:
         loss = genotype.provenance["held_out_loss"]
         cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
         rows.append([path.stem, str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}", *cells])
+    return rows
+
+
+def explored(outcome: Outcome) -> list[list[str]]:
+    """Return what was tried between the rounds: PQ on selection images, and that over parallel."""
+    runs: dict[str, list[Result]] = {}
+    for run in outcome.runs("explored"):
+        runs.setdefault(run["contestant"], []).append(on_images(run, "selection"))
+    rows = []
+    for name, mine in runs.items():
+        cells = ["", ""]
+        if name != PARALLEL:
+            difference, _ = minus(mine, runs[PARALLEL])
+            cells = [difference.cell(group, sign=True) for group in (0, 1)]
+        seeds = ", ".join(f"{pq(run):.1f} ({run['seed']})" for run in mine)
+        rows.append([name, seeds, *cells])
     return rows
 
 
@@ -195,7 +213,10 @@ def main() -> None:
     page = Page("Searched flows against human ones", "A study on what a small computer can train.")
     found = all_claims(args.kept)
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
-    tables = {"study claims": claims_table(found)}
+    tables = {
+        "study claims": claims_table(found),
+        "study explored": table(HEAD_OF_EXPLORED, explored(Outcome(args.kept / "nuclei"))),
+    }
     for outcome in outcomes(args.kept):
         findings = Findings.of(outcome)
         fragments = list(findings.fragments())

@@ -42,7 +42,7 @@ HARNESS_SEEDS = range(5)
 SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
 RANDOM = 5
 METHODS = ("default", "perturbation", "darts_original")
-CHANGED = ("SEARCH.SPACE.PORTS", ["gate"])
+CHANGED = ("SEARCH.SPACE.PORTS", ["gate"], "SEARCH.SPARSITY", 0.05)
 """What the second round changes of the search."""
 
 
