@@ -18,7 +18,7 @@ from benchmarks.pages import table
 from benchmarks.study.analysis import Claim, aim_is_met, claims, outcomes
 from benchmarks.study.keep import ROOT
 
-HEAD = ("data", "claim", "holds where", "measured", "holds")
+HEAD = ("data", "claim", "measured", "holds", "holds where")
 HOLDS = {True: "yes", False: "no", None: "—"}
 
 
@@ -29,7 +29,7 @@ def all_claims(kept: Path) -> list[Claim]:
 
 def cells(found: list[Claim]) -> list[list[str]]:
     """Write claims as rows under :data:`HEAD`."""
-    return [[c.data, c.statement, c.rule, c.measured, HOLDS[c.holds]] for c in found]
+    return [[c.data, c.statement, c.measured, HOLDS[c.holds], c.rule] for c in found]
 
 
 def claims_table(found: list[Claim]) -> str:
