@@ -1,6 +1,7 @@
 """Panoptic fusion against an independent, pixel-by-pixel version of the published steps."""
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -141,6 +142,17 @@ def test_without_box_filling_it_is_detectron2s(image, rule):
     mine = rule(instances, stuff)
     assert torch.equal(mine[0], ids)
     assert mine[1] == [info for info in segments if (ids == info["id"]).any()]
+
+
+@settings(max_examples=150)
+@given(images(), rules)
+def test_a_gpu_would_give_the_same(image, rule):
+    """Its way, on the CPU."""
+    here = rule(*image)
+    with mock.patch("spatialflow.fusion._on_cpu", return_value=False):
+        there = rule(*image)
+    assert torch.equal(there[0], here[0])
+    assert there[1] == here[1]
 
 
 @settings(max_examples=150)
