@@ -104,6 +104,18 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
 
+def test_a_search_leaves_its_genotype_in_an_empty_folder(study, monkeypatch):
+    def search(_, __, folder, *words, keys=()):
+        folder.mkdir(parents=True)
+        load_genotype("parallel").save(folder / "genotype.json")
+
+    monkeypatch.setattr(Study, "search", search)
+    found = study.searched("default", 0)
+    assert Genotype.load(found).name == "default_0"
+    monkeypatch.setattr(Study, "search", lambda *_, **__: pytest.fail("searched again"))
+    assert study.searched("default", 0) == found
+
+
 def searched(study, stage, name, seed, iou, base="parallel"):
     """Put a searched genotype and a result of its training where a study has them."""
     path = Path(study.genotype(name))

@@ -198,6 +198,7 @@ class Study:
                 config = self.data.darts if method == "darts_original" else self.data.search
                 self.search(config, run, "--resume", keys=("SEED", seed))
             found = Genotype.load(run / "genotype.json")
+            target.parent.mkdir(parents=True, exist_ok=True)
             replace(found, name=f"{method}_{seed}").save(target)
         return str(target)
 
