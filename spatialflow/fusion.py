@@ -25,9 +25,9 @@ class PanopticFusion:
 
     The first two steps give what Detectron2's ``combine_semantic_and_instance_outputs`` gives. It
     looks at the whole image for each segment; on the CPU each is looked at where it is, which takes
-    an eighth of the time. On a GPU they are Detectron2's own, as masks of whole images take longer
-    to come to the CPU than to be looked at there. Box filling is the reference's: a detection whose
-    box is still mostly empty takes the empty pixels of it.
+    an eighth of the time. On a GPU they are Detectron2's own, so that the masks of whole images do
+    not have to come to the CPU. Box filling is the reference's: a detection whose box is still
+    mostly empty takes the empty pixels of it.
 
     Attributes:
         score_threshold: Detections below it take no part.

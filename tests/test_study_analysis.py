@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from benchmarks.study.analysis import (
     outcomes,
 )
 from benchmarks.study.claims import all_claims
-from benchmarks.study.report import Findings, against_human, flows_worth
+from benchmarks.study.keep import HISTORY
+from benchmarks.study.report import Findings, against_human, flows_worth, gaps, histories
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
+from spatialflow.search.space import search_space
 
 IMAGES = 60
 
@@ -174,3 +177,22 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert text.count("<figure>") == 4
     assert text.count("2.500") == 9
     assert "without-box.1-to-cls.1" in text
+
+
+def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
+    study(tmp_path, "nuclei")
+    later = study(tmp_path, "nuclei_round2")
+    genotypes = later.folder / "genotypes"
+    found = Genotype.load(genotypes / "default_0.json")
+    replace(found, name="default_10").save(genotypes / "default_10.json")
+    assert ["default_10", "9"] in [row[:2] for row in gaps(later)]
+    assert not list(histories(later))
+    space = search_space(later.data.search_config("default", later.round))
+    assert {edge.flow.port for edge in space.edges} == {"gate"}
+    shares = {str(e): [1 / (1 + len(e.operations))] * (1 + len(e.operations)) for e in space.edges}
+    lines = [{"iteration": i, "probabilities": shares} for i in (20, 40)]
+    path = later.folder / HISTORY / "default_10.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(lines))
+    (drawn,) = histories(later)
+    assert "default_10" in drawn

@@ -46,7 +46,13 @@ def measure(args: argparse.Namespace) -> list[Report]:
     models = inferring(item, device="cuda")
     for model in models.values():
         detect(model, item, DETECTIONS)
-    for what, works in {"inference": inferences(models, item), "training": steps(models)}.items():
+    for what, training in {"inference": False, "training": True}.items():
+        for model in models.values():
+            model.train(training)
+        works = {
+            name: stepping(model, SIZE) if training else inferring_on(model, item)
+            for name, model in models.items()
+        }
         for precision, dtype in PRECISIONS.items():
             tasks = {name: _under(work, dtype) for name, work in works.items()}
             seconds = in_turn(tasks, SHARE, args.rounds)
@@ -60,29 +66,14 @@ def measure(args: argparse.Namespace) -> list[Report]:
     return [report]
 
 
-def inferences(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Return each model's inference of one image."""
+def inferring_on(model: nn.Module, item: dict[str, Any]) -> Callable[[], None]:
+    """Return a model's inference of one image."""
 
     @torch.no_grad()
-    def infer(model: nn.Module) -> None:
-        model.eval()
+    def infer() -> None:
         model([item])
 
-    return {name: lambda model=model: infer(model) for name, model in models.items()}
-
-
-def steps(models: dict[str, nn.Module]) -> dict[str, Callable[[], Any]]:
-    """Return each model's training step, with optimisers of their own."""
-    found = {}
-    for name, model in models.items():
-        step = stepping(model, SIZE)
-
-        def train(model: nn.Module = model, step: Callable[[], None] = step) -> None:
-            model.train()
-            step()
-
-        found[name] = train
-    return found
+    return infer
 
 
 def peak_mib(work: Callable[[], Any]) -> float:

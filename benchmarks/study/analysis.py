@@ -61,7 +61,8 @@ class Outcome:
         """
         self.name = folder.name
         self.folder = folder
-        base = folder.name.partition(ROUND)[0]
+        base, _, number = folder.name.partition(ROUND)
+        self.base, self.round = base, int(number or 1)
         self.data = DATA[base]
         self.first = folder.with_name(base)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.pages import parser_of
 from benchmarks.study.analysis import outcomes
 from benchmarks.study.keep import ROOT, keep, restore
-from benchmarks.study.run import HUMAN, PARALLEL, ROUND
+from benchmarks.study.run import HUMAN, PARALLEL
 from benchmarks.trials import ROOT as REPOSITORY
 from benchmarks.trials import run_apart
 
@@ -37,7 +37,7 @@ def finalists(kept: Path) -> list[str]:
     for outcome in outcomes(kept):
         if outcome.finalist:
             path = outcome.folder / "genotypes" / f"{outcome.finalist['finalist']}.json"
-            last[outcome.name.partition(ROUND)[0]] = str(path)
+            last[outcome.base] = str(path)
     found = list(last.values())
     if not found:
         raise ValueError(f"{kept}: no finalist.json of a data set, one or more expected")

@@ -23,7 +23,7 @@ from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND, Study, final_seeds
+from benchmarks.study.run import HUMAN, METHODS, PARALLEL, Study, final_seeds, search_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -36,7 +36,7 @@ from spatialflow.report import Page, charts, details, drawing, paragraph, pictur
 from spatialflow.report import table as sortable
 from spatialflow.report.samples import Panoptic, Samples
 from spatialflow.search.report import compared
-from spatialflow.search.space import relaxing, search_space
+from spatialflow.search.space import relaxing, search_space, topology_of
 
 STAGES = ("harness", "searched", "random", "minus", "shortlist", "final")
 FIGURES = REPOSITORY / "docs" / "images"
@@ -94,7 +94,7 @@ def flows_worth(outcome: Outcome) -> dict[str, Interval]:
 def gaps(outcome: Outcome) -> list[list[str]]:
     """Return what each search left: flows, cost, and the supernet's loss before and after."""
     rows = []
-    for path in sorted(outcome.folder.glob("genotypes/*_[0-9].json")):
+    for path in sorted(outcome.folder.glob("genotypes/*_[0-9]*.json")):
         genotype = outcome.genotype(path.stem)
         loss = genotype.provenance["held_out_loss"]
         cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
@@ -158,9 +158,9 @@ class Findings:
         outcome = self.outcome
         if outcome.finalist:
             name = outcome.finalist["finalist"]
-            cfg = get_cfg(outcome.data.darts, ["SEARCH.ENABLED", True])
+            topology = topology_of(get_cfg(outcome.data.search))
             yield paragraph(f"The finalist, {name}, and the human flows:")
-            yield compared(outcome.genotype(name), search_space(cfg).topology)
+            yield compared(outcome.genotype(name), topology)
         caption = "PQ in percent, 95 % intervals; cost over human flows'"
         yield sortable(HEAD, self.contestants, caption=caption)
         for figure, alt in self.figures.values():
@@ -171,14 +171,12 @@ class Findings:
 
 
 def histories(outcome: Outcome) -> Iterator[str]:
-    """Yield how probabilities went in the first search of two methods."""
-    for search, config in (
-        ("default_0", outcome.data.search),
-        ("darts_original_0", outcome.data.darts),
-    ):
+    """Yield how probabilities went in the first search of two methods, of those that were run."""
+    for method in ("default", "darts_original"):
+        search = f"{method}_{search_seeds(outcome.round)[0]}"
         lines = outcome.history(search)
         if lines:
-            cfg = get_cfg(config, ["SEARCH.ENABLED", True])
+            cfg = outcome.data.search_config(method, outcome.round)
             architecture = Architecture(search_space(cfg), relaxing(cfg))
             title = f"{search}: probabilities over the search"
             yield drawing(history_svg(architecture, lines, title=title), alt=title)
@@ -220,10 +218,9 @@ def main() -> None:
     for outcome in outcomes(args.kept):
         findings = Findings.of(outcome)
         fragments = list(findings.fragments())
-        base, _, number = outcome.name.partition(ROUND)
-        if args.data is not None or base != "nuclei":
+        if args.data is not None or outcome.base != "nuclei":
             options = {"data": args.data, "output": args.output, "kept": args.kept, "threads": 1}
-            run = argparse.Namespace(name=base, round=int(number or 1), **options)
+            run = argparse.Namespace(name=outcome.base, round=outcome.round, **options)
             fragments += predictions(Study(run), outcome)
         page.section(outcome.name, *fragments)
         tables |= findings.tables
@@ -232,7 +229,8 @@ def main() -> None:
                 (FIGURES / f"{file}.svg").write_text(chart)
     plan = (Path(__file__).parent / "PLAN.md").read_text()
     configs = "\n\n".join(
-        f"# {name}\n{get_cfg(DATA[name].search, ['SEARCH.ENABLED', True]).dump()}" for name in DATA
+        f"# {outcome.name}\n{outcome.data.search_config('default', outcome.round).dump()}"
+        for outcome in outcomes(args.kept)
     )
     page.section("Settings", details("The plan", plan), details("Configs of searches", configs))
     args.output.mkdir(parents=True, exist_ok=True)

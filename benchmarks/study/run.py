@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from benchmarks.intervals import Result
 from benchmarks.peers.contestants import ablations, file_name, genotype
 from benchmarks.study.images import on_images, pq
@@ -65,6 +67,15 @@ class Data:
     darts: str
     training_keys: tuple[object, ...]
     search_keys: tuple[object, ...]
+
+    def search_opts(self, number: int) -> tuple[object, ...]:
+        """Return the keys of a round's searches."""
+        return (*self.search_keys, *(CHANGED if number > 1 else ()))
+
+    def search_config(self, method: str, number: int) -> CfgNode:
+        """Return the config of a round's searches by a method."""
+        config = self.darts if method == METHODS[2] else self.search
+        return get_cfg(config, ["SEARCH.ENABLED", True, *self.search_opts(number)])
 
     def cost_over_human(self) -> Callable[[Genotype], float]:
         """Return what gives a genotype's operations over those of the human flows."""
@@ -171,8 +182,7 @@ class Study:
 
     def random(self, folder: Path) -> None:
         """Write random genotypes of the default space."""
-        changed = CHANGED if self.round > 1 else ()
-        cfg = get_cfg(self.data.search, ["SEARCH.ENABLED", True, *changed])
+        cfg = self.data.search_config("default", self.round)
         seed = search_seeds(self.round)[0]
         write_genotypes(random_genotypes(cfg, RANDOM, seed=seed), folder)
 
@@ -211,8 +221,7 @@ class Study:
 
     def search(self, config: str, folder: Path, *words: str, keys: tuple[object, ...] = ()) -> None:
         """Run ``search_net.py`` in a process of its own."""
-        changed = CHANGED if self.round > 1 else ()
-        opts = (*self.keys, *self.data.search_keys, *changed, *keys, "OUTPUT_DIR", folder)
+        opts = (*self.keys, *self.data.search_opts(self.round), *keys, "OUTPUT_DIR", folder)
         # Detectron2's parser takes KEY VALUE pairs at the end.
         run_apart(
             f"search {folder.name}",
