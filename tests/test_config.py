@@ -239,9 +239,11 @@ def test_folder_of_data(tiny_cfg, scenes, scenes_root):
         ({"DATASETS.FOLDER.PATH": "/absent"}, "DATASETS.FOLDER.PATH.*/absent"),
         ({"DATASETS.TRAIN": (), "DATASETS.TEST": ()}, "DATASETS.TRAIN"),
         ({"DATASETS.TRAIN": ("unheard_of",)}, "unheard_of"),
+        ({"DATASETS.TRAIN": ("folder_train",)}, "DATASETS.FOLDER.PATH: none given.*folder_train"),
     ],
 )
 def test_data_that_is_not_there(tiny_cfg, scenes, changes, problem):
+    unregister("folder_train")
     unknown = {"MODEL.RETINANET.NUM_CLASSES": -1, "DATASETS.TRAIN": (scenes,), "DATASETS.TEST": ()}
     with pytest.raises(ValueError, match=problem):
         prepare_config(tiny_cfg({**unknown, **changes}))

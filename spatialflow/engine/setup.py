@@ -19,6 +19,9 @@ from spatialflow.data.generated import register_scenes
 
 logger = logging.getLogger(__name__)
 
+FOLDER_NAMES = ("folder_all", "folder_train", "folder_val")
+"""The data sets that ``DATASETS.FOLDER`` makes."""
+
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, register its data, complete it, and start logging.
@@ -121,6 +124,12 @@ def _complete_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             return
     if not names:
         raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
+    of_folder = [n for n in names if n in FOLDER_NAMES and n not in DatasetCatalog]
+    if of_folder and not cfg.DATASETS.FOLDER.PATH:
+        raise ValueError(
+            f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
+            f"DATASETS {of_folder}"
+        )
     classes = {name: _class_names(name) for name in names}
     first = classes[names[0]]
     for name, other in classes.items():
@@ -165,9 +174,10 @@ def _register_folder(cfg: CfgNode) -> None:
         raise ValueError(
             f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
         )
-    for side in ("all", "train", "val"):
+    for name in FOLDER_NAMES:
+        side = name.removeprefix("folder_")
         register_panoptic(
-            f"folder_{side}",
+            name,
             root / "images",
             root / "panoptic.json",
             root / "panoptic",
