@@ -14,6 +14,7 @@ import pytest
 from benchmarks.study.analysis import (
     DEFAULT_ABOVE_RANDOM,
     FINALIST_ABOVE_RANDOM,
+    FLOPS,
     NO_DEARER,
     Claim,
     Outcome,
@@ -77,6 +78,9 @@ def study(root: Path, name: str, *, finalist: float = 0.9, random: float = 0.7) 
         for one in names:
             fewer = Genotype(one, human.flows[1:], human.choices, provenance=found)
             fewer.save(folder / place / f"{one}.json")
+    counted = {"spatialflow": 3.0, "parallel": 2.0}
+    hashes = {load_genotype(one).hash: gflops for one, gflops in counted.items()}
+    (folder / FLOPS).write_text(json.dumps({**hashes, fewer.hash: 2.9}))
     return Outcome(folder)
 
 
@@ -152,6 +156,17 @@ def test_the_last_round_counts(tmp_path: Path) -> None:
     assert aim_is_met(all_claims(tmp_path))
 
 
+def test_operations_are_those_of_flows_over_the_parallel_network(tmp_path: Path) -> None:
+    outcome = study(tmp_path, "scenes")
+    (outcome.folder / FLOPS).unlink()
+    parallel, human, fewer = map(outcome.gflops, ("parallel", "spatialflow", "default_0"))
+    share = outcome.cost("default_0")
+    assert (fewer - parallel) / (human - parallel) == pytest.approx(share, abs=0.02)
+    assert len(json.loads((outcome.folder / FLOPS).read_text())) == 3
+    (outcome.folder / FLOPS).write_text(json.dumps({load_genotype("parallel").hash: 7.0}))
+    assert outcome.gflops("parallel") == 7
+
+
 def test_t_intervals_are_over_seeds() -> None:
     pairs = [(0.9, 0.8), (0.88, 0.8), (0.92, 0.8)]
     one, other = ([result(n, s, q[i], 0) for s, q in enumerate(pairs)] for i, n in enumerate("ab"))
@@ -167,9 +182,13 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert differences["default"][0] == pytest.approx(2.5, abs=0.3)
     assert list(flows_worth(outcome)) == ["box.1 → cls.1"]
     findings = Findings.of(outcome)
+    groups = {(row[0], row[2]): row for row in findings.summary}
+    assert groups["default", "selection"][1] == "3"
+    assert groups["the finalist", "test"][4] == "+5.0 (+5.0 to +5.0)"
+    assert groups["human", "test"][4:] == ["", "1.00", "3.00"]
     rows = findings.contestants
     assert ["default_0", "final", "8"] in [row[:3] for row in rows]
-    cost = {row[0]: float(row[-1]) for row in rows}
+    cost = {row[0]: float(row[-2]) for row in rows}
     assert cost["spatialflow"] == 1
     assert cost["parallel"] == 0
     assert 0.8 < cost["default_0"] < 1

@@ -16,12 +16,16 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.intervals import Interval, Result, Sampled
+from benchmarks.study.flops import flops
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
 from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND
+from benchmarks.trials import ROOT as REPOSITORY
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
+from spatialflow.files import write_atomically
 
+FLOPS = "flops.json"
 OF_A_ROUND = ("shortlist", "final")
 REAL = ("nuclei",)
 
@@ -108,6 +112,23 @@ class Outcome:
     def cost(self, name: str) -> float:
         """Return the operations of a contestant's flows over those of the human ones."""
         return self._cost(self.genotype(name))
+
+    def gflops(self, name: str) -> float:
+        """Return multiply-adds of a contestant's network in 10^9, at the size of evaluation.
+
+        What has been counted is in ``flops.json`` of the first round, by genotype.
+        """
+        path = self.first / FLOPS
+        kept: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        genotype = self.genotype(name)
+        if genotype.hash not in kept:
+            isthing = [one["isthing"] for one in self.runs("harness")[0]["classes"]]
+            things, config = sum(isthing), REPOSITORY / self.data.training
+            counted = flops(config, genotype, things, len(isthing) - things)
+            kept[genotype.hash] = round(counted / 1e9, 3)
+            content = json.dumps(kept, indent=1, sort_keys=True).encode()
+            write_atomically(path, lambda file: file.write(content))
+        return kept[genotype.hash]
 
 
 def outcomes(kept: Path) -> list[Outcome]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the study's page, ``report.html``, and complete docs/study.md, from kept results.
 
-    python -m benchmarks.study.report --write docs/study.md
+    python -m benchmarks.study.report --write docs/study.md docs/study_runs.md
 
 With --output and --data as they were given to run.py, the page has predictions of the trained
 networks, too.
@@ -10,7 +10,7 @@ networks, too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,8 @@ FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
 HEAD_OF_SEARCHES = ("search", "flows", "cost", "loss of the supernet", "of the derived network")
 HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things")
-HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost")
+HEAD_OF_GROUPS = ("group", "runs", "images", "PQ", "PQ over human", "cost", "GFLOPs")
+HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost", "GFLOPs")
 
 
 def contestants(outcome: Outcome) -> list[list[str]]:
@@ -59,22 +60,66 @@ def contestants(outcome: Outcome) -> list[list[str]]:
             part = "test" if stage == "final" else "selection"
             sampled = estimate(mine, part=part)
             groups = [sampled.cell(group) for group in range(3)]
-            cost = f"{outcome.cost(name):.2f}"
-            rows.append([name, stage, str(len(mine)), part, *groups, cost])
+            costs = span(outcome.cost, [name]), span(outcome.gflops, [name])
+            rows.append([name, stage, str(len(mine)), part, *groups, *costs])
     return rows
+
+
+def judged(outcome: Outcome) -> dict[str, list[Result]]:
+    """Return the runs of what is compared on selection images, without the human flows' own."""
+    return {
+        "parallel": outcome.runs("harness", PARALLEL),
+        "human less one flow": outcome.runs("minus"),
+        **{method: outcome.runs("searched", method) for method in METHODS},
+        "random": outcome.runs("random"),
+    }
 
 
 def against_human(outcome: Outcome) -> dict[str, Interval]:
     """Return the differences of groups to the human flows' runs, on selection images."""
     human = outcome.runs("harness", HUMAN)
-    groups = {"parallel": outcome.runs("harness", "parallel")}
-    groups |= {method: outcome.runs("searched", method) for method in METHODS}
-    groups["random"] = outcome.runs("random")
-    found = {}
-    for name, runs in groups.items():
-        if runs and human:
-            found[name] = estimate(runs, human, part="selection").interval(0)
-    return found
+    return {
+        name: estimate(runs, human, part="selection").interval(0)
+        for name, runs in judged(outcome).items()
+        if runs and human
+    }
+
+
+def summary(outcome: Outcome) -> list[list[str]]:
+    """Return a row for each group on selection images, and for the final's two on test images."""
+    human = outcome.runs("harness", HUMAN)
+    differences = against_human(outcome)
+    rows = [
+        group_row(outcome, name, "selection", runs, differences.get(name))
+        for name, runs in {"human": human, **judged(outcome)}.items()
+        if runs
+    ]
+    if outcome.finalist:
+        opponent = outcome.runs("final", HUMAN)
+        finalist = outcome.runs("final", outcome.finalist["finalist"])
+        if opponent and finalist:
+            difference = estimate(finalist, opponent, part="test", paired=True).interval(0)
+            rows.append(group_row(outcome, "human", "test", opponent))
+            rows.append(group_row(outcome, "the finalist", "test", finalist, difference))
+    return rows
+
+
+def group_row(
+    outcome: Outcome, name: str, part: str, runs: list[Result], difference: Interval | None = None
+) -> list[str]:
+    """Return a row under :data:`HEAD_OF_GROUPS`."""
+    names = sorted({r["contestant"] for r in runs})
+    over = difference.text(sign=True) if difference else ""
+    mean = estimate(runs, part=part).cell(0)
+    costs = span(outcome.cost, names), span(outcome.gflops, names)
+    return [name, str(len(runs)), part, mean, over, *costs]
+
+
+def span(measure: Callable[[str], float], names: Sequence[str]) -> str:
+    """Write the smallest and the largest of some contestants' values."""
+    values = sorted(map(measure, names))
+    ends = dict.fromkeys(f"{value:.2f}" for value in (values[0], values[-1]))
+    return " to ".join(ends)
 
 
 def flows_worth(outcome: Outcome) -> dict[str, Interval]:
@@ -123,6 +168,7 @@ class Findings:
     """What is said of a data set, measured once for page and tables."""
 
     outcome: Outcome
+    summary: list[list[str]]
     contestants: list[list[str]]
     searches: list[list[str]]
     figures: dict[str, tuple[str, str]]
@@ -139,14 +185,15 @@ class Findings:
                 chart = charts.intervals(values, x="difference in PQ")
                 text = f"{what}, {outcome.name}, selection"
                 charted[f"study_{outcome.name}_{name}"] = (chart, text)
-        return cls(outcome, contestants(outcome), gaps(outcome), charted)
+        return cls(outcome, summary(outcome), contestants(outcome), gaps(outcome), charted)
 
     @property
     def tables(self) -> dict[str, str]:
         """For pages, by their marks."""
         name = self.outcome.name
         return {
-            f"study {name}": table(HEAD, self.contestants),
+            f"study {name}": table(HEAD_OF_GROUPS, self.summary),
+            f"study runs {name}": table(HEAD, self.contestants),
             f"study searches {name}": table(HEAD_OF_SEARCHES, self.searches),
         }
 
@@ -161,6 +208,7 @@ class Findings:
             topology = topology_of(get_cfg(outcome.data.search))
             yield paragraph(f"The finalist, {name}, and the human flows:")
             yield compared(outcome.genotype(name), topology)
+        yield sortable(HEAD_OF_GROUPS, self.summary, caption="Groups: PQ with 95 % intervals")
         caption = "PQ in percent, 95 % intervals; cost over human flows'"
         yield sortable(HEAD, self.contestants, caption=caption)
         for figure, alt in self.figures.values():
