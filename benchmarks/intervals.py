@@ -53,7 +53,8 @@ class Interval(NamedTuple):
     def text(self, *, sign: bool = False) -> str:
         """Write it; with signs, as differences are."""
         form = "{:+.1f}" if sign else "{:.1f}"
-        return f"{form} ({form} to {form})".format(*self)
+        # Adding zero makes a rounded -0.0 a +0.0.
+        return f"{form} ({form} to {form})".format(*(round(value, 1) + 0.0 for value in self))
 
 
 class Sampled:

@@ -84,11 +84,13 @@ RULES: dict[str, Callable[[Architecture], Strengths]] = {
 def by_perturbation(
     architecture: Architecture, evaluate: Callable[[], float], *, seed: int = 0
 ) -> Strengths:
-    """Keep of each edge what hurts most when it is removed (Wang et al. 2021, DARTS-PT).
+    """Keep of each edge what hurts most when it is removed (Wang et al. 2021, DARTS-PT, alg. 1).
 
-    Edges are visited in random order. Each candidate, ``none`` among them, is shut out in turn
-    while the others stay as they are, and the one whose absence makes the loss the largest becomes
-    the edge's only one, for the visits to come as well. The architecture parameters are put back.
+    Edges are visited in random order. Each operation is removed in turn: its share goes to
+    ``none``, the others keep theirs. The one whose absence makes the loss the largest becomes the
+    edge's only one, for the visits to come as well; where no absence hurts, the edge goes. The
+    architecture parameters are put back. Unlike the paper's, the supernet is not trained between
+    visits.
 
     Args:
         architecture: Trained, inside the supernet that ``evaluate`` runs.
@@ -96,7 +98,7 @@ def by_perturbation(
         seed: Of the order.
 
     Returns:
-        The flows, each with how much its removal hurts more than that of ``none``.
+        The flows, each with what its removal adds to the loss.
     """
     parameters = architecture.edges
     before = {key: logits.detach().clone() for key, logits in parameters.items()}
@@ -105,14 +107,14 @@ def by_perturbation(
     found: Strengths = {}
     try:
         for edge in edges:
-            losses = _losses_without(parameters[edge.key], evaluate)
-            best = int(losses.argmax())
+            logits, number = parameters[edge.key], len(edge.operations)
+            hurt = _losses_without(logits, number, evaluate) - evaluate()
+            best = int(hurt.argmax()) if hurt.max() > 0 else number
             with torch.no_grad():
-                kept = torch.arange(len(losses)) == best
-                parameters[edge.key].masked_fill_(~kept, -torch.inf)
-            if best < len(edge.operations):
-                flow = edge.with_operation(edge.operations[best])
-                found[flow] = float(losses[best] - losses[-1])
+                kept = torch.arange(len(logits)) == best
+                logits.masked_fill_(~kept, -torch.inf)
+            if best < number:
+                found[edge.with_operation(edge.operations[best])] = float(hurt[best])
     finally:
         with torch.no_grad():
             for key, logits in before.items():
@@ -122,14 +124,17 @@ def by_perturbation(
 
 
 @torch.no_grad()
-def _losses_without(logits: Tensor, evaluate: Callable[[], float]) -> Tensor:
-    """Return the loss with each entry of an edge's logits shut out."""
+def _losses_without(logits: Tensor, operations: int, evaluate: Callable[[], float]) -> Tensor:
+    """Return the loss without each of an edge's operations, the others as they are."""
     losses = []
-    for position in range(len(logits)):
-        kept = logits[position].clone()
+    whole = logits.clone()
+    for position in range(operations):
         logits[position] = -torch.inf
+        if len(logits) > operations:
+            # With a softmax the shares of the others would grow: `none` takes what is free.
+            logits[-1] = torch.logaddexp(whole[-1], whole[position])
         losses.append(evaluate())
-        logits[position] = kept
+        logits.copy_(whole)
     return torch.tensor(losses)
 
 

@@ -110,7 +110,7 @@ def test_perturbation_keeps_what_hurts_most():
         calls.append(1)
         loss = 0.0
         for key in architecture.edges:
-            # Everywhere else nothing is needed: the loss rises when `none` is shut out.
+            # Everywhere else nothing is needed: the loss falls when `none` gets more.
             loss -= float(architecture.edges[key].softmax(0)[wanted.get(key, 3)])
         return loss
 
@@ -122,6 +122,29 @@ def test_perturbation_keeps_what_hurts_most():
     assert len(calls) == 4 * len(architecture.edges)
     for key, value in architecture.edges.items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_perturbation_leaves_the_other_operations_their_shares(kind):
+    architecture = architecture_with({"a_1_to_b_1_input": {0: 2.0, 1: -1.0}}, kind=kind)
+    edge = next(e for e in architecture.space.edges if e.key == "a_1_to_b_1_input")
+    whole = architecture.edge_weights(edge).detach()
+    seen = []
+
+    def evaluate():
+        seen.append(architecture.edge_weights(edge).detach())
+        return -float(seen[-1].sum())
+
+    flows = by_perturbation(architecture, evaluate)
+    # Of what was asked while this edge was visited: one operation removed, and none.
+    for position in range(3):
+        expected = whole.clone()
+        expected[position] = 0
+        assert any(torch.allclose(weights, expected) for weights in seen)
+    # What is worth most is kept, for as much as it was worth.
+    kept = next(flow for flow in flows if flow.edge == edge.flow.edge)
+    assert kept.operation == "identity"
+    assert flows[kept] == pytest.approx(float(whole[0]), abs=1e-6)
 
 
 def costs_of(space):

@@ -87,16 +87,26 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     )
     second = Study(args)
     assert second.folder != study.folder
-    assert not set(second.searches()) & set(study.searches())
     stages = []
     monkeypatch.setattr(
         Study, "train", lambda _, stage, __, seeds: stages.append((stage, seeds[0]))
     )
-    monkeypatch.setattr(Study, "searched", lambda _, method, seed: f"{method}_{seed}")
+    searches = []
+    monkeypatch.setattr(Study, "searched", lambda _, *search: searches.append(search))
     monkeypatch.setattr(Study, "shortlist", lambda _: ["default_10"])
     monkeypatch.setattr(Study, "finalist", lambda _: "default_10")
     second.go()
-    assert stages == [("searched", 0), ("random", 0), ("shortlist", 1), ("final", 200)]
+    first = [("searched", 0), ("random", 0), ("shortlist", 1), ("final", 200)]
+    # DARTS as published comes last and is not chosen from.
+    assert stages == [
+        *first,
+        *[("final_random", seed) for seed in range(200, 205)],
+        ("searched", 0),
+    ]
+    assert searches == [
+        *[(method, seed) for seed in (10, 11, 12) for method in ("default", "perturbation")],
+        *[("darts_original", seed) for seed in (10, 11, 12)],
+    ]
     first, again = (
         [Genotype.load(path) for path in one.once("random", one.random)] for one in (study, second)
     )
@@ -104,16 +114,36 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
 
-def test_a_search_leaves_its_genotype_in_an_empty_folder(study, monkeypatch):
-    def search(_, __, folder, *words, keys=()):
-        folder.mkdir(parents=True)
-        load_genotype("parallel").save(folder / "genotype.json")
+def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
+    ran = []
 
-    monkeypatch.setattr(Study, "search", search)
+    def run_apart(what, words, threads):
+        ran.append(list(map(str, words)))
+        folder = Path(ran[-1][-1])
+        folder.mkdir(parents=True, exist_ok=True)
+        load_genotype(again["finds"]).save(folder / "genotype.json")
+        (folder / "model_final.pth").touch()
+
+    again = {"finds": "parallel"}
+    monkeypatch.setattr("benchmarks.study.run.run_apart", run_apart)
     found = study.searched("default", 0)
     assert Genotype.load(found).name == "default_0"
-    monkeypatch.setattr(Study, "search", lambda *_, **__: pytest.fail("searched again"))
     assert study.searched("default", 0) == found
+    assert study.searched("darts_original", 0)
+    assert study.searched("perturbation", 0)
+    assert [(words[2], words[3]) for words in ran] == [
+        ("search/default.yaml", "--resume"),
+        ("search/darts_original.yaml", "--resume"),
+        ("search/default.yaml", "--derive-only"),
+    ]
+    # Without the weights the search is done again, which has to find the same.
+    weights = study.folder / "searches" / "default_0" / "model_final.pth"
+    weights.unlink()
+    assert study.supernet(0) == weights
+    weights.unlink()
+    again["finds"] = "spatialflow"
+    with pytest.raises(ValueError, match="default_0: this search.*another genotype"):
+        study.supernet(0)
 
 
 def searched(study, stage, name, seed, iou, base="parallel"):

@@ -21,6 +21,7 @@ from benchmarks.study.analysis import (
     aim_is_met,
     by_seeds,
     claims,
+    difference,
     estimate,
     outcomes,
 )
@@ -147,13 +148,38 @@ def test_the_last_round_counts(tmp_path: Path) -> None:
     assert not aim_is_met(all_claims(tmp_path))
     later = study(tmp_path, "nuclei_round2")
     # What is of the first round is taken from there.
-    for stage in ("harness", "random", "minus"):
+    for stage in ("harness", "minus"):
         shutil.rmtree(later.folder / stage)
         shutil.rmtree(later.folder / "genotypes" / stage, ignore_errors=True)
-    assert [r["contestant"] for r in later.runs("random")] == ["random_0"]
-    assert later.cost("random_0") < 1
+    assert len(later.runs("harness")) == 10
+    assert later.cost("without-box.1-to-cls.1") < 1
     assert [o.name for o in outcomes(tmp_path)] == ["nuclei", "nuclei_round2", "scenes"]
     assert aim_is_met(all_claims(tmp_path))
+    # What it does run again is its own, also before it has been run.
+    shutil.rmtree(later.folder / "random")
+    assert not later.runs("random")
+
+
+def test_runs_are_compared_at_seeds_that_both_sides_have() -> None:
+    one = [result("a", 0, 0.9, 0), result("b", 0, 0.8, 0)]
+    other = [result("human", 0, 0.8, 0), result("human", 1, 0.6, 0)]
+    # Stuff is the same; without noise seed 0 is worth nothing by itself.
+    found = difference(one, other, part="selection").interval(0)
+    assert found.mean == pytest.approx(2.5)
+    assert found.low < 2.5 < found.high
+    with pytest.raises(ValueError, match="seed in common"):
+        difference(one, other[1:], part="selection")
+
+
+def test_random_genotypes_with_the_finals_seeds_are_its_rivals(tmp_path: Path) -> None:
+    outcome = study(tmp_path, "nuclei", random=0.95)
+
+    def verdict() -> bool | None:
+        return next(c.holds for c in claims(outcome) if c.statement == FINALIST_ABOVE_RANDOM)
+
+    assert not verdict()
+    write(outcome.folder, "final_random", "random_0", [0.7], 100)
+    assert verdict()
 
 
 def test_operations_are_those_of_flows_over_the_parallel_network(tmp_path: Path) -> None:

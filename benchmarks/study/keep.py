@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from spatialflow.files import write_atomically
 from spatialflow.search.derivation import read_log
 from spatialflow.search.hook import LOG_FILE
 
@@ -30,7 +30,7 @@ def keep(folder: Path, kept: Path) -> int:
         target = kept / HISTORY / f"{log.parent.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         lines = [_short(line) for line in read_log(log)]
-        target.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
+        _write(target, "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
     return len(files)
 
 
@@ -49,7 +49,11 @@ def _results(folder: Path) -> Iterator[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    _write(target, source.read_text())
+
+
+def _write(target: Path, text: str) -> None:
+    write_atomically(target, lambda file: file.write(text.encode()))
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from detectron2.data import DatasetCatalog
 
 from benchmarks.intervals import Interval, Result, minus
 from benchmarks.pages import complete, parser_of, table
-from benchmarks.study.analysis import Outcome, estimate, outcomes
+from benchmarks.study.analysis import Outcome, difference, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.images import on_images, pq
@@ -41,8 +43,8 @@ from spatialflow.search.space import relaxing, search_space, topology_of
 STAGES = ("harness", "searched", "random", "minus", "shortlist", "final")
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
-HEAD_OF_SEARCHES = ("search", "flows", "cost", "loss of the supernet", "of the derived network")
-HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things")
+HEAD_OF_SEARCHES = ("search", "flows", "cost", "likeliest", "loss", "loss derived")
+HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things over parallel")
 HEAD_OF_GROUPS = ("group", "runs", "images", "PQ", "PQ over human", "cost", "GFLOPs")
 HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost", "GFLOPs")
 
@@ -76,10 +78,10 @@ def judged(outcome: Outcome) -> dict[str, list[Result]]:
 
 
 def against_human(outcome: Outcome) -> dict[str, Interval]:
-    """Return the differences of groups to the human flows' runs, on selection images."""
+    """Return the differences of groups to human flows of the same seeds, on selection images."""
     human = outcome.runs("harness", HUMAN)
     return {
-        name: estimate(runs, human, part="selection").interval(0)
+        name: difference(runs, human, part="selection").interval(0)
         for name, runs in judged(outcome).items()
         if runs and human
     }
@@ -98,21 +100,20 @@ def summary(outcome: Outcome) -> list[list[str]]:
         opponent = outcome.runs("final", HUMAN)
         finalist = outcome.runs("final", outcome.finalist["finalist"])
         if opponent and finalist:
-            difference = estimate(finalist, opponent, part="test", paired=True).interval(0)
+            over = difference(finalist, opponent, part="test").interval(0)
             rows.append(group_row(outcome, "human", "test", opponent))
-            rows.append(group_row(outcome, "the finalist", "test", finalist, difference))
+            rows.append(group_row(outcome, "the finalist", "test", finalist, over))
     return rows
 
 
 def group_row(
-    outcome: Outcome, name: str, part: str, runs: list[Result], difference: Interval | None = None
+    outcome: Outcome, name: str, part: str, runs: list[Result], over: Interval | None = None
 ) -> list[str]:
     """Return a row under :data:`HEAD_OF_GROUPS`."""
     names = sorted({r["contestant"] for r in runs})
-    over = difference.text(sign=True) if difference else ""
     mean = estimate(runs, part=part).cell(0)
     costs = span(outcome.cost, names), span(outcome.gflops, names)
-    return [name, str(len(runs)), part, mean, over, *costs]
+    return [name, str(len(runs)), part, mean, over.text(sign=True) if over else "", *costs]
 
 
 def span(measure: Callable[[str], float], names: Sequence[str]) -> str:
@@ -127,24 +128,36 @@ def flows_worth(outcome: Outcome) -> dict[str, Interval]:
 
     One run each, of seed 0: the intervals are over images and know nothing of other seeds.
     """
-    human = [r for r in outcome.runs("harness", HUMAN) if r["seed"] == 0]
+    human = outcome.runs("harness", HUMAN)
     found = {}
     for run in outcome.runs("minus"):
         if human:
             name = run["contestant"].removeprefix("without-").replace("-to-", " → ")
-            found[name] = estimate([run], human, part="selection", paired=True).interval(0)
+            found[name] = difference([run], human, part="selection").interval(0)
     return found
 
 
 def gaps(outcome: Outcome) -> list[list[str]]:
-    """Return what each search left: flows, cost, and the supernet's loss before and after."""
+    """Return what each search left, and its loss on the architecture's images before and after.
+
+    ``likeliest`` is the share of an edge's likeliest candidate, the mean over edges.
+    """
     rows = []
     for path in sorted(outcome.folder.glob("genotypes/*_[0-9]*.json")):
         genotype = outcome.genotype(path.stem)
         loss = genotype.provenance["held_out_loss"]
         cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
-        rows.append([path.stem, str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}", *cells])
+        decided = (
+            f"{likeliest(outcome.history(path.stem)):.2f}" if outcome.history(path.stem) else ""
+        )
+        number, cost = str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}"
+        rows.append([path.stem, number, cost, decided, *cells])
     return rows
+
+
+def likeliest(lines: list[dict[str, Any]]) -> float:
+    """Return the mean share of an edge's likeliest candidate at the end of a search."""
+    return fmean(max(shares) for shares in lines[-1]["probabilities"].values())
 
 
 def explored(outcome: Outcome) -> list[list[str]]:
@@ -152,12 +165,13 @@ def explored(outcome: Outcome) -> list[list[str]]:
     runs: dict[str, list[Result]] = {}
     for run in outcome.runs("explored"):
         runs.setdefault(run["contestant"], []).append(on_images(run, "selection"))
+    harness = [on_images(run, "selection") for run in outcome.runs("harness", PARALLEL)]
     rows = []
-    for name, mine in runs.items():
+    for name, mine in {"parallel, harness": harness, **runs}.items():
         cells = ["", ""]
-        if name != PARALLEL:
-            difference, _ = minus(mine, runs[PARALLEL])
-            cells = [difference.cell(group, sign=True) for group in (0, 1)]
+        if mine is not harness and name != PARALLEL:
+            over, _ = minus(mine, runs[PARALLEL])
+            cells = [over.cell(group, sign=True) for group in (0, 1)]
         seeds = ", ".join(f"{pq(run):.1f} ({run['seed']})" for run in mine)
         rows.append([name, seeds, *cells])
     return rows

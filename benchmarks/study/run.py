@@ -45,7 +45,9 @@ SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
 RANDOM = 5
 METHODS = ("default", "perturbation", "darts_original")
 CHANGED = ("SEARCH.SPACE.PORTS", ["gate"], "SEARCH.SPARSITY", 0.05)
-"""What the second round changes of the search."""
+"""What the second round changes of our search."""
+CHANGED_DARTS = ("SEARCH.OPTIMIZER.LR", 0.02)
+"""And of DARTS as published: 300 steps go as far as 20000 of its paper go with 0.0003."""
 
 
 def search_seeds(number: int) -> range:
@@ -68,14 +70,20 @@ class Data:
     training_keys: tuple[object, ...]
     search_keys: tuple[object, ...]
 
-    def search_opts(self, number: int) -> tuple[object, ...]:
-        """Return the keys of a round's searches."""
-        return (*self.search_keys, *(CHANGED if number > 1 else ()))
+    def config_of(self, method: str) -> str:
+        """Return the name of the config of a method's searches."""
+        return self.darts if method == METHODS[2] else self.search
+
+    def search_opts(self, method: str, number: int) -> tuple[object, ...]:
+        """Return the keys of a round's searches by a method."""
+        changed = CHANGED_DARTS if method == METHODS[2] else CHANGED
+        return (*self.search_keys, *(changed if number > 1 else ()))
 
     def search_config(self, method: str, number: int) -> CfgNode:
         """Return the config of a round's searches by a method."""
-        config = self.darts if method == METHODS[2] else self.search
-        return get_cfg(config, ["SEARCH.ENABLED", True, *self.search_opts(number)])
+        return get_cfg(
+            self.config_of(method), ["SEARCH.ENABLED", True, *self.search_opts(method, number)]
+        )
 
     def cost_over_human(self) -> Callable[[Genotype], float]:
         """Return what gives a genotype's operations over those of the human flows."""
@@ -132,18 +140,30 @@ class Study:
     def go(self) -> None:
         """Do all that is not done yet, in the order of the plan.
 
-        A second round has what the change of the search changes, with seeds of its own, and trains
-        its best few more often before one is chosen.
+        A second round has what the change of the search changes, with seeds of its own; it trains
+        its best few more often before one is chosen, and random genotypes with the final's seeds.
         """
         restore(self.kept, self.folder)
         if self.round == 1:
             self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
             self.train("minus", self.once("minus", self.minus_one), [0])
-        self.train("searched", [self.searched(*run) for run in self.searches()], [0])
-        self.train("random", self.once("random", self.random), [0])
-        if self.round > 1:
+        later = self.round > 1
+        self.train_searched(METHODS[:2] if later else METHODS)
+        random = self.once("random", self.random)
+        self.train("random", random, [0])
+        if later:
             self.train("shortlist", self.shortlist(), SHORTLIST_SEEDS)
-        self.train("final", [HUMAN, self.finalist()], final_seeds(self.round))
+        seeds = final_seeds(self.round)
+        self.train("final", [HUMAN, self.finalist()], seeds)
+        if later:
+            for path, seed in zip(random, seeds, strict=False):
+                self.train("final_random", [path], [seed])
+            self.train_searched(METHODS[2:])
+
+    def train_searched(self, methods: Sequence[str]) -> None:
+        """Search by methods, those first that a later one starts from, and train what is found."""
+        runs = [(method, seed) for seed in search_seeds(self.round) for method in methods]
+        self.train("searched", [self.searched(*run) for run in runs], [0])
 
     def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
         """Train and evaluate each genotype with each seed."""
@@ -186,48 +206,51 @@ class Study:
         seed = search_seeds(self.round)[0]
         write_genotypes(random_genotypes(cfg, RANDOM, seed=seed), folder)
 
-    def searches(self) -> list[tuple[str, int]]:
-        """Return methods and seeds, those first that a later one starts from.
-
-        DARTS as published has nothing that a second round could change.
-        """
-        methods = METHODS if self.round == 1 else METHODS[:2]
-        return [(method, seed) for seed in search_seeds(self.round) for method in methods]
-
     def searched(self, method: str, seed: int) -> str:
         """Return the genotype of a search, which is done if it has not been."""
         target = Path(self.genotype(f"{method}_{seed}"))
         if not target.is_file():
-            run = self.folder / "searches" / f"{method}_{seed}"
-            if method == "perturbation":
-                words = ("--derive-only", self.supernet(seed))
-                self.search(
-                    self.data.search, run, *words, keys=("SEED", seed, "SEARCH.RULE", method)
-                )
-            else:
-                config = self.data.darts if method == "darts_original" else self.data.search
-                self.search(config, run, "--resume", keys=("SEED", seed))
-            found = Genotype.load(run / "genotype.json")
+            found = self.search(method, seed)
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace(found, name=f"{method}_{seed}").save(target)
+            replace(found, name=target.stem).save(target)
         return str(target)
 
-    def supernet(self, seed: int) -> str:
-        """Return the weights of a default search, which is done again where they were not kept."""
-        run = self.folder / "searches" / f"default_{seed}"
-        if not (run / "model_final.pth").is_file():
-            self.search(self.data.search, run, "--resume", keys=("SEED", seed))
-        return str(run / "model_final.pth")
-
-    def search(self, config: str, folder: Path, *words: str, keys: tuple[object, ...] = ()) -> None:
-        """Run ``search_net.py`` in a process of its own."""
-        opts = (*self.keys, *self.data.search_opts(self.round), *keys, "OUTPUT_DIR", folder)
+    def search(self, method: str, seed: int) -> Genotype:
+        """Run ``search_net.py`` in a process of its own, and return what it finds."""
+        folder = self.folder / "searches" / f"{method}_{seed}"
+        words: tuple[object, ...] = ("--resume",)
+        keys: tuple[object, ...] = ("SEED", seed)
+        if method == "perturbation":
+            words = ("--derive-only", self.supernet(seed))
+            keys = (*keys, "SEARCH.RULE", method)
+        opts = (*self.keys, *self.data.search_opts(method, self.round), *keys, "OUTPUT_DIR", folder)
         # Detectron2's parser takes KEY VALUE pairs at the end.
         run_apart(
             f"search {folder.name}",
-            [REPOSITORY / "search_net.py", "--config-file", config, *words, *opts],
+            [
+                *(REPOSITORY / "search_net.py", "--config-file", self.data.config_of(method)),
+                *(*words, *opts),
+            ],
             threads=self.threads,
         )
+        return Genotype.load(folder / "genotype.json")
+
+    def supernet(self, seed: int) -> Path:
+        """Return the weights of a default search, which is done again where they were not kept.
+
+        Raises:
+            ValueError: If it does not find again what is kept of it.
+        """
+        name = f"default_{seed}"
+        weights = self.folder / "searches" / name / "model_final.pth"
+        if not weights.is_file():
+            found, kept = self.search("default", seed), Genotype.load(self.genotype(name))
+            if found.hash != kept.hash:
+                raise ValueError(
+                    f"{weights.parent}: this search, done again for its weights, finds another "
+                    f"genotype than {self.genotype(name)}; remove that and its training to go on"
+                )
+        return weights
 
     def affordable(self, *stages: str) -> dict[str, dict[str, Any]]:
         """Return what a choice may go by, of searched genotypes that cost no more than the human.
