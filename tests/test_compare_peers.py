@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers, trials
 from benchmarks.intervals import Sampled, minus, quality
-from benchmarks.pages import fill
+from benchmarks.pages import complete, fill
 from benchmarks.peers.analysis import best_rate, flow_table, main_table
 from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
 from benchmarks.peers.speed import models, timed
@@ -185,6 +185,14 @@ def test_tables_go_between_their_marks():
     assert fill(page + page.replace("x", "y"), {"x": "new"}, "p").endswith(page.replace("x", "y"))
     with pytest.raises(ValueError, match="page.md: tables"):
         fill("nothing", {"x": "new"}, "page.md")
+
+
+def test_tables_without_a_place_are_named(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: x -->\n<!-- end -->\n")
+    complete([page], {"x": "new", "y": "more"})
+    assert "new" in page.read_text()
+    assert "['y']" in capsys.readouterr().err
 
 
 def test_speed_needs_the_models_of_the_runs(tmp_path):

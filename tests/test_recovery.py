@@ -58,6 +58,13 @@ def test_how_a_result_is_counted():
     assert of() == (False, False, 0)
 
 
+@pytest.mark.parametrize("name", recovery.SEARCHES)
+def test_every_search_runs_on_the_task(name):
+    result = recovery.run_one(name, 1, ["SOLVER.MAX_ITER", "2"])
+    assert result["contestant"] == name
+    assert Flow.from_dict(result["planted"])
+
+
 @pytest.mark.slow
 def test_the_default_search_finds_a_planted_flow():
     result = recovery.run_one("default", 1, ["SOLVER.MAX_ITER", "120"])

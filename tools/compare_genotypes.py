@@ -23,7 +23,7 @@ import torch
 from detectron2.config import CfgNode
 
 from benchmarks.intervals import GROUPS, Result, Sampled, minus
-from benchmarks.pages import complete, parser_of, table
+from benchmarks.pages import complete, fill, parser_of, table
 from benchmarks.timing import IMAGES, Timed, in_turn, spread
 from benchmarks.trials import run_apart, trial
 from darts.genotype import Genotype
@@ -180,6 +180,9 @@ def main() -> None:
             target = args.output / f"{name}-seed{seed}.json"
             trial(config(args, name, seed), target, identity(args, name, seed))
             return
+        for page in args.write:
+            # Before the hours of training: that it has the mark.
+            fill(page.read_text(), {args.mark: ""}, str(page))
         results = train_all(args)
         text = comparison(results, {} if args.no_speed else speed(args, list(results)))
         print(text)

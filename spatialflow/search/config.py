@@ -1,4 +1,4 @@
-"""The keys of a search, under ``SEARCH``; the defaults are our best search."""
+"""The keys of a search, under ``SEARCH``; the defaults are our search."""
 
 from __future__ import annotations
 
