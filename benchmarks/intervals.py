@@ -50,11 +50,12 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def text(self, *, sign: bool = False) -> str:
+    def text(self, *, sign: bool = False, digits: int = 1) -> str:
         """Write it; with signs, as differences are."""
-        form = "{:+.1f}" if sign else "{:.1f}"
+        form = f"{{:{'+' if sign else ''}.{digits}f}}"
         # Adding zero makes a rounded -0.0 a +0.0.
-        return f"{form} ({form} to {form})".format(*(round(value, 1) + 0.0 for value in self))
+        values = (round(value, digits) + 0.0 for value in self)
+        return f"{form} ({form} to {form})".format(*values)
 
 
 class Sampled:

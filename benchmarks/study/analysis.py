@@ -194,10 +194,13 @@ def claims(outcome: Outcome) -> list[Claim]:
             return
         measured = difference(one, other, part=part).interval(0)
         holds = RULES[rule](measured)
-        found.append(Claim(outcome.name, statement, rule, measured.text(sign=True), holds))
+        found.append(
+            Claim(outcome.name, statement, rule, measured.text(sign=True, digits=2), holds)
+        )
 
     found: list[Claim] = []
-    claim("H1 human > parallel", ABOVE, human, parallel)
+    if outcome.round == 1:
+        claim("H1 human > parallel", ABOVE, human, parallel)
     claim("H2 human > DARTS as published", ABOVE, human, method["darts_original"])
     claim(FINALIST_ABOVE_HUMAN, CLEARLY_ABOVE, finalist, opponent, "test")
     claim(DEFAULT_ABOVE_RANDOM, ABOVE, method["default"], random)
@@ -214,7 +217,7 @@ def claims(outcome: Outcome) -> list[Claim]:
     if len(finalist) > 1 and len(finalist) == len(opponent):
         measured = by_seeds(finalist, opponent)
         holds = RULES[CLEARLY_ABOVE](measured)
-        text = measured.text(sign=True)
+        text = measured.text(sign=True, digits=2)
         found.append(Claim(outcome.name, ABOVE_BY_SEEDS, CLEARLY_ABOVE, text, holds))
     return found
 

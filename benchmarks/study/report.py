@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog
 
 from benchmarks.intervals import Interval, Result, minus
 from benchmarks.pages import complete, parser_of, table
-from benchmarks.study.analysis import Outcome, difference, estimate, outcomes
+from benchmarks.study.analysis import OF_THE_FIRST, Outcome, difference, estimate, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.images import on_images, pq
@@ -40,7 +40,8 @@ from spatialflow.report.samples import Panoptic, Samples
 from spatialflow.search.report import compared
 from spatialflow.search.space import relaxing, search_space, topology_of
 
-STAGES = ("harness", "searched", "random", "minus", "shortlist", "final")
+ON_TEST_IMAGES = ("final", "final_random")
+STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
 HEAD_OF_SEARCHES = ("search", "flows", "cost", "likeliest", "loss", "loss derived")
@@ -53,13 +54,16 @@ def contestants(outcome: Outcome) -> list[list[str]]:
     """Return a row for each contestant of each stage: PQ with intervals, and its flows' cost.
 
     Of the final alone, PQ on test images: whatever comes before is judged by selection images.
+    Stages that a later round does not run again are left to the first.
     """
     rows = []
     for stage in STAGES:
+        if outcome.round > 1 and stage in OF_THE_FIRST:
+            continue
         runs = outcome.runs(stage)
         for name in sorted({r["contestant"] for r in runs}):
             mine = [r for r in runs if r["contestant"] == name]
-            part = "test" if stage == "final" else "selection"
+            part = "test" if stage in ON_TEST_IMAGES else "selection"
             sampled = estimate(mine, part=part)
             groups = [sampled.cell(group) for group in range(3)]
             costs = span(outcome.cost, [name]), span(outcome.gflops, [name])
@@ -69,9 +73,10 @@ def contestants(outcome: Outcome) -> list[list[str]]:
 
 def judged(outcome: Outcome) -> dict[str, list[Result]]:
     """Return the runs of what is compared on selection images, without the human flows' own."""
+    ablation = {"human less one flow": outcome.runs("minus")} if outcome.round == 1 else {}
     return {
         "parallel": outcome.runs("harness", PARALLEL),
-        "human less one flow": outcome.runs("minus"),
+        **ablation,
         **{method: outcome.runs("searched", method) for method in METHODS},
         "random": outcome.runs("random"),
     }
@@ -103,6 +108,10 @@ def summary(outcome: Outcome) -> list[list[str]]:
             over = difference(finalist, opponent, part="test").interval(0)
             rows.append(group_row(outcome, "human", "test", opponent))
             rows.append(group_row(outcome, "the finalist", "test", finalist, over))
+        rivals = outcome.runs("final_random")
+        if opponent and rivals:
+            over = difference(rivals, opponent, part="test").interval(0)
+            rows.append(group_row(outcome, "random", "test", rivals, over))
     return rows
 
 
@@ -195,7 +204,7 @@ class Findings:
             ("groups", against_human(outcome), "PQ of groups less that of the human flows"),
             ("flows", flows_worth(outcome), "PQ without one flow less PQ of all (one run each)"),
         ):
-            if values:
+            if values and (outcome.round == 1 or name == "groups"):
                 chart = charts.intervals(values, x="difference in PQ")
                 text = f"{what}, {outcome.name}, selection"
                 charted[f"study_{outcome.name}_{name}"] = (chart, text)
