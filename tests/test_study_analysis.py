@@ -27,7 +27,14 @@ from benchmarks.study.analysis import (
 )
 from benchmarks.study.claims import all_claims
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.report import Findings, against_human, flows_worth, gaps, histories
+from benchmarks.study.report import (
+    Findings,
+    against_human,
+    between_rounds,
+    flows_worth,
+    gaps,
+    histories,
+)
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
 from spatialflow.search.space import search_space
@@ -231,6 +238,9 @@ def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
     found = Genotype.load(genotypes / "default_0.json")
     replace(found, name="default_10").save(genotypes / "default_10.json")
     assert ["default_10", "9"] in [row[:2] for row in gaps(later)]
+    write(later.folder, "random", "random_0", [0.8])
+    assert ["nuclei_round2", "random", "+5.0 (+5.0 to +5.0)"] in between_rounds([later])
+    assert [row[1] for row in between_rounds([later])] == ["random"]
     assert not list(histories(later))
     space = search_space(later.data.search_config("default", later.round))
     assert {edge.flow.port for edge in space.edges} == {"gate"}

@@ -45,6 +45,7 @@ STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
 HEAD_OF_SEARCHES = ("search", "flows", "cost", "likeliest", "loss", "loss derived")
+HEAD_OF_ROUNDS = ("round", "group", "PQ over the first round's")
 HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things over parallel")
 HEAD_OF_GROUPS = ("group", "runs", "images", "PQ", "PQ over human", "cost", "GFLOPs")
 HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost", "GFLOPs")
@@ -186,6 +187,18 @@ def explored(outcome: Outcome) -> list[list[str]]:
     return rows
 
 
+def between_rounds(found: Sequence[Outcome]) -> list[list[str]]:
+    """Return what later rounds' groups have over those of the first, on selection images."""
+    rows = []
+    for later in (outcome for outcome in found if outcome.round > 1):
+        before = judged(Outcome(later.first))
+        for name, runs in judged(later).items():
+            if runs and before[name] and runs != before[name]:
+                over = difference(runs, before[name], part="selection")
+                rows.append([later.name, name, over.cell(0, sign=True)])
+    return rows
+
+
 @dataclass
 class Findings:
     """What is said of a data set, measured once for page and tables."""
@@ -286,6 +299,11 @@ def main() -> None:
         "study claims": claims_table(found),
         "study explored": table(HEAD_OF_EXPLORED, explored(Outcome(args.kept / "nuclei"))),
     }
+    rounds = between_rounds(outcomes(args.kept))
+    if rounds:
+        tables["study rounds"] = table(HEAD_OF_ROUNDS, rounds)
+        caption = "Later rounds beside the first"
+        page.section("Rounds", sortable(HEAD_OF_ROUNDS, rounds, caption=caption))
     for outcome in outcomes(args.kept):
         findings = Findings.of(outcome)
         fragments = list(findings.fragments())
