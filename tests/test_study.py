@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.study.check import finalists
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import keep, restore
 from benchmarks.study.run import Study
+from benchmarks.study.zero_start import silence
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
+from spatialflow.flows import FlowGraph
 
 RESULT = {
     "contestant": "human",
@@ -195,3 +198,24 @@ def test_nuclei_need_their_folder(tmp_path):
                 name="nuclei", data=None, output=tmp_path, kept=tmp_path, threads=1, round=1
             )
         )
+
+
+def test_human_flows_can_start_as_if_there_were_none():
+    graph = FlowGraph.from_genotype(load_genotype("spatialflow"), channels=16)
+    bare = FlowGraph.from_genotype(load_genotype("parallel"), channels=16)
+    bare.nodes.load_state_dict(graph.nodes.state_dict())
+    features = {f"p{level}": torch.randn(1, 16, 8, 8) for level in range(3, 8)}
+    before = graph(features)
+    silence(graph)
+    for branch, maps in bare(features).items():
+        for level, expected in maps.items():
+            assert torch.equal(graph(features)[branch][level], expected)
+    changed = [
+        not torch.equal(before[branch][level], graph(features)[branch][level])
+        for branch in ("cls", "stuff", "mask")
+        for level in before[branch]
+    ]
+    assert all(changed)
+    # And they learn from there.
+    sum(x.sum() for maps in graph(features).values() for x in maps.values()).backward()
+    assert all(operation.last.weight.grad.any() for operation in graph.flows.values())
