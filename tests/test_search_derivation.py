@@ -217,6 +217,13 @@ def test_a_search_says_how_it_is_doing(scenes_cfg, tmp_path, caplog):
     assert "the architecture is frozen until iteration 2" in caplog.text
     assert "0 of 36 edges absent, 0 flips, none for 1 iterations, eigenvalue " in caplog.text
     assert "36 of 36 present edges are likeliest to be carried by an operation" in caplog.text
+    assert "nearly tied" not in caplog.text
+    with torch.no_grad():
+        for logits in trainer.architecture.edges.values():
+            logits.copy_(torch.tensor([0.1, 0.0, 0.0]))
+    with caplog.at_level("WARNING", logger="spatialflow"):
+        trainer.derivation.derive(4)
+    assert "a share of 0.356 on average, and 0.333 is uniform: rule 'presence'" in caplog.text
 
 
 def test_the_eigenvalue_is_logged(scenes_cfg, tmp_path):

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import detectron2
@@ -37,6 +38,8 @@ from spatialflow.search.weights import architecture_of, inherit
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
+UNDECIDED = 1.25
+"""How much likelier than uniform the likeliest candidates are where that is worth a warning."""
 
 
 class Derivation:
@@ -69,6 +72,8 @@ class Derivation:
         keys = self.cfg.SEARCH
         costs, human = flow_costs(self.cfg, self.architecture.space.topology)
         self._settle()
+        if keys.RULE != PERTURBATION and self.architecture.relaxing.kind != "sigmoid":
+            self._warn_of_ties()
         before = self._loss()
         genotype = derive(
             self.architecture,
@@ -96,6 +101,21 @@ class Derivation:
                 "versions": versions(),
             },
         )
+
+    def _warn_of_ties(self) -> None:
+        """Say so where the shares that a rule compares have hardly left uniform."""
+        shares = [self.architecture.probabilities(e.key) for e in self.architecture.space.edges]
+        likeliest = fmean(float(each.max()) for each in shares)
+        uniform = fmean(1 / len(each) for each in shares)
+        if likeliest < UNDECIDED * uniform:
+            logger.warning(
+                "the likeliest candidate of an edge has a share of %.3f on average, and %.3f is "
+                "uniform: rule '%s' compares what is nearly tied (SEARCH.OPTIMIZER.LR, "
+                "SOLVER.MAX_ITER)",
+                likeliest,
+                uniform,
+                self.cfg.SEARCH.RULE,
+            )
 
     def _strengths(self, rule: str) -> Strengths:
         if rule == PERTURBATION:
