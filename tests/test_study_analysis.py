@@ -26,7 +26,7 @@ from benchmarks.study.analysis import (
     outcomes,
 )
 from benchmarks.study.claims import all_claims
-from benchmarks.study.keep import HISTORY
+from benchmarks.study.keep import HISTORY, ROOT
 from benchmarks.study.report import (
     Findings,
     against_human,
@@ -35,6 +35,7 @@ from benchmarks.study.report import (
     gaps,
     histories,
 )
+from benchmarks.study.winner import winner
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
 from spatialflow.search.space import search_space
@@ -187,6 +188,24 @@ def test_random_genotypes_with_the_finals_seeds_are_its_rivals(tmp_path: Path) -
     assert not verdict()
     write(outcome.folder, "final_random", "random_0", [0.7], 100)
     assert verdict()
+
+
+def test_the_winner_is_the_last_finalist_that_is_above_human(tmp_path: Path) -> None:
+    study(tmp_path, "nuclei")
+    later = study(tmp_path, "nuclei_round2")
+    found = winner(tmp_path)
+    assert found.name == "nas_spatialflow"
+    assert found.hash == later.genotype("default_0").hash
+    assert found.provenance["study"] == "docs/study.md, nuclei_round2, default_0"
+    assert found.provenance["search"].startswith("search/nuclei.yaml SEARCH.SPACE.PORTS ['gate']")
+    assert found.provenance["PQ over spatialflow"].startswith("+5.00 (")
+    study(tmp_path / "none", "nuclei", finalist=0.8)
+    with pytest.raises(ValueError, match="no finalist on nuclei"):
+        winner(tmp_path / "none")
+
+
+def test_the_winner_that_is_packaged_is_that_of_the_kept_results() -> None:
+    assert winner(ROOT) == load_genotype("nas_spatialflow")
 
 
 def test_operations_are_those_of_flows_over_the_parallel_network(tmp_path: Path) -> None:

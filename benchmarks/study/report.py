@@ -109,10 +109,13 @@ def summary(outcome: Outcome) -> list[list[str]]:
             over = difference(finalist, opponent, part="test").interval(0)
             rows.append(group_row(outcome, "human", "test", opponent))
             rows.append(group_row(outcome, "the finalist", "test", finalist, over))
-        rivals = outcome.runs("final_random")
-        if opponent and rivals:
-            over = difference(rivals, opponent, part="test").interval(0)
-            rows.append(group_row(outcome, "random", "test", rivals, over))
+        for name, runs in (
+            ("parallel", outcome.runs("final", PARALLEL)),
+            ("random", outcome.runs("final_random")),
+        ):
+            if opponent and runs:
+                over = difference(runs, opponent, part="test").interval(0)
+                rows.append(group_row(outcome, name, "test", runs, over))
     return rows
 
 

@@ -141,7 +141,7 @@ class Study:
         """Do all that is not done yet, in the order of the plan.
 
         A second round has what the change of the search changes, with seeds of its own; it trains
-        its best few more often before one is chosen, and random genotypes with the final's seeds.
+        its best few more often before one is chosen, and others with the final's seeds.
         """
         restore(self.kept, self.folder)
         if self.round == 1:
@@ -158,6 +158,7 @@ class Study:
         if later:
             for path, seed in zip(random, seeds, strict=False):
                 self.train("final_random", [path], [seed])
+            self.train("final", [PARALLEL], seeds)
             self.train_searched(METHODS[2:])
 
     def train_searched(self, methods: Sequence[str]) -> None:
