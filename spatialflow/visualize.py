@@ -21,6 +21,8 @@ from torch import Tensor
 LEGIBLE_SIDE = 640
 # Least size of names in points, as Detectron2's default is; it draws those of small objects at 0.6.
 FONT_SIZE = 14.0
+# Where there are more segments, their names would hide them.
+NAMED = 40
 # Share of a segment's colour in an overlay.
 OPACITY = 0.55
 # How much the colours of one class's instances differ, of 1.
@@ -36,10 +38,15 @@ PAPER, INK = (255, 255, 255), (33, 37, 41)
 class _RepeatableVisualizer(Visualizer):
     """Detectron2's visualizer, drawing the same picture every time."""
 
-    def __init__(self, image_rgb: np.ndarray, metadata: Metadata) -> None:
+    def __init__(self, image_rgb: np.ndarray, metadata: Metadata, *, named: bool) -> None:
         super().__init__(image_rgb, metadata)
+        self._named = named
         self._default_font_size = max(FONT_SIZE, math.sqrt(math.prod(image_rgb.shape[:2])) / 90)
         self._generator = np.random.default_rng(0)
+
+    def draw_text(self, *args: Any, **options: Any) -> Any:
+        """Write a name, if there are not too many."""
+        return super().draw_text(*args, **options) if self._named else self.output
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
         """Vary a class's colour, so that its instances can be told apart.
@@ -57,7 +64,7 @@ def draw_panoptic(
     segments_info: Sequence[dict[str, Any]],
     metadata: Metadata,
 ) -> np.ndarray:
-    """Draw segments, with their class names, over an image.
+    """Draw segments over an image, with their class names where they are no more than 40.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -84,7 +91,7 @@ def draw_panoptic(
     ids = cv2.resize(ids.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
     # The visualizer writes areas into the dicts that it is given.
     segments = [dict(segment) for segment in segments_info]
-    drawing = _RepeatableVisualizer(image_rgb, metadata)
+    drawing = _RepeatableVisualizer(image_rgb, metadata, named=len(segments) <= NAMED)
     return drawing.draw_panoptic_seg(torch.from_numpy(ids), segments, alpha=OPACITY).get_image()
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.data.catalog import Metadata
 
-from spatialflow.visualize import LEGIBLE_SIDE, TITLE_HEIGHT, draw_panoptic, side_by_side
+from spatialflow.visualize import LEGIBLE_SIDE, NAMED, TITLE_HEIGHT, draw_panoptic, side_by_side
 
 
 @pytest.fixture
@@ -60,6 +60,26 @@ def test_drawing_repeats_and_leaves_its_inputs_and_the_global_generator_alone(sc
     assert segments == before[0]
     np.testing.assert_array_equal(ids, before[1])
     np.testing.assert_array_equal(np.random.get_state()[1], before[2])
+
+
+@pytest.mark.parametrize(("count", "named"), [(NAMED, True), (NAMED + 1, False)])
+def test_names_are_left_out_where_they_would_hide_segments(metadata, count, named):
+    image = np.full((LEGIBLE_SIDE, LEGIBLE_SIDE, 3), 128, dtype=np.uint8)
+    ids = np.zeros(image.shape[:2], dtype=np.int32)
+    for i in range(count):
+        top, left = 80 * (i // 8), 80 * (i % 8)
+        ids[top + 10 : top + 60, left + 10 : left + 60] = i + 1
+    segments = [{"id": i + 1, "isthing": True, "category_id": 0} for i in range(count)]
+    renamed = Metadata(
+        name="renamed",
+        thing_classes=["circular"],
+        thing_colors=metadata.thing_colors,
+        stuff_classes=metadata.stuff_classes,
+        stuff_colors=metadata.stuff_colors,
+    )
+    drawn, other = (draw_panoptic(image, ids, segments, data) for data in (metadata, renamed))
+    assert (drawn != other).any() == named
+    assert (drawn != image).any()
 
 
 def test_other_size_is_refused(scene, metadata):
