@@ -48,7 +48,7 @@ def train(study: Study, seed: int, target: Path) -> None:
     """Train and evaluate with one seed, from the weights that the seed gives, but for flows."""
     folder = study.folder / "explored" / target.stem
     folder.mkdir(parents=True, exist_ok=True)
-    common = [*study.keys, *study.data.training_keys]
+    common = [str(value) for value in (*study.keys, *study.data.training_keys)]
     cfg = get_cfg(str(REPOSITORY / study.data.training), common)
     settings = config_hash(cfg)
     cfg.SEED, cfg.OUTPUT_DIR = seed, str(folder)
