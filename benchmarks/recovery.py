@@ -168,14 +168,14 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
     steps = given.learning.iterations
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for iteration in range(steps):
-        train, held_out = task.batch(2 * iteration), task.batch(2 * iteration + 1)
-        due = learner.begin(iteration)
-        if due and given.learning.order == 1:
+        train = task.batch(2 * iteration)
+        held_out = task.batch(2 * iteration + 1) if learner.begin(iteration) else None
+        if held_out and given.learning.order == 1:
             learner.step(iteration, held_out)
         optimizer.zero_grad()
         torch.stack(list(losses(student, train).values())).sum().backward()
         nn.utils.clip_grad_norm_(weights, 10.0)
-        if due and given.learning.order == 2:
+        if held_out and given.learning.order == 2:
             # It looks ahead by the step that the weights are about to take.
             learner.step(iteration, held_out, train=train, optimizer=optimizer)
         optimizer.step()

@@ -10,7 +10,7 @@ networks, too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -93,10 +93,14 @@ def against_human(outcome: Outcome) -> dict[str, Interval]:
     }
 
 
-def summary(outcome: Outcome) -> list[list[str]]:
-    """Return a row for each group on selection images, and for the final's two on test images."""
+def summary(outcome: Outcome, differences: Mapping[str, Interval]) -> list[list[str]]:
+    """Return a row for each group on selection images, and for the final's on test images.
+
+    Args:
+        outcome: Of a data set and round.
+        differences: Of groups, as :func:`against_human` gives them.
+    """
     human = outcome.runs("harness", HUMAN)
-    differences = against_human(outcome)
     rows = [
         group_row(outcome, name, "selection", runs, differences.get(name))
         for name, runs in {"human": human, **judged(outcome)}.items()
@@ -160,9 +164,8 @@ def gaps(outcome: Outcome) -> list[list[str]]:
         genotype = outcome.genotype(path.stem)
         loss = genotype.provenance["held_out_loss"]
         cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
-        decided = (
-            f"{likeliest(outcome.history(path.stem)):.2f}" if outcome.history(path.stem) else ""
-        )
+        lines = outcome.history(path.stem)
+        decided = f"{likeliest(lines):.2f}" if lines else ""
         number, cost = str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}"
         rows.append([path.stem, number, cost, decided, *cells])
     return rows
@@ -216,15 +219,17 @@ class Findings:
     def of(cls, outcome: Outcome) -> Findings:
         """Measure all; a chart is kept by its file's name, with what it shows."""
         charted = {}
+        differences = against_human(outcome)
         for name, values, what in (
-            ("groups", against_human(outcome), "PQ of groups less that of the human flows"),
+            ("groups", differences, "PQ of groups less that of the human flows"),
             ("flows", flows_worth(outcome), "PQ without one flow less PQ of all (one run each)"),
         ):
             if values and (outcome.round == 1 or name == "groups"):
                 chart = charts.intervals(values, x="difference in PQ")
                 text = f"{what}, {outcome.name}, selection"
                 charted[f"study_{outcome.name}_{name}"] = (chart, text)
-        return cls(outcome, summary(outcome), contestants(outcome), gaps(outcome), charted)
+        groups = summary(outcome, differences)
+        return cls(outcome, groups, contestants(outcome), gaps(outcome), charted)
 
     @property
     def tables(self) -> dict[str, str]:

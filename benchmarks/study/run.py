@@ -47,7 +47,7 @@ METHODS = ("default", "perturbation", "darts_original")
 CHANGED = ("SEARCH.SPACE.PORTS", ["gate"], "SEARCH.SPARSITY", 0.05)
 """What the second round changes of our search."""
 CHANGED_DARTS = ("SEARCH.OPTIMIZER.LR", 0.02)
-"""And of DARTS as published: 300 steps go as far as 20000 of its paper go with 0.0003."""
+"""And of DARTS as published: 300 steps can go as far as the 20000 of its paper with 0.0003."""
 
 
 def search_seeds(number: int) -> range:

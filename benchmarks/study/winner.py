@@ -37,23 +37,25 @@ def winner(kept: Path) -> Genotype:
         ValueError: If none is.
     """
     for outcome in reversed(outcomes(kept)):
-        if outcome.base in REAL and beats_human({c.statement: c.holds for c in claims(outcome)}):
-            return with_provenance(outcome)
+        if outcome.base not in REAL:
+            continue
+        found = {claim.statement: claim for claim in claims(outcome)}
+        if beats_human({statement: claim.holds for statement, claim in found.items()}):
+            return with_provenance(outcome, found[FINALIST_ABOVE_HUMAN].measured)
     raise ValueError(f"{kept}: no finalist on {', '.join(REAL)} is above the human flows")
 
 
-def with_provenance(outcome: Outcome) -> Genotype:
-    """Return an outcome's finalist with where it comes from, and what was measured of it."""
+def with_provenance(outcome: Outcome, over_human: str) -> Genotype:
+    """Return an outcome's finalist with where it comes from, and what it has over human flows."""
     assert outcome.finalist is not None
     name = outcome.finalist["finalist"]
     found = outcome.genotype(name)
     method = name.rpartition("_")[0]
     config = [outcome.data.config_of(method), *outcome.data.search_opts(method, outcome.round)]
-    measured = {c.statement: c.measured for c in claims(outcome)}
     provenance = {
         "study": f"docs/study.md, {outcome.name}, {name}",
         "search": " ".join(map(str, config)),
-        "PQ over spatialflow": measured[FINALIST_ABOVE_HUMAN],
+        "PQ over spatialflow": over_human,
     }
     return replace(found, name=NAME, provenance={**provenance, **found.provenance})
 
