@@ -32,9 +32,9 @@ from benchmarks.study.report import (
     against_human,
     between_rounds,
     flows_worth,
-    gaps,
     histories,
 )
+from benchmarks.study.searches import agreement, likeliest, others, what_searches_left
 from benchmarks.study.winner import winner
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -256,7 +256,7 @@ def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
     genotypes = later.folder / "genotypes"
     found = Genotype.load(genotypes / "default_0.json")
     replace(found, name="default_10").save(genotypes / "default_10.json")
-    assert ["default_10", "9"] in [row[:2] for row in gaps(later)]
+    assert ["default_10", "9"] in [row[:2] for row in what_searches_left(later)]
     write(later.folder, "random", "random_0", [0.8])
     assert ["nuclei_round2", "random", "+5.0 (+5.0 to +5.0)"] in between_rounds([later])
     assert [row[1] for row in between_rounds([later])] == ["random"]
@@ -270,3 +270,25 @@ def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
     path.write_text(json.dumps(lines))
     (drawn,) = histories(later)
     assert "default_10" in drawn
+
+
+def log_of(shares: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Return a search's log that ends with these probabilities."""
+    return [{"probabilities": {}}, {"probabilities": shares}]
+
+
+def test_searches_agree_by_what_they_prefer_where() -> None:
+    one = log_of({"a": [0.2, 0.8], "b": [0.5, 0.5], "c": [0.8, 0.2]})
+    # The same, from a search that went less far and in which a penalty favours the first of all.
+    same = log_of({"c": [0.9, 0.1], "b": [0.818, 0.182], "a": [0.692, 0.308]})
+    reverse = log_of({"a": [0.8, 0.2], "b": [0.5, 0.5], "c": [0.2, 0.8]})
+    assert agreement(one, [same]) == "+1.00"
+    assert agreement(one, [reverse]) == "-1.00"
+    assert abs(float(agreement(one, [same, reverse]))) < 0.01
+    assert agreement(one, []) == agreement([], [one]) == ""
+
+
+def test_a_search_is_compared_with_those_of_its_method() -> None:
+    logs = {name: log_of({"a": [0.1, 0.9]}) for name in ("dart_0", "dart_1", "dart_x_0")}
+    assert others("dart_0", logs) == [logs["dart_1"]]
+    assert likeliest(logs["dart_0"]) == 0.9

@@ -13,8 +13,6 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from detectron2.data import DatasetCatalog
 
@@ -26,6 +24,8 @@ from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT
 from benchmarks.study.run import HUMAN, METHODS, PARALLEL, Study, final_seeds, search_seeds
+from benchmarks.study.searches import HEAD as HEAD_OF_SEARCHES
+from benchmarks.study.searches import what_searches_left
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -44,7 +44,6 @@ ON_TEST_IMAGES = ("final", "final_random")
 STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
-HEAD_OF_SEARCHES = ("search", "flows", "cost", "likeliest", "loss", "loss derived")
 HEAD_OF_ROUNDS = ("round", "group", "PQ over the first round's")
 HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things over parallel")
 HEAD_OF_GROUPS = ("group", "runs", "images", "PQ", "PQ over human", "cost", "GFLOPs")
@@ -154,28 +153,6 @@ def flows_worth(outcome: Outcome) -> dict[str, Interval]:
     return found
 
 
-def gaps(outcome: Outcome) -> list[list[str]]:
-    """Return what each search left, and its loss on the architecture's images before and after.
-
-    ``likeliest`` is the share of an edge's likeliest candidate, the mean over edges.
-    """
-    rows = []
-    for path in sorted(outcome.folder.glob("genotypes/*_[0-9]*.json")):
-        genotype = outcome.genotype(path.stem)
-        loss = genotype.provenance["held_out_loss"]
-        cells = [f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"]
-        lines = outcome.history(path.stem)
-        decided = f"{likeliest(lines):.2f}" if lines else ""
-        number, cost = str(len(genotype.flows)), f"{outcome.cost(path.stem):.2f}"
-        rows.append([path.stem, number, cost, decided, *cells])
-    return rows
-
-
-def likeliest(lines: list[dict[str, Any]]) -> float:
-    """Return the mean share of an edge's likeliest candidate at the end of a search."""
-    return fmean(max(shares) for shares in lines[-1]["probabilities"].values())
-
-
 def explored(outcome: Outcome) -> list[list[str]]:
     """Return what was tried between the rounds: PQ on selection images, and that over parallel."""
     runs: dict[str, list[Result]] = {}
@@ -229,7 +206,7 @@ class Findings:
                 text = f"{what}, {outcome.name}, selection"
                 charted[f"study_{outcome.name}_{name}"] = (chart, text)
         groups = summary(outcome, differences)
-        return cls(outcome, groups, contestants(outcome), gaps(outcome), charted)
+        return cls(outcome, groups, contestants(outcome), what_searches_left(outcome), charted)
 
     @property
     def tables(self) -> dict[str, str]:

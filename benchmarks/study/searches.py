@@ -1,0 +1,74 @@
+"""What the searches of a study's round have decided, and whether they decide the same again."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.study.analysis import Outcome
+
+HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
+
+Lines = list[dict[str, Any]]
+"""A search's log: what its probabilities and losses were, every so many iterations."""
+
+
+def what_searches_left(outcome: Outcome) -> list[list[str]]:
+    """Return a row under :data:`HEAD` for each search that was run.
+
+    The losses are those on the architecture's images before and after a network is derived. A
+    search by perturbation has no log of its own.
+    """
+    names = [path.stem for path in sorted(outcome.folder.glob("genotypes/*_[0-9]*.json"))]
+    logs = {name: outcome.history(name) for name in names}
+    rows = []
+    for name in names:
+        genotype = outcome.genotype(name)
+        loss = genotype.provenance["held_out_loss"]
+        rows.append(
+            [
+                *(name, str(len(genotype.flows)), f"{outcome.cost(name):.2f}"),
+                f"{likeliest(logs[name]):.2f}" if logs[name] else "",
+                agreement(logs[name], others(name, logs)),
+                *(f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"),
+            ]
+        )
+    return rows
+
+
+def others(name: str, logs: dict[str, Lines]) -> list[Lines]:
+    """Return the logs of the same method's searches with other seeds."""
+    method = name.rpartition("_")[0]
+    return [log for key, log in logs.items() if key.rpartition("_")[0] == method and key != name]
+
+
+def likeliest(log: Lines) -> float:
+    """Return the mean share of an edge's likeliest candidate at the end of a search."""
+    return fmean(max(shares) for shares in log[-1]["probabilities"].values())
+
+
+def agreement(log: Lines, rest: list[Lines]) -> str:
+    """Write the mean correlation of a search's preferences with those of others; "" without any."""
+    mine = [
+        float(np.corrcoef(preferences(log).ravel(), preferences(other).ravel())[0, 1])
+        for other in rest
+        if log and other
+    ]
+    return f"{fmean(mine):+.2f}" if mine else ""
+
+
+def preferences(log: Lines) -> npt.NDArray[np.float64]:
+    """Return how much a search prefers a candidate on an edge to the same one elsewhere.
+
+    Returns:
+        Edges × candidates: logarithms of the last probabilities, less the mean over an edge's
+        candidates and less that over all edges. So what a penalty or an operation's kind does to
+        all edges alike is no agreement, and neither is how far a search has gone.
+    """
+    shares = log[-1]["probabilities"]
+    logs = np.log([shares[edge] for edge in sorted(shares)])
+    logs -= logs.mean(axis=1, keepdims=True)
+    return logs - logs.mean(axis=0)
