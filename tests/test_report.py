@@ -171,6 +171,19 @@ def test_nothing_is_wider_than_the_screen(opened: Any, width: int) -> None:
     assert opened.execute_script("return document.scrollingElement.scrollWidth") <= width
 
 
+def test_a_wide_tables_caption_is_read_without_scrolling(browser: Any, tmp_path: Path) -> None:
+    page = Page("Wide", "A table.")
+    page.section("Table", table(["measured"] * 12, [["1.25"] * 12], caption="a caption " * 20))
+    browser.get(page.save(tmp_path / "report.html").as_uri())
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    right = "return document.querySelector('%s').getBoundingClientRect().right"
+    assert browser.execute_script(right % "table") > 360
+    assert browser.execute_script(right % "caption span") <= 360
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(opened: Any, scheme: str) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}

@@ -24,6 +24,7 @@ from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT
 from benchmarks.study.run import HUMAN, METHODS, PARALLEL, Study, final_seeds, search_seeds
+from benchmarks.study.searches import CAPTION as CAPTION_OF_SEARCHES
 from benchmarks.study.searches import HEAD as HEAD_OF_SEARCHES
 from benchmarks.study.searches import what_searches_left
 from benchmarks.trials import ROOT as REPOSITORY
@@ -235,7 +236,7 @@ class Findings:
         for figure, alt in self.figures.values():
             yield drawing(figure, alt=alt, caption=alt, width="fits")
         if self.searches:
-            yield sortable(HEAD_OF_SEARCHES, self.searches, caption="What searches left")
+            yield sortable(HEAD_OF_SEARCHES, self.searches, caption=CAPTION_OF_SEARCHES)
         yield from histories(outcome)
 
 

@@ -11,6 +11,10 @@ import numpy.typing as npt
 from benchmarks.study.analysis import Outcome
 
 HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
+CAPTION = (
+    "Searches: share of an edge's likeliest candidate; correlation with others of the method "
+    "in what is preferred where; loss on the architecture's images before and after derivation"
+)
 
 Lines = list[dict[str, Any]]
 """A search's log: what its probabilities and losses were, every so many iterations."""

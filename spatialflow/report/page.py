@@ -141,7 +141,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -
     name = escape(caption, quote=True)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{name}"><table class="sortable">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
