@@ -176,6 +176,8 @@ def test_a_wrong_number_of_random_genotypes_is_one_line(program, count):
         "search/darts_original.yaml",
         "search/nuclei.yaml",
         "search/nuclei_darts_original.yaml",
+        "search/gates.yaml",
+        "search/nuclei_gates.yaml",
     ],
 )
 def test_search_configs_build_their_trainer(file, scenes, tmp_path):

@@ -11,10 +11,10 @@ import torch
 from benchmarks.study.check import finalists
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import keep, restore
-from benchmarks.study.run import Study
+from benchmarks.study.run import DATA, Study
 from benchmarks.study.zero_start import silence
 from darts.genotype import Genotype
-from spatialflow.config import load_genotype
+from spatialflow.config import get_cfg, load_genotype
 from spatialflow.flows import FlowGraph
 
 RESULT = {
@@ -144,6 +144,16 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     again["finds"] = "spatialflow"
     with pytest.raises(ValueError, match="default_0: this search.*another genotype"):
         study.supernet(0)
+
+
+@pytest.mark.parametrize("name", ["nuclei", "scenes"])
+def test_a_config_has_what_the_second_round_changed(name):
+    data = DATA[name]
+    gates = data.search.replace("default", "gates").replace("nuclei", "nuclei_gates")
+    keys = ["SEARCH.ENABLED", True, *data.search_keys]
+    changed = data.search_config("default", 2).clone()
+    changed.OUTPUT_DIR = get_cfg(gates).OUTPUT_DIR
+    assert get_cfg(gates, keys) == changed != data.search_config("default", 1)
 
 
 def searched(study, stage, name, seed, iou, base="parallel"):
