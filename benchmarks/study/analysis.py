@@ -28,6 +28,7 @@ from spatialflow.files import write_atomically
 FLOPS = "flops.json"
 OF_THE_FIRST = ("harness", "minus")
 """Stages that a later round does not run again."""
+NOT_RUN = "not run"
 REAL = ("nuclei",)
 
 
@@ -190,7 +191,7 @@ def claims(outcome: Outcome) -> list[Claim]:
         statement: str, rule: str, one: list[Result], other: list[Result], part: str = "selection"
     ) -> None:
         if not one or not other:
-            found.append(Claim(outcome.name, statement, rule, "not run", None))
+            found.append(Claim(outcome.name, statement, rule, NOT_RUN, None))
             return
         measured = difference(one, other, part=part).interval(0)
         holds = RULES[rule](measured)
@@ -244,18 +245,21 @@ def beats_human(rows: Mapping[str, bool | None]) -> bool:
     return all(rows.get(c) for c in (FINALIST_ABOVE_HUMAN, ABOVE_BY_SEEDS, NO_DEARER))
 
 
-def aim_is_met(found: Sequence[Claim]) -> bool:
-    """Tell whether a finalist beats human on real data; it and searches, random ones on all.
+def missed(found: Sequence[Claim]) -> list[str]:
+    """Return what the aim lacks: finalist above human on real data, it and searches above random.
 
     Of a data set's rounds the last counts, in the order of the claims.
     """
-    by_data: dict[str, dict[str, bool | None]] = {}
+    last: dict[str, dict[str, Claim]] = {}
     for claim in found:
-        base = claim.data.partition(ROUND)[0]
-        by_data.setdefault(base, {})[claim.statement] = claim.holds
-    above_human = any(beats_human(by_data.get(name, {})) for name in REAL)
-    above_random = all(
-        rows.get(FINALIST_ABOVE_RANDOM) and rows.get(DEFAULT_ABOVE_RANDOM)
-        for rows in by_data.values()
-    )
-    return bool(by_data) and above_human and above_random
+        last.setdefault(claim.data.partition(ROUND)[0], {})[claim.statement] = claim
+    lacks = []
+    if not any(beats_human({s: c.holds for s, c in last.get(n, {}).items()}) for n in REAL):
+        lacks.append(f"{' or '.join(REAL)}: a finalist above human by both intervals, no dearer")
+    for name, claims_of in last.items():
+        for statement in (FINALIST_ABOVE_RANDOM, DEFAULT_ABOVE_RANDOM):
+            claim = claims_of.get(statement)
+            if not claim or not claim.holds:
+                where, measured = (claim.data, claim.measured) if claim else (name, NOT_RUN)
+                lacks.append(f"{where}: {statement}, {measured}")
+    return lacks
