@@ -206,12 +206,10 @@ def claims(outcome: Outcome) -> list[Claim]:
     claim(FINALIST_ABOVE_HUMAN, CLEARLY_ABOVE, finalist, opponent, "test")
     claim(DEFAULT_ABOVE_RANDOM, ABOVE, method["default"], random)
     claim("H5 perturbation ≥ default", NOT_BELOW, method["perturbation"], method["default"])
-    rivals = outcome.runs("final_random")
-    if not rivals and name:
-        # Of the first round random genotypes have seed 0 alone, as the finalist's first training.
-        claim(FINALIST_ABOVE_RANDOM, ABOVE, outcome.runs("searched", name), random, "test")
-    else:
-        claim(FINALIST_ABOVE_RANDOM, ABOVE, finalist, rivals, "test")
+    # Of the first round random genotypes have seed 0 alone, as the finalist's first training.
+    first = outcome.runs("searched", name) if name else []
+    sides = (first, random) if outcome.round == 1 else (finalist, outcome.runs("final_random"))
+    claim(FINALIST_ABOVE_RANDOM, ABOVE, *sides, "test")
     if outcome.round > 1:
         nothing = outcome.runs("final", PARALLEL)
         claim("finalist > parallel, test images", ABOVE, finalist, nothing, "test")
