@@ -181,6 +181,15 @@ def test_runs_are_compared_at_seeds_that_both_sides_have() -> None:
         difference(one, other[1:], part="selection")
 
 
+def test_a_final_is_not_looked_at_before_it_is_whole(tmp_path: Path) -> None:
+    outcome = study(tmp_path, "nuclei")
+    (outcome.folder / "final" / "default_0-seed107.json").unlink()
+    assert {run["contestant"] for run in outcome.runs("final")} == {"spatialflow"}
+    measured = {claim.statement: claim.measured for claim in claims(outcome)}
+    assert measured["H3 finalist > human, test images"] == "not run"
+    assert "H3 by the t distribution over seeds" not in measured
+
+
 def test_random_genotypes_are_rivals_with_the_seeds_of_the_round(tmp_path: Path) -> None:
     def verdict(outcome: Outcome) -> bool | None:
         return next(c.holds for c in claims(outcome) if c.statement == FINALIST_ABOVE_RANDOM)

@@ -6,6 +6,7 @@ A contestant's runs are results of :mod:`benchmarks.trials`; a group's, those of
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from benchmarks.intervals import Interval, Result, Sampled
 from benchmarks.study.flops import flops
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND
+from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -93,11 +94,16 @@ class Outcome:
     def runs(self, stage: str, prefix: str = "") -> list[Result]:
         """Return the runs of a stage, of contestants whose name begins so, by name and seed.
 
-        What a later round does not run again is of the first.
+        What a later round does not run again is of the first. In the final a network counts when it
+        has been trained with all seeds: nobody looks at test images on the way.
         """
         folder = self.first if stage in OF_THE_FIRST else self.folder
         paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
         found = [json.loads(path.read_text()) for path in paths]
+        if stage == "final":
+            trained = Counter(run["contestant"] for run in found)
+            whole = len(final_seeds(self.round))
+            found = [run for run in found if trained[run["contestant"]] == whole]
         return sorted(found, key=lambda r: (r["contestant"], r["seed"]))
 
     @cached_property
