@@ -34,7 +34,13 @@ from benchmarks.study.report import (
     flows_worth,
     histories,
 )
-from benchmarks.study.searches import agreement, likeliest, others, what_searches_left
+from benchmarks.study.searches import (
+    agreement,
+    common_flows,
+    likeliest,
+    others,
+    what_searches_left,
+)
 from benchmarks.study.winner import winner
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -306,3 +312,13 @@ def test_a_search_is_compared_with_those_of_its_method() -> None:
     logs = {name: log_of({"a": [0.1, 0.9]}) for name in ("dart_0", "dart_1", "dart_x_0")}
     assert others("dart_0", logs) == [logs["dart_1"]]
     assert likeliest(logs["dart_0"]) == 0.9
+
+
+def test_flows_that_searches_have_in_common(tmp_path: Path) -> None:
+    # The example's searches all have the human flows less the first.
+    first, *rest = load_genotype("spatialflow").flows
+    head, rows = common_flows([study(tmp_path, "nuclei")])
+    assert head == ["flow", "spatialflow", "nuclei"]
+    assert f"{first.source} → {first.target}" not in {row[0] for row in rows}
+    assert [row[1:] for row in rows[:-1]] == [["yes", "3"]] * len(rest)
+    assert rows[-1] == ["any flow", "", f"{3 * len(rest) / 36:.1f}"]

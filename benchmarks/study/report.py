@@ -26,7 +26,7 @@ from benchmarks.study.keep import ROOT
 from benchmarks.study.run import HUMAN, METHODS, PARALLEL, Study, final_seeds, search_seeds
 from benchmarks.study.searches import CAPTION as CAPTION_OF_SEARCHES
 from benchmarks.study.searches import HEAD as HEAD_OF_SEARCHES
-from benchmarks.study.searches import what_searches_left
+from benchmarks.study.searches import common_flows, what_searches_left
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -290,6 +290,10 @@ def main() -> None:
         tables["study rounds"] = table(HEAD_OF_ROUNDS, rounds)
         caption = "Later rounds beside the first"
         page.section("Rounds", sortable(HEAD_OF_ROUNDS, rounds, caption=caption))
+    head, flows = common_flows(outcomes(args.kept))
+    tables["study flows"] = table(head, flows)
+    caption = "Flows that all default searches of a round have, and how many of each round's"
+    page.section("Flows", sortable(head, flows, caption=caption))
     for outcome in outcomes(args.kept):
         findings = Findings.of(outcome)
         fragments = list(findings.fragments())

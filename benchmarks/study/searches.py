@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.study.analysis import Outcome
+from benchmarks.study.run import HUMAN, METHODS
+from darts.genotype import Genotype
+from spatialflow.config import get_cfg
+from spatialflow.search.space import topology_of
 
 HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
 CAPTION = (
@@ -76,3 +82,36 @@ def preferences(log: Lines) -> npt.NDArray[np.float64]:
     logs = np.log([shares[edge] for edge in sorted(shares)])
     logs -= logs.mean(axis=1, keepdims=True)
     return logs - logs.mean(axis=0)
+
+
+def common_flows(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return which flows all default searches of some round have found.
+
+    Returns:
+        The head of a table, and its rows: a flow, by whatever port, whether the human design has
+        it, and how many of each round's searches; those of most searches first. The last row is
+        what an edge has on average, which is what searches without a preference would find of each.
+    """
+    searches = {
+        outcome.name: [
+            carried(outcome.genotype(path.stem))
+            for path in sorted(outcome.folder.glob(f"genotypes/{METHODS[0]}_*.json"))
+        ]
+        for outcome in found
+    }
+    counts = {name: Counter(e for one in sets for e in one) for name, sets in searches.items()}
+    total = sum(counts.values(), Counter())
+    human = carried(found[0].genotype(HUMAN))
+    rows = [
+        [edge, "yes" if edge in human else "", *(str(count[edge]) for count in counts.values())]
+        for edge, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))
+        if any(searches[name] and counts[name][edge] == len(searches[name]) for name in counts)
+    ]
+    edges = len(topology_of(get_cfg(found[0].data.search)).edges())
+    chance = (f"{count.total() / edges:.1f}" for count in counts.values())
+    return ["flow", HUMAN, *counts], [*rows, ["any flow", "", *chance]]
+
+
+def carried(genotype: Genotype) -> set[str]:
+    """Return from which node to which a genotype has flows."""
+    return {f"{flow.source} → {flow.target}" for flow in genotype.flows}
