@@ -298,10 +298,10 @@ def log_of(shares: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def test_searches_agree_by_what_they_prefer_where() -> None:
-    one = log_of({"a": [0.2, 0.8], "b": [0.5, 0.5], "c": [0.8, 0.2]})
+    one = log_of({"a": [0.1, 0.9], "b": [0.3, 0.7], "c": [0.8, 0.2]})
     # The same, from a search that went less far and in which a penalty favours the first of all.
-    same = log_of({"c": [0.9, 0.1], "b": [0.818, 0.182], "a": [0.692, 0.308]})
-    reverse = log_of({"a": [0.8, 0.2], "b": [0.5, 0.5], "c": [0.2, 0.8]})
+    same = log_of({"c": [0.844, 0.156], "b": [0.641, 0.359], "a": [0.475, 0.525]})
+    reverse = log_of({"a": [0.9, 0.1], "b": [0.7, 0.3], "c": [0.2, 0.8]})
     assert agreement(one, [same]) == "+1.00"
     assert agreement(one, [reverse]) == "-1.00"
     assert abs(float(agreement(one, [same, reverse]))) < 0.01

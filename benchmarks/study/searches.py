@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from benchmarks.study.analysis import Outcome
 from benchmarks.study.run import HUMAN, METHODS
@@ -18,7 +19,7 @@ from spatialflow.search.space import topology_of
 
 HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
 CAPTION = (
-    "Searches: share of an edge's likeliest candidate; correlation with others of the method "
+    "Searches: share of an edge's likeliest candidate; rank correlation with others of the method "
     "in what is preferred where; loss on the architecture's images before and after derivation"
 )
 
@@ -61,9 +62,12 @@ def likeliest(log: Lines) -> float:
 
 
 def agreement(log: Lines, rest: list[Lines]) -> str:
-    """Write the mean correlation of a search's preferences with those of others; "" without any."""
+    """Write the mean rank correlation of preferences with those of others; "" without any.
+
+    Of ranks, so that it does not hang on one edge that all searches want.
+    """
     mine = [
-        float(np.corrcoef(preferences(log).ravel(), preferences(other).ravel())[0, 1])
+        float(stats.spearmanr(preferences(log).ravel(), preferences(other).ravel()).statistic)
         for other in rest
         if log and other
     ]
