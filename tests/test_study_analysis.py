@@ -160,7 +160,7 @@ def test_the_aim_needs_real_data_and_all_data(tmp_path: Path) -> None:
 def test_the_last_round_counts(tmp_path: Path) -> None:
     study(tmp_path, "nuclei", finalist=0.8)
     study(tmp_path, "scenes")
-    assert missed(all_claims(tmp_path))
+    assert missed(all_claims(outcomes(tmp_path)))
     later = study(tmp_path, "nuclei_round2")
     # What is of the first round is taken from there.
     for stage in ("harness", "minus"):
@@ -170,7 +170,7 @@ def test_the_last_round_counts(tmp_path: Path) -> None:
     assert later.cost("without-box.1-to-cls.1") < 1
     assert [o.name for o in outcomes(tmp_path)] == ["nuclei", "nuclei_round2", "scenes"]
     write(later.folder, "final_random", "random_0", [0.7], 100)
-    assert not missed(all_claims(tmp_path))
+    assert not missed(all_claims(outcomes(tmp_path)))
     # What it does run again is its own, also before it has been run.
     shutil.rmtree(later.folder / "random")
     assert not later.runs("random")

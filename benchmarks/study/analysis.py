@@ -244,9 +244,10 @@ def by_seeds(one: Sequence[Result], other: Sequence[Result]) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
-def beats_human(rows: Mapping[str, bool | None]) -> bool:
+def beats_human(rows: Mapping[str, Claim]) -> bool:
     """Tell from a round's claims whether its finalist is above human, by both of its intervals."""
-    return all(rows.get(c) for c in (FINALIST_ABOVE_HUMAN, ABOVE_BY_SEEDS, NO_DEARER))
+    needed = (FINALIST_ABOVE_HUMAN, ABOVE_BY_SEEDS, NO_DEARER)
+    return all(statement in rows and rows[statement].holds for statement in needed)
 
 
 def missed(found: Sequence[Claim]) -> list[str]:
@@ -258,7 +259,7 @@ def missed(found: Sequence[Claim]) -> list[str]:
     for claim in found:
         last.setdefault(claim.data.partition(ROUND)[0], {})[claim.statement] = claim
     lacks = []
-    if not any(beats_human({s: c.holds for s, c in last.get(n, {}).items()}) for n in REAL):
+    if not any(beats_human(last.get(name, {})) for name in REAL):
         lacks.append(f"{' or '.join(REAL)}: a finalist above human by both intervals, no dearer")
     for name, claims_of in last.items():
         for statement in (FINALIST_ABOVE_RANDOM, DEFAULT_ABOVE_RANDOM):

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.pages import table
-from benchmarks.study.analysis import Claim, claims, missed, outcomes
+from benchmarks.study.analysis import Claim, Outcome, claims, missed, outcomes
 from benchmarks.study.keep import ROOT
 
 HEAD = ("data", "claim", "measured", "holds", "holds where")
 HOLDS = {True: "yes", False: "no", None: "—"}
 
 
-def all_claims(kept: Path) -> list[Claim]:
-    """Return the claims of all data sets."""
-    return [claim for outcome in outcomes(kept) for claim in claims(outcome)]
+def all_claims(found: Iterable[Outcome]) -> list[Claim]:
+    """Return the claims of data sets and rounds."""
+    return [claim for outcome in found for claim in claims(outcome)]
 
 
 def cells(found: list[Claim]) -> list[list[str]]:
@@ -43,7 +44,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
-    found = all_claims(parser.parse_args().kept)
+    found = all_claims(outcomes(parser.parse_args().kept))
     print(claims_table(found))
     lacks = missed(found)
     print("The aim is met." if not lacks else "The aim is not met:")

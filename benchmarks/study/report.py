@@ -253,8 +253,8 @@ def histories(outcome: Outcome) -> Iterator[str]:
 
 
 def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
-    """Yield pictures of the first held-out images, where the final networks' weights are there."""
-    if outcome.finalist is None:
+    """Yield pictures of the first held-out images after the final, where its weights are there."""
+    if outcome.finalist is None or not outcome.runs("final"):
         return
     seed = final_seeds(study.round)[0]
     results: dict[str, list[Panoptic]] = {}
@@ -279,22 +279,23 @@ def main() -> None:
     """Write the page, and complete others."""
     args = parse_arguments()
     page = Page("Searched flows against human ones", "A study on what a small computer can train.")
-    found = all_claims(args.kept)
+    studied = outcomes(args.kept)
+    found = all_claims(studied)
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
     tables = {
         "study claims": claims_table(found),
         "study explored": table(HEAD_OF_EXPLORED, explored(Outcome(args.kept / "nuclei"))),
     }
-    rounds = between_rounds(outcomes(args.kept))
+    rounds = between_rounds(studied)
     if rounds:
         tables["study rounds"] = table(HEAD_OF_ROUNDS, rounds)
         caption = "Later rounds beside the first"
         page.section("Rounds", sortable(HEAD_OF_ROUNDS, rounds, caption=caption))
-    head, flows = common_flows(outcomes(args.kept))
+    head, flows = common_flows(studied)
     tables["study flows"] = table(head, flows)
     caption = "Flows that all default searches of a round have, and how many of each round's"
     page.section("Flows", sortable(head, flows, caption=caption))
-    for outcome in outcomes(args.kept):
+    for outcome in studied:
         findings = Findings.of(outcome)
         fragments = list(findings.fragments())
         if args.data is not None or outcome.base != "nuclei":
@@ -309,7 +310,7 @@ def main() -> None:
     plan = (Path(__file__).parent / "PLAN.md").read_text()
     configs = "\n\n".join(
         f"# {outcome.name}\n{outcome.data.search_config('default', outcome.round).dump()}"
-        for outcome in outcomes(args.kept)
+        for outcome in studied
     )
     page.section("Settings", details("The plan", plan), details("Configs of searches", configs))
     args.output.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from scipy import stats
 from benchmarks.study.analysis import Outcome
 from benchmarks.study.run import HUMAN, METHODS
 from darts.genotype import Genotype
-from spatialflow.config import get_cfg
+from spatialflow.config import get_cfg, load_genotype
 from spatialflow.search.space import topology_of
 
 HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
@@ -33,11 +33,11 @@ def what_searches_left(outcome: Outcome) -> list[list[str]]:
     The losses are those on the architecture's images before and after a network is derived. A
     search by perturbation has no log of its own.
     """
-    names = [path.stem for path in sorted(outcome.folder.glob("genotypes/*_[0-9]*.json"))]
-    logs = {name: outcome.history(name) for name in names}
+    paths = sorted(outcome.folder.glob("genotypes/*_[0-9]*.json"))
+    logs = {path.stem: outcome.history(path.stem) for path in paths}
     rows = []
-    for name in names:
-        genotype = outcome.genotype(name)
+    for path in paths:
+        name, genotype = path.stem, Genotype.load(path)
         loss = genotype.provenance["held_out_loss"]
         rows.append(
             [
@@ -98,14 +98,14 @@ def common_flows(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """
     searches = {
         outcome.name: [
-            carried(outcome.genotype(path.stem))
+            carried(Genotype.load(path))
             for path in sorted(outcome.folder.glob(f"genotypes/{METHODS[0]}_*.json"))
         ]
         for outcome in found
     }
     counts = {name: Counter(e for one in sets for e in one) for name, sets in searches.items()}
     total = sum(counts.values(), Counter())
-    human = carried(found[0].genotype(HUMAN))
+    human = carried(load_genotype(HUMAN))
     rows = [
         [edge, "yes" if edge in human else "", *(str(count[edge]) for count in counts.values())]
         for edge, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))

@@ -40,7 +40,7 @@ def winner(kept: Path) -> Genotype:
         if outcome.base not in REAL:
             continue
         found = {claim.statement: claim for claim in claims(outcome)}
-        if beats_human({statement: claim.holds for statement, claim in found.items()}):
+        if beats_human(found):
             return with_provenance(outcome, found[FINALIST_ABOVE_HUMAN].measured)
     raise ValueError(f"{kept}: no finalist on {', '.join(REAL)} is above the human flows")
 
