@@ -218,6 +218,8 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
         ("SEARCH.SPACE.PAIRS", ["box>head"], "SEARCH.SPACE: branches"),
         ("SEARCH.SPACE.OPERATIONS", ["pool"], "SEARCH.SPACE: operations"),
         ("SEARCH.SPACE.STAGES", [9], "SEARCH.SPACE: stages"),
+        ("SEARCH.SPACE.PORTS", ["gates"], r"PORTS: \['gates'\] given, .*'gate'\) expected$"),
+        ("SEARCH.SPACE.PORTS", ["offset"], r"PORTS: .*'gate'\) expected: an offset needs"),
         ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none"], "SEARCH.SPACE: CHOICES: "),
         ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none,magic"], "CHOICES: .*magic"),
         ("SEARCH.SPACE.CHOICES", ["attention=none,channel"], "CHOICES: 'attention="),

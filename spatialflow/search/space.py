@@ -52,10 +52,12 @@ def search_space(cfg: CfgNode) -> SearchSpace:
     wrong = [pair for pair, parts in zip(keys.PAIRS, pairs, strict=True) if len(parts) != 2]
     if wrong:
         raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
-    if "offset" in keys.PORTS:
+    unknown = [port for port in keys.PORTS if port not in SEARCHED_PORTS]
+    if unknown:
+        why = ": an offset needs a deformable target, which is a choice of its own"
         raise ValueError(
-            f"SEARCH.SPACE.PORTS: 'offset' given, some of {SEARCHED_PORTS} expected: an offset "
-            "needs a deformable target, which is a choice of its own"
+            f"SEARCH.SPACE.PORTS: {unknown} given, some of {SEARCHED_PORTS} expected"
+            f"{why if 'offset' in unknown else ''}"
         )
     if keys.MAX_INPUTS < 0:
         raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
