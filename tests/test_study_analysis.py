@@ -27,13 +27,7 @@ from benchmarks.study.analysis import (
 )
 from benchmarks.study.claims import all_claims
 from benchmarks.study.keep import HISTORY, ROOT
-from benchmarks.study.report import (
-    Findings,
-    against_human,
-    between_rounds,
-    flows_worth,
-    histories,
-)
+from benchmarks.study.report import Findings, histories
 from benchmarks.study.searches import (
     agreement,
     common_flows,
@@ -41,6 +35,7 @@ from benchmarks.study.searches import (
     others,
     what_searches_left,
 )
+from benchmarks.study.tables import against_human, between_rounds, finals, flows_worth
 from benchmarks.study.winner import winner
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -254,10 +249,9 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert differences["default"][0] == pytest.approx(2.5, abs=0.3)
     assert list(flows_worth(outcome)) == ["box.1 → cls.1"]
     findings = Findings.of(outcome)
-    groups = {(row[0], row[2]): row for row in findings.summary}
-    assert groups["default", "selection"][1] == "3"
-    assert groups["the finalist", "test"][4] == "+5.0 (+5.0 to +5.0)"
-    assert groups["human", "test"][4:] == ["", "1.00", "3.00"]
+    groups = {row[0]: row for row in findings.summary}
+    assert groups["default"][1] == "3"
+    assert groups["human"][3:] == ["", "1.00", "3.00"]
     rows = findings.contestants
     assert ["default_0", "final", "8"] in [row[:3] for row in rows]
     cost = {row[0]: float(row[-2]) for row in rows}
@@ -268,6 +262,23 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     assert text.count("<figure>") == 4
     assert text.count("2.500") == 9
     assert "without-box.1-to-cls.1" in text
+
+
+def test_finals_are_shown_when_they_are_whole(tmp_path: Path) -> None:
+    outcome = study(tmp_path, "nuclei")
+    rows, over_human = finals([outcome])
+    assert [row[:3] for row in rows] == [
+        ["nuclei", *row] for row in (("human", "8"), ("the finalist", "8"))
+    ]
+    assert rows[1][4] == "+5.0 (+5.0 to +5.0)"
+    assert over_human["nuclei: the finalist"] == pytest.approx((5, 5, 5), abs=0.1)
+    write(outcome.folder, "final", "parallel", [0.75] * 8, 100)
+    write(outcome.folder, "final_random", "random_0", [0.7], 100)
+    rows, over_human = finals([outcome])
+    assert {row[1]: row[2] for row in rows[2:]} == {"parallel": "8", "random": "1"}
+    assert over_human["nuclei: random"].mean == pytest.approx(-5, abs=0.1)
+    next(outcome.folder.glob("final/default_0-*.json")).unlink()
+    assert finals([outcome]) == ([], {})
 
 
 def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:

@@ -10,23 +10,36 @@ networks, too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from benchmarks.intervals import Interval, Result, minus
+from benchmarks.intervals import Interval
 from benchmarks.pages import complete, parser_of, table
-from benchmarks.study.analysis import OF_THE_FIRST, Outcome, difference, estimate, outcomes
+from benchmarks.study.analysis import Outcome, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
-from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import HUMAN, METHODS, PARALLEL, Study, final_seeds, search_seeds
+from benchmarks.study.run import HUMAN, Study, final_seeds, search_seeds
 from benchmarks.study.searches import CAPTION as CAPTION_OF_SEARCHES
 from benchmarks.study.searches import HEAD as HEAD_OF_SEARCHES
 from benchmarks.study.searches import common_flows, what_searches_left
+from benchmarks.study.tables import (
+    HEAD,
+    HEAD_OF_EXPLORED,
+    HEAD_OF_FINALS,
+    HEAD_OF_GROUPS,
+    HEAD_OF_ROUNDS,
+    against_human,
+    between_rounds,
+    contestants,
+    explored,
+    finals,
+    flows_worth,
+    summary,
+)
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.history import history_svg
 from darts.relaxation import Architecture
@@ -41,146 +54,8 @@ from spatialflow.report.samples import Panoptic, Samples
 from spatialflow.search.report import compared
 from spatialflow.search.space import relaxing, search_space, topology_of
 
-ON_TEST_IMAGES = ("final", "final_random")
-STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
 FIGURES = REPOSITORY / "docs" / "images"
 DRAWN = 4
-HEAD_OF_ROUNDS = ("round", "group", "PQ over the first round's")
-HEAD_OF_EXPLORED = ("genotype", "PQ (seed)", "PQ over parallel", "things over parallel")
-HEAD_OF_GROUPS = ("group", "runs", "images", "PQ", "PQ over human", "cost", "GFLOPs")
-HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost", "GFLOPs")
-
-
-def contestants(outcome: Outcome) -> list[list[str]]:
-    """Return a row for each contestant of each stage: PQ with intervals, and its flows' cost.
-
-    Of the final alone, PQ on test images: whatever comes before is judged by selection images.
-    Stages that a later round does not run again are left to the first.
-    """
-    rows = []
-    for stage in STAGES:
-        if outcome.round > 1 and stage in OF_THE_FIRST:
-            continue
-        runs = outcome.runs(stage)
-        for name in sorted({r["contestant"] for r in runs}):
-            mine = [r for r in runs if r["contestant"] == name]
-            part = "test" if stage in ON_TEST_IMAGES else "selection"
-            sampled = estimate(mine, part=part)
-            groups = [sampled.cell(group) for group in range(3)]
-            costs = span(outcome.cost, [name]), span(outcome.gflops, [name])
-            rows.append([name, stage, str(len(mine)), part, *groups, *costs])
-    return rows
-
-
-def judged(outcome: Outcome) -> dict[str, list[Result]]:
-    """Return the runs of what is compared on selection images, without the human flows' own."""
-    ablation = {"human less one flow": outcome.runs("minus")} if outcome.round == 1 else {}
-    return {
-        "parallel": outcome.runs("harness", PARALLEL),
-        **ablation,
-        **{method: outcome.runs("searched", method) for method in METHODS},
-        "random": outcome.runs("random"),
-    }
-
-
-def against_human(outcome: Outcome) -> dict[str, Interval]:
-    """Return the differences of groups to human flows of the same seeds, on selection images."""
-    human = outcome.runs("harness", HUMAN)
-    return {
-        name: difference(runs, human, part="selection").interval(0)
-        for name, runs in judged(outcome).items()
-        if runs and human
-    }
-
-
-def summary(outcome: Outcome, differences: Mapping[str, Interval]) -> list[list[str]]:
-    """Return a row for each group on selection images, and for the final's on test images.
-
-    Args:
-        outcome: Of a data set and round.
-        differences: Of groups, as :func:`against_human` gives them.
-    """
-    human = outcome.runs("harness", HUMAN)
-    rows = [
-        group_row(outcome, name, "selection", runs, differences.get(name))
-        for name, runs in {"human": human, **judged(outcome)}.items()
-        if runs
-    ]
-    if outcome.finalist:
-        opponent = outcome.runs("final", HUMAN)
-        finalist = outcome.runs("final", outcome.finalist["finalist"])
-        if opponent and finalist:
-            over = difference(finalist, opponent, part="test").interval(0)
-            rows.append(group_row(outcome, "human", "test", opponent))
-            rows.append(group_row(outcome, "the finalist", "test", finalist, over))
-        for name, runs in (
-            ("parallel", outcome.runs("final", PARALLEL)),
-            ("random", outcome.runs("final_random")),
-        ):
-            if opponent and runs:
-                over = difference(runs, opponent, part="test").interval(0)
-                rows.append(group_row(outcome, name, "test", runs, over))
-    return rows
-
-
-def group_row(
-    outcome: Outcome, name: str, part: str, runs: list[Result], over: Interval | None = None
-) -> list[str]:
-    """Return a row under :data:`HEAD_OF_GROUPS`."""
-    names = sorted({r["contestant"] for r in runs})
-    mean = estimate(runs, part=part).cell(0)
-    costs = span(outcome.cost, names), span(outcome.gflops, names)
-    return [name, str(len(runs)), part, mean, over.text(sign=True) if over else "", *costs]
-
-
-def span(measure: Callable[[str], float], names: Sequence[str]) -> str:
-    """Write the smallest and the largest of some contestants' values."""
-    values = sorted(map(measure, names))
-    ends = dict.fromkeys(f"{value:.2f}" for value in (values[0], values[-1]))
-    return " to ".join(ends)
-
-
-def flows_worth(outcome: Outcome) -> dict[str, Interval]:
-    """Return what PQ changes when a flow is left out, on selection images.
-
-    One run each, of seed 0: the intervals are over images and know nothing of other seeds.
-    """
-    human = outcome.runs("harness", HUMAN)
-    found = {}
-    for run in outcome.runs("minus"):
-        if human:
-            name = run["contestant"].removeprefix("without-").replace("-to-", " → ")
-            found[name] = difference([run], human, part="selection").interval(0)
-    return found
-
-
-def explored(outcome: Outcome) -> list[list[str]]:
-    """Return what was tried between the rounds: PQ on selection images, and that over parallel."""
-    runs: dict[str, list[Result]] = {}
-    for run in outcome.runs("explored"):
-        runs.setdefault(run["contestant"], []).append(on_images(run, "selection"))
-    harness = [on_images(run, "selection") for run in outcome.runs("harness", PARALLEL)]
-    rows = []
-    for name, mine in {"parallel, harness": harness, **runs}.items():
-        cells = ["", ""]
-        if mine is not harness and name != PARALLEL:
-            over, _ = minus(mine, runs[PARALLEL])
-            cells = [over.cell(group, sign=True) for group in (0, 1)]
-        seeds = ", ".join(f"{pq(run):.1f} ({run['seed']})" for run in mine)
-        rows.append([name, seeds, *cells])
-    return rows
-
-
-def between_rounds(found: Sequence[Outcome]) -> list[list[str]]:
-    """Return what later rounds' groups have over those of the first, on selection images."""
-    rows = []
-    for later in (outcome for outcome in found if outcome.round > 1):
-        before = judged(Outcome(later.first))
-        for name, runs in judged(later).items():
-            if runs and before[name] and runs != before[name]:
-                over = difference(runs, before[name], part="selection")
-                rows.append([later.name, name, over.cell(0, sign=True)])
-    return rows
 
 
 @dataclass
@@ -230,7 +105,7 @@ class Findings:
             topology = topology_of(get_cfg(outcome.data.search))
             yield paragraph(f"The finalist, {name}, and the human flows:")
             yield compared(outcome.genotype(name), topology)
-        yield sortable(HEAD_OF_GROUPS, self.summary, caption="Groups: PQ with 95 % intervals")
+        yield sortable(HEAD_OF_GROUPS, self.summary, caption="Groups on selection images")
         caption = "PQ in percent, 95 % intervals; cost over human flows'"
         yield sortable(HEAD, self.contestants, caption=caption)
         for figure, alt in self.figures.values():
@@ -250,6 +125,21 @@ def histories(outcome: Outcome) -> Iterator[str]:
             architecture = Architecture(search_space(cfg), relaxing(cfg))
             title = f"{search}: probabilities over the search"
             yield drawing(history_svg(architecture, lines, title=title), alt=title)
+
+
+def final_fragments(
+    rows: list[list[str]], over_human: dict[str, Interval], *, draw: bool
+) -> Iterator[str]:
+    """Yield what the page says of the finals; their chart is a figure of docs, too, if to draw."""
+    if not rows:
+        yield paragraph("Not run yet.")
+        return
+    yield sortable(HEAD_OF_FINALS, rows, caption="Test images: PQ with 95 % intervals")
+    text = "PQ less that of the human flows of the same seeds, test images"
+    chart = charts.intervals(over_human, x="difference in PQ")
+    yield drawing(chart, alt=text, caption=text, width="fits")
+    if draw:
+        (FIGURES / "study_finals.svg").write_text(chart)
 
 
 def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
@@ -281,9 +171,12 @@ def main() -> None:
     page = Page("Searched flows against human ones", "A study on what a small computer can train.")
     studied = outcomes(args.kept)
     found = all_claims(studied)
+    decided, over_human = finals(studied)
+    page.section("Finals", *final_fragments(decided, over_human, draw=bool(args.write)))
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
     tables = {
         "study claims": claims_table(found),
+        "study finals": table(HEAD_OF_FINALS, decided),
         "study explored": table(HEAD_OF_EXPLORED, explored(Outcome(args.kept / "nuclei"))),
     }
     rounds = between_rounds(studied)
