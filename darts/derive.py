@@ -111,8 +111,9 @@ def by_perturbation(
             hurt = _losses_without(logits, number, evaluate) - evaluate()
             best = int(hurt.argmax()) if hurt.max() > 0 else number
             with torch.no_grad():
-                kept = torch.arange(len(logits)) == best
-                logits.masked_fill_(~kept, -torch.inf)
+                kept = logits[best].clone()
+                logits.fill_(-torch.inf)
+                logits[best] = kept
             if best < number:
                 found[edge.with_operation(edge.operations[best])] = float(hurt[best])
     finally:

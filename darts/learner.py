@@ -26,6 +26,10 @@ Losses = Callable[[Callable[..., Any], Any], dict[str, Tensor]]
 """From a model and a batch to the scalar losses of its tasks by name."""
 
 
+class NotFiniteError(ArithmeticError):
+    """The loss of an architecture's step, or its gradient in any process, is NaN or infinite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Learning:
     """What an architecture learns by; the defaults are those of DARTS (Liu et al. 2019, sec. 3).
@@ -37,7 +41,7 @@ class Learning:
         rate: Adam's.
         betas: Adam's.
         decay: Adam's weight decay.
-        normalize: Divide each task's loss by its value at the first step.
+        normalize: Divide each task's loss by its value at the first step where it has one above 0.
         beta_decay: Factor of :func:`darts.regularizers.beta_decay` at the end, growing from 0.
         entropy: Factor of :func:`darts.regularizers.entropy` at the end, growing from 0 at two
             thirds of the search.
@@ -155,6 +159,8 @@ class ArchitectureLearner:
                 in place: the step that it will take is the virtual one.
 
         Raises:
+            NotFiniteError: If loss or gradient are not finite, in all processes alike; the architecture
+                and its optimiser are as they were.
             ValueError: If the gradient is of second order, and batch or optimiser do not fit.
         """
         if self.learning.order == 2:
@@ -168,6 +174,7 @@ class ArchitectureLearner:
             loss, gradients = self.architect.second_order(train, held_out, virtual, gradients=known)
         else:
             loss, gradients = self.architect.first_order(held_out)
+        self._check_finite(loss, gradients)
         penalty = self._penalty(self._progress(iteration))
         added = torch.autograd.grad(penalty, list(self.parameters.values()), materialize_grads=True)
         for (name, parameter), more in zip(self.parameters.items(), added, strict=True):
@@ -181,16 +188,29 @@ class ArchitectureLearner:
         }
         self._count_flips(iteration)
 
+    def _check_finite(self, loss: Tensor, gradients: Named) -> None:
+        """Raise :class:`NotFiniteError` where a process has a loss, or all a gradient, that is not."""
+        # NaN and infinity stay what they are in a mean, so that all processes see them.
+        loss = self.architect.average({"loss": loss})["loss"]
+        if not loss.isfinite():
+            raise NotFiniteError(f"the architecture's loss is {loss.item()}")
+        if not torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all():
+            raise NotFiniteError("a gradient of the architecture is NaN or infinite")
+
     def _progress(self, iteration: int) -> float:
         return iteration / self.learning.iterations
 
     def _loss(self, model: Callable[..., Any], batch: Any) -> Tensor:
         losses = self._losses(model, batch)
         if self.learning.normalize:
-            if not self._loss_scales:
-                first = self.architect.average({k: v.detach() for k, v in losses.items()})
-                self._loss_scales = {name: max(v.item(), 1e-6) for name, v in first.items()}
-            losses = {name: value / self._loss_scales[name] for name, value in losses.items()}
+            unknown = {k: v.detach() for k, v in losses.items() if k not in self._loss_scales}
+            if unknown:
+                first = self.architect.average(unknown)
+                known = {k: v.item() for k, v in first.items() if v > 0 and v.isfinite()}
+                self._loss_scales |= known
+            losses = {
+                name: value / self._loss_scales.get(name, 1.0) for name, value in losses.items()
+            }
         return _total(losses)
 
     def _penalty(self, progress: float) -> Tensor:
@@ -254,8 +274,9 @@ class ArchitectureLearner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        for name, parameter in self.parameters.items():
-            self.optimizer.state[parameter] = dict(state["optimizer"][name])
+        by_number = {i: state["optimizer"][name] for i, name in enumerate(self.parameters)}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": by_number, "param_groups": groups})
         self._loss_scales = dict(state["loss_scales"])
         self._flips = state["flips"].to(self._device)
         self._last_flip = state["last_flip"].to(self._device)

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call
 
 from darts.architect import Architect
 from darts.genotype import Flow, Genotype
-from darts.learner import ArchitectureLearner, Learning
+from darts.learner import ArchitectureLearner, Learning, NotFiniteError
 from darts.relaxation import Architecture, Relaxing, architecture_parameters
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.search.derivation import read_log
@@ -46,6 +47,10 @@ def values(learner):
     return torch.cat([p.detach().flatten() for p in learner.parameters.values()])
 
 
+def steps_of(learner):
+    return [int(one.get("step", 0)) for one in learner.state_dict()["optimizer"].values()]
+
+
 def test_the_architecture_is_frozen_in_the_warmup_and_for_good_when_asked(build):
     learner = build(warmup=3)
     assert [learner.begin(i) for i in range(5)] == [False, False, False, True, True]
@@ -71,6 +76,54 @@ def test_each_task_counts_as_much_at_the_first_step(build):
     learner = build()
     learner.step(0, batch(0))
     assert learner.measure()["architecture_loss"] > 3
+
+
+def test_a_task_without_a_loss_at_first_counts_from_where_it_has_one(build):
+    learner = build(normalize=True)
+    given, expected = batch(0)
+    losses = learner._losses
+    learner._losses = lambda model, data: losses(model, data[:2]) | {"third": data[2]}
+    seen = []
+    for iteration, third in enumerate((0.0, 3.0, 6.0)):
+        learner.step(iteration, (given, expected, torch.tensor(third)))
+        seen.append(learner._loss_scales.get("third"))
+    assert seen == [None, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_not_taken(build, bad):
+    learner = build(normalize=True)
+    for scale in (bad, 1.0, bad):
+        before, counted = values(learner), steps_of(learner)
+        given, expected = batch(0)
+        if scale == bad:
+            with pytest.raises(NotFiniteError, match="loss is (nan|inf)|gradient"):
+                learner.step(0, (given * scale, expected))
+            assert torch.equal(values(learner), before)
+            assert steps_of(learner) == counted
+        else:
+            learner.step(0, (given, expected))
+            assert not torch.equal(values(learner), before)
+
+
+def test_a_finite_loss_whose_gradient_is_not_is_refused(build):
+    learner = build()
+    learner._losses = lambda model, data: {"root": (model(data[0]) * 0).abs().sum().sqrt()}
+    with pytest.raises(NotFiniteError, match="a gradient"):
+        learner.step(0, batch(0))
+
+
+def test_the_state_goes_to_the_device_of_the_parameters(build):
+    learner = build()
+    learner.step(0, batch(0))
+    elsewhere = build()
+    elsewhere.optimizer.param_groups[0]["params"] = [
+        nn.Parameter(torch.empty_like(p, device="meta")) for p in elsewhere.parameters.values()
+    ]
+    moved = elsewhere.optimizer.param_groups[0]["params"]
+    elsewhere.architect.architecture = dict(zip(elsewhere.parameters, moved, strict=True))
+    elsewhere.load_state_dict(learner.state_dict())
+    assert {elsewhere.optimizer.state[p]["exp_avg"].device.type for p in moved} == {"meta"}
 
 
 @pytest.mark.parametrize(
