@@ -111,9 +111,9 @@ def by_perturbation(
             hurt = _losses_without(logits, number, evaluate) - evaluate()
             best = int(hurt.argmax()) if hurt.max() > 0 else number
             with torch.no_grad():
-                kept = logits[best].clone()
+                kept = logits[best : best + 1].clone()
                 logits.fill_(-torch.inf)
-                logits[best] = kept
+                logits[best : best + 1] = kept
             if best < number:
                 found[edge.with_operation(edge.operations[best])] = float(hurt[best])
     finally:

@@ -159,8 +159,8 @@ class ArchitectureLearner:
                 in place: the step that it will take is the virtual one.
 
         Raises:
-            NotFiniteError: If loss or gradient are not finite, in all processes alike; the architecture
-                and its optimiser are as they were.
+            NotFiniteError: If loss or gradient are not finite, in all processes alike. Nothing has
+                changed then.
             ValueError: If the gradient is of second order, and batch or optimiser do not fit.
         """
         if self.learning.order == 2:
@@ -189,7 +189,7 @@ class ArchitectureLearner:
         self._count_flips(iteration)
 
     def _check_finite(self, loss: Tensor, gradients: Named) -> None:
-        """Raise :class:`NotFiniteError` where a process has a loss, or all a gradient, that is not."""
+        """Raise :class:`NotFiniteError` in all processes where the loss of one is not, or α's."""
         # NaN and infinity stay what they are in a mean, so that all processes see them.
         loss = self.architect.average({"loss": loss})["loss"]
         if not loss.isfinite():

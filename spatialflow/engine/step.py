@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import logging
 import time
 from typing import Any
 
@@ -17,16 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from spatialflow.data.loader import TrainLoader
-from spatialflow.errors import NonFiniteError
+from spatialflow.engine.non_finite import Batch, NonFiniteSteps
 from spatialflow.randomness import mix_seeds, seed_generators
-
-logger = logging.getLogger(__name__)
-
-POLICIES = ("stop", "skip")
-# After so many steps in a row the weights themselves are broken, and no data will mend them.
-MAX_SKIPPED_IN_A_ROW = 20
-
-Batch = list[dict[str, Any]]
 
 
 class StepTrainer(SimpleTrainer):
@@ -63,14 +53,10 @@ class StepTrainer(SimpleTrainer):
                 ``skip`` leaves the step out and counts it.
         """
         super().__init__(model, data_loader, optimizer)
-        if non_finite not in POLICIES:
-            raise ValueError(f"SOLVER.NON_FINITE: {non_finite!r} given, one of {POLICIES} expected")
         self.seed = seed
         self.amp_dtype = amp_dtype
         self.accumulation_steps = accumulation_steps
-        self.skip_non_finite = non_finite == "skip"
-        self.skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self.non_finite = NonFiniteSteps(non_finite)
         self._ahead: Batch | None = None
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
@@ -103,10 +89,13 @@ class StepTrainer(SimpleTrainer):
             for name, value in self._backward(batches[-1], last=last).items():
                 losses[name] = losses.get(name, 0) + value
         if not self._is_finite(losses):
-            self._report_non_finite(losses, batches)
+            self.optimizer.zero_grad()
+            bad = [f"{name} is {v.item()}" for name, v in losses.items() if not v.isfinite()]
+            self.non_finite.note(self.iter, bad, batches)
+            self._write_counts()
             return
         self.after_backward()
-        self._skipped_in_a_row = 0
+        self.non_finite.note_finite()
         self._write_metrics(losses, data_time)
         self._write_counts()
         self.grad_scaler.step(self.optimizer)
@@ -139,28 +128,10 @@ class StepTrainer(SimpleTrainer):
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
 
-    def _report_non_finite(self, losses: dict[str, Tensor], batches: list[Batch]) -> None:
-        images = [image for batch in batches for image in batch]
-        mine = {
-            "losses": {name: value.item() for name, value in losses.items()},
-            "images": [_name(image) for image in images],
-            "not finite": [_name(image) for image in images if not _pixels_are_finite(image)],
-        }
-        message = _describe(self.iter, comm.all_gather(mine))
-        self.optimizer.zero_grad()
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if not self.skip_non_finite:
-            raise NonFiniteError(f"{message}. SOLVER.NON_FINITE skip leaves such steps out")
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(f"{message}; {self._skipped_in_a_row} steps in a row")
-        logger.warning("step left out, number %d: %s", self.skipped_steps, message)
-        self._write_counts()
-
     def _write_counts(self) -> None:
         """Log how much was left out since the start of this process, where anything was."""
         counts = {
-            "skipped_steps": self.skipped_steps,
+            "skipped_steps": self.non_finite.skipped,
             "bad_images": getattr(self.data_loader, "bad_images", 0),
         }
         get_event_storage().put_scalars(
@@ -181,22 +152,3 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.data_loader.load_state_dict(state_dict["data"])
         self._data_loader_iter_obj = None
-
-
-def _name(image: dict[str, Any]) -> str:
-    return str(image.get("file_name", "an image without file_name"))
-
-
-def _pixels_are_finite(image: dict[str, Any]) -> bool:
-    return bool(torch.isfinite(image["image"]).all())
-
-
-def _describe(iteration: int, reports: list[dict[str, Any]]) -> str:
-    """Say in a line what is not finite, from the reports of all processes."""
-    values = [pair for report in reports for pair in report["losses"].items()]
-    bad = {f"{name} is {value}" for name, value in values if not abs(value) < float("inf")}
-    names = list(itertools.chain.from_iterable(report["images"] for report in reports))
-    broken = list(itertools.chain.from_iterable(report["not finite"] for report in reports))
-    what = ", ".join(sorted(bad)) or "a gradient is NaN or infinite"
-    pixels = f"; NaN or infinite pixels in {', '.join(broken)}" if broken else ""
-    return f"iteration {iteration}: {what}; images: {', '.join(names)}{pixels}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.nn.utils.rnn import pad_sequence
 
-from darts.learner import ArchitectureLearner
+from darts.learner import ArchitectureLearner, NotFiniteError
 from darts.relaxation import choice_key
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
+from spatialflow.engine.non_finite import NonFiniteSteps
 from spatialflow.randomness import mix_seeds, seed_generators
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class ArchitectureHook(HookBase):
         *,
         seed: int,
         log_file: Path,
+        non_finite: str = "stop",
         eigenvalue_period: int = 0,
         stop_ratio: float = 0.0,
     ) -> None:
@@ -58,6 +62,7 @@ class ArchitectureHook(HookBase):
             loader: Batches of held-out images.
             seed: Of what is random in a step.
             log_file: One line a log step is written to it.
+            non_finite: ``SOLVER.NON_FINITE``, of the architecture's steps.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
             stop_ratio: Of :class:`darts.watch.CurvatureWatch`.
@@ -67,6 +72,7 @@ class ArchitectureHook(HookBase):
         self.loader = loader
         self.seed = seed
         self.log_file = log_file
+        self.non_finite = NonFiniteSteps(non_finite, what="step of the architecture")
         self.eigenvalue_period = eigenvalue_period
         self.watch = CurvatureWatch(stop_ratio)
         self._eigenvalue: float | None = None
@@ -87,7 +93,7 @@ class ArchitectureHook(HookBase):
             self._batches = iter(self.loader)
         batch = next(self._batches)
         if self.learner.learning.order == 1:
-            self.learner.step(iteration, batch)
+            self._step(iteration, batch)
             self._conclude(iteration, batch)
         else:
             self._waiting = self.trainer._trainer.peek(), batch
@@ -99,11 +105,24 @@ class ArchitectureHook(HookBase):
         (train, held_out), self._waiting = self._waiting, None
         inner, iteration = self.trainer._trainer, self.trainer.iter
         inner.grad_scaler.unscale_(inner.optimizer)
-        # What was random in the pass that gave the gradients is so again.
-        seed_generators(mix_seeds(inner.seed, iteration, comm.get_rank()))
-        with self.supernet.holding_proposals():
-            self.learner.step(iteration, held_out, train=train, optimizer=inner.optimizer)
+        # With too large a scale neither weights nor architecture step.
+        if not inner.grad_scaler.is_enabled() or _gradients_are_finite(inner.optimizer):
+            # What was random in the pass that gave the gradients is so again.
+            seed_generators(mix_seeds(inner.seed, iteration, comm.get_rank()))
+            with self.supernet.holding_proposals():
+                self._step(iteration, held_out, train=train, optimizer=inner.optimizer)
         self._conclude(iteration, held_out)
+
+    def _step(self, iteration: int, batch: list[dict[str, Any]], **of_second_order: Any) -> None:
+        """Step, or leave the step out where it is not finite."""
+        try:
+            self.learner.step(iteration, batch, **of_second_order)
+            self.non_finite.note_finite()
+        except NotFiniteError as error:
+            self.non_finite.note(iteration, [str(error)], [batch])
+            self.trainer.storage.put_scalar(
+                "skipped_architecture_steps", self.non_finite.skipped, smoothing_hint=False
+            )
 
     def _conclude(self, iteration: int, batch: list[dict[str, Any]]) -> None:
         """Compare, measure and write after a step."""
@@ -129,7 +148,10 @@ class ArchitectureHook(HookBase):
     def _watch_curvature(self, iteration: int, batch: list[dict[str, Any]]) -> None:
         """Measure the dominant eigenvalue; freeze the architecture where it grows too fast."""
         with self.supernet.holding_proposals():
-            self._eigenvalue = float(self.learner.architect.dominant_eigenvalue(batch))
+            eigenvalue = float(self.learner.architect.dominant_eigenvalue(batch))
+        if not math.isfinite(eigenvalue):
+            return
+        self._eigenvalue = eigenvalue
         earlier = self.watch.note(self._eigenvalue, self.learner.parameters)
         if earlier is None:
             return
@@ -230,6 +252,11 @@ class InTheMidst(HookBase):
     def after_backward(self) -> None:
         """Do it."""
         self.work()
+
+
+def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
+    owned = [p for group in optimizer.param_groups for p in group["params"]]
+    return bool(get_total_norm([p.grad for p in owned if p.grad is not None]).isfinite())
 
 
 def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:

@@ -108,6 +108,7 @@ class SearchTrainer(Trainer):
             self._held_out(2),
             seed=self._trainer.seed,
             log_file=Path(self.cfg.OUTPUT_DIR, LOG_FILE),
+            non_finite=self.cfg.SOLVER.NON_FINITE,
             eigenvalue_period=keys.EIGENVALUE_PERIOD,
             stop_ratio=keys.STOP_RATIO,
         )

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from spatialflow.engine import StepTrainer, Trainer
-from spatialflow.engine.step import MAX_SKIPPED_IN_A_ROW
+from spatialflow.engine.non_finite import MAX_SKIPPED_IN_A_ROW
 from spatialflow.errors import NonFiniteError
 from tests.test_trainer import Batches
 
@@ -52,7 +52,7 @@ def test_a_step_may_be_skipped_and_is_counted(tiny_cfg, named, caplog):
     model = build_model(tiny_cfg())
     good, bad = [named("good.png")], [named("bad.png", float("nan"))]
     trainer, logged = steps(model, [good, bad, good], 3, non_finite="skip")
-    assert trainer.skipped_steps == 1
+    assert trainer.non_finite.skipped == 1
     assert logged["skipped_steps"][0] == 1
     assert "step left out" in caplog.text
     assert "bad.png" in caplog.text
