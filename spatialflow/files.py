@@ -1,13 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and logs of which no more than a line is lost."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -50,6 +51,27 @@ def remove_partial_files(folder: str | os.PathLike[str]) -> None:
     """Remove what interrupted calls of :func:`write_atomically` left in a folder."""
     for path in Path(folder).glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
+
+
+def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None:
+    """Append an object to a file of JSON lines, whatever a killed process has left at its end."""
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines, without lines that are not whole."""
+    found = []
+    for text in Path(path).read_text(errors="replace").splitlines():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
 
 
 class _Recorder:

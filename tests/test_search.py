@@ -1,6 +1,5 @@
 """The search: the supernet, its alternation, resume, and the genotype it writes."""
 
-import itertools
 import json
 
 import pytest
@@ -16,9 +15,7 @@ from darts.relaxation import Architecture, Relaxing, architecture_parameters
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.data.source import in_validation_split
 from spatialflow.engine import prepare_config
-from spatialflow.errors import NonFiniteError
 from spatialflow.flows import FlowGraph
-from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.space import (
     flow_costs,
     random_genotypes,
@@ -68,33 +65,6 @@ def test_a_one_hot_supernet_is_the_derived_network(tiny_cfg, kind, name):
     for branch, levels in expected.items():
         for level, value in levels.items():
             torch.testing.assert_close(given[branch][level], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_a_held_out_image_that_is_not_finite_is_named_or_left_out(scenes_cfg, caplog, order):
-    keys = {"SEARCH.WARMUP": 0.0, "SEARCH.ORDER": order, "SOLVER.OPTIMIZER": "SGD"}
-    keys["SOLVER.BASE_LR"] = 0.001
-
-    def search(policy, *, bad):
-        trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys, "SOLVER.NON_FINITE": policy}))
-        trainer.resume_or_load(resume=False)
-        (hook,) = (h for h in trainer._hooks if isinstance(h, ArchitectureHook))
-        batches = list(itertools.islice(hook.loader, 5))
-        for image in batches[bad]:
-            image["image"] = image["image"].float() * float("nan")
-        hook._batches = iter(batches)
-        try:
-            trainer.train()
-        finally:
-            seen = trainer.architecture.edges.values()
-            assert all(p.isfinite().all() for p in seen)
-        return batches[bad][0]["file_name"]
-
-    with pytest.raises(NonFiniteError, match="iteration 1: the architecture's loss is nan; images"):
-        search("stop", bad=1)
-    name = search("skip", bad=1)
-    assert "step of the architecture left out, number 1: iteration 1: " in caplog.text
-    assert name in caplog.text
 
 
 def test_every_parameter_of_the_supernet_learns(tiny_cfg, make_input):

@@ -246,7 +246,7 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
         ValueError: If no image is left.
     """
-    dicts = [image for name in cfg.DATASETS.TRAIN for image in _dataset_dicts(name, cfg)]
+    dicts = [image for name in cfg.DATASETS.TRAIN for image in dataset_dicts(name, cfg)]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     if not dicts:
@@ -259,7 +259,12 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     return dicts
 
 
-def _dataset_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
+def dataset_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
+    """Return a data set's images; those with problems are left out by ``DATALOADER.BAD_DATA skip``.
+
+    Raises:
+        DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
+    """
     entry = dict(DatasetCatalog).get(name)
     if cfg.DATALOADER.BAD_DATA != "skip" or not isinstance(entry, DatasetEntry):
         return DatasetCatalog.get(name)

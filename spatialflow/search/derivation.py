@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +25,7 @@ from darts.history import history_svg
 from darts.relaxation import MixedEdge, choice_key
 from darts.space import Costs
 from spatialflow.config import get_cfg
-from spatialflow.files import write_atomically
+from spatialflow.files import read_json_lines, write_atomically
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.randomness import seeded
 from spatialflow.search.config import PERTURBATION
@@ -192,8 +191,8 @@ def cost_of(genotype: Genotype, costs: Costs) -> float:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the lines of ``search.jsonl`` by iteration; of one that a resume repeats, the last."""
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
-    return [line for _, line in sorted({line["iteration"]: line for line in lines}.items())]
+    lines = {line["iteration"]: line for line in read_json_lines(path)}
+    return [line for _, line in sorted(lines.items())]
 
 
 def config_hash(cfg: CfgNode) -> str:

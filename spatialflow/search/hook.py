@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from darts.relaxation import choice_key
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import NonFiniteSteps
+from spatialflow.files import append_json_line
 from spatialflow.randomness import mix_seeds, seed_generators
 
 logger = logging.getLogger(__name__)
@@ -197,8 +197,7 @@ class ArchitectureHook(HookBase):
             "alpha": {name: p.tolist() for name, p in self.learner.parameters.items()},
             "probabilities": {what: p.tolist() for what, p in probabilities.items()},
         }
-        with self.log_file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(self.log_file, line)
 
     def _say(self, iteration: int, measured: dict[str, float]) -> None:
         """Tell how the search is doing, and what does not look well."""

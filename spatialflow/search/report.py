@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 
 from darts.drawing import to_svg
 from darts.genotype import Genotype
 from darts.history import history_svg
 from darts.relaxation import Architecture
 from darts.space import SearchSpace, Topology
+from spatialflow.data.loader import dataset_dicts
 from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.register import ensure_metadata
+from spatialflow.data.segments import checked_segments
+from spatialflow.errors import DataError
+from spatialflow.files import read_json_lines
 from spatialflow.meta_arch import SpatialFlow
 from spatialflow.report import Page, beside, charts, details, drawing, paragraph, picture, table
 from spatialflow.report.samples import Samples
@@ -135,22 +138,34 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
     if not path.is_file():
         return {}
     found: dict[str, list[charts.Point]] = {}
-    for line in map(json.loads, path.read_text().splitlines()):
+    for line in read_json_lines(path):
         for name in ("total_loss", "loss_cls", "loss_box", "loss_mask", "loss_stuff"):
             if name in line:
                 found.setdefault(name, []).append((line["iteration"] + 1, line[name]))
     return found
 
 
+def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
+    """Yield the architecture's images of the first data set, of which a search may skip some."""
+    name = cfg.DATASETS.TRAIN[0]
+    for image in filter(part(cfg, architecture=True), dataset_dicts(name, cfg)):
+        try:
+            mapper(dict(image))
+            checked_segments(image)
+        except DataError:
+            if cfg.DATALOADER.BAD_DATA != "skip":
+                raise
+        else:
+            yield image
+
+
 def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterator[str]:
     """Evaluate the supernet's weights with the searched and the human flows, and draw some."""
-    name, keep = cfg.DATASETS.TRAIN[0], part(cfg, architecture=True)
-    held_out = filter(keep, DatasetCatalog.get(name))
-    images = list(itertools.islice(held_out, cfg.SEARCH.REPORT_IMAGES))
+    mapper = PanopticMapper(cfg, is_train=False)
+    images = list(itertools.islice(_held_out(cfg, mapper), cfg.SEARCH.REPORT_IMAGES))
     if not images:
         return
-    samples = Samples(images, ensure_metadata(name))
-    mapper = PanopticMapper(cfg, is_train=False)
+    samples = Samples(images, ensure_metadata(cfg.DATASETS.TRAIN[0]))
     architecture, training = architecture_of(supernet), supernet.training
     supernet.eval()
     results = {}
