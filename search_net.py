@@ -25,7 +25,13 @@ from spatialflow.search.trainer import SearchTrainer
 def prepare(args: argparse.Namespace) -> Work:
     """Build the search, and return what a process is to do."""
     args.opts = ["SEARCH.ENABLED", True, *args.opts]
-    cfg = setup(args)
+    if args.eval_only:
+        raise ValueError("--eval-only: a search is not evaluated; train_net.py evaluates networks")
+    if args.random is not None:
+        data: tuple[str, ...] = ()
+    else:
+        data = ("TRAIN",) if args.derive_only else ("TRAIN", "TEST")
+    cfg = setup(args, data=data)
     if args.random is not None:
         genotypes = random_genotypes(cfg, args.random, args.seed)
         return functools.partial(write_genotypes, genotypes, Path(cfg.OUTPUT_DIR))

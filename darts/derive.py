@@ -22,13 +22,11 @@ def by_argmax(architecture: Architecture) -> Strengths:
 
     With sigmoid gates ``none`` has no parameter: use :func:`by_threshold`.
     """
-    found = {}
-    for edge in architecture.space.edges:
-        probabilities = architecture.probabilities(edge.key)
-        best = int(probabilities.argmax())
-        if best < len(edge.operations):
-            found[edge.with_operation(edge.operations[best])] = float(probabilities[best])
-    return found
+    return {
+        flow: strength
+        for flow, strength in _likeliest(architecture).items()
+        if strength >= architecture.probabilities(flow.key)[-1]
+    }
 
 
 def by_presence(architecture: Architecture) -> Strengths:
@@ -63,12 +61,12 @@ def by_top_inputs(architecture: Architecture, inputs: int = 2) -> Strengths:
 
 
 def _likeliest(architecture: Architecture) -> Strengths:
-    """Return each edge's likeliest operation, with its probability, ``none`` left out."""
+    """Return each edge's strongest operation, ``none`` left out."""
     found = {}
     for edge in architecture.space.edges:
-        probabilities = architecture.probabilities(edge.key)[: len(edge.operations)]
-        best = int(probabilities.argmax())
-        found[edge.with_operation(edge.operations[best])] = float(probabilities[best])
+        strengths = architecture.strengths(edge)
+        best = int(strengths.argmax())
+        found[edge.with_operation(edge.operations[best])] = float(strengths[best])
     return found
 
 

@@ -33,7 +33,8 @@ class Relaxing:
             2020, FairDARTS). ``gumbel``: one candidate or ``none`` is drawn in each step,
             with a straight-through gradient (Dong and Yang 2019, GDAS).
         edge_weights: A further weight of each edge: ``none``; ``independent``, a gate; or
-            ``softmax`` over the edges of a target (Xu et al. 2020, PC-DARTS).
+            ``softmax`` over the edges of a target, times their number (Xu et al. 2020, PC-DARTS,
+            where such weights sum to 1). All are 1 at the start, and in a genotype.
         partial: Only every ``partial``-th part of the channels passes through the candidates; the
             others carry nothing (PC-DARTS, whose bypass would be an edge of its own here).
         deviation: Of the parameters at the start.
@@ -106,15 +107,17 @@ class Architecture(nn.Module):
     def edge_weights(self, edge: Edge) -> Tensor:
         """Return the weights of an edge's operations, (O,), without that of ``none``."""
         weights = self._weights(edge.key, self.edges[edge.key])[: len(edge.operations)]
-        match self.relaxing.edge_weights:
-            case "independent":
-                # 1 at the start.
-                weights = weights * 2 * torch.sigmoid(self.edge_gates[edge.key])
-            case "softmax":
-                rivals = self._rivals[edge.key]
-                shares = torch.stack([self.edge_gates[key] for key in rivals]).softmax(dim=0)
-                weights = weights * shares[rivals.index(edge.key)]
-        return weights
+        return weights * self._edge_weight(edge)
+
+    def _edge_weight(self, edge: Edge) -> Tensor | float:
+        """Return the further weight of an edge."""
+        if self.relaxing.edge_weights == "none":
+            return 1.0
+        if self.relaxing.edge_weights == "independent":
+            return 2 * torch.sigmoid(self.edge_gates[edge.key])
+        rivals = self._rivals[edge.key]
+        shares = torch.stack([self.edge_gates[key] for key in rivals]).softmax(dim=0)
+        return len(rivals) * shares[rivals.index(edge.key)]
 
     def choice_weights(self, name: str) -> Tensor:
         """Return the weights of a choice's options, which sum to 1."""
@@ -161,12 +164,17 @@ class Architecture(nn.Module):
         """Return :meth:`shares` without a gradient: what a derivation compares."""
         return self.shares(key)
 
-    def carrier(self, edge: Edge) -> tuple[str, float]:
-        """Return an edge's likeliest operation, and how likely it is that there is a flow at all.
+    @torch.no_grad()
+    def strengths(self, edge: Edge) -> Tensor:
+        """Return the probabilities of an edge's operations, (O,), times the edge's own weight."""
+        return self.probabilities(edge.key)[: len(edge.operations)] * self._edge_weight(edge)
 
-        That is what all operations have together, or the widest of sigmoid gates.
+    def carrier(self, edge: Edge) -> tuple[str, float]:
+        """Return an edge's strongest operation, and what all have together: how likely a flow is.
+
+        With sigmoid gates that is the widest of them.
         """
-        own = self.probabilities(edge.key)[: len(edge.operations)]
+        own = self.strengths(edge)
         presence = own.max() if self.relaxing.kind == "sigmoid" else own.sum()
         return edge.operations[int(own.argmax())], float(presence)
 
@@ -186,9 +194,7 @@ class Architecture(nn.Module):
 
     @torch.no_grad()
     def set_genotype(self, genotype: Genotype) -> None:
-        """Make the relaxation that very genotype, to float32's precision.
-
-        Independent edge weights become 1, those of a softmax over a node's inputs stay.
+        """Make the relaxation that very genotype, to float32's precision; edges then weigh 1.
 
         Raises:
             ValueError: If the genotype is no point of the space.
@@ -202,9 +208,8 @@ class Architecture(nn.Module):
                 logits[edge.operations.index(flow.operation)] = CERTAIN
             elif len(logits) > len(edge.operations):
                 logits[-1] = CERTAIN
-        if self.relaxing.edge_weights == "independent":
-            for gate in self.edge_gates.values():
-                gate.zero_()
+        for gate in self.edge_gates.values():
+            gate.zero_()
         for name, options in self.space.choices.items():
             option = options.index(genotype.choices.get(name, options[0]))
             self.choices[choice_key(name)].fill_(-CERTAIN)[option] = CERTAIN

@@ -94,6 +94,11 @@ def _norm(key: str, width_key: str, width: rules.Width, *more: str) -> tuple[Rul
     )
 
 
+def _only(key: str, *known: Any) -> tuple[Rule]:
+    """Return the rule of one of Detectron2's keys with values of which not all are built."""
+    return (Rule(key, " or ".join(map(repr, known)), lambda v, _: v in known),)
+
+
 def _at_least(low: int, *keys: str) -> tuple[Rule, ...]:
     return tuple(Rule(key, f"{low} or more", whole(low)) for key in keys)
 
@@ -140,7 +145,9 @@ MODEL_RULES: tuple[Rule, ...] = (
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
     ),
     Rule("MODEL.RETINANET.IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
-    Rule("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "'smooth_l1'", lambda v, _: v == "smooth_l1"),
+    *_only("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
+    *_only("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
+    *_only("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
     Rule("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0 to 1, or -1 for none,", rules.focal_alpha),
     Rule("MODEL.RETINANET.PRIOR_PROB", "between 0 and 1", lambda v, _: 0 < v < 1),
     Rule("MODEL.RETINANET.IOU_THRESHOLDS", "rising numbers up to 1, above 0,", rules.thresholds),
@@ -195,7 +202,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         "SyncBN",
     ),
     Rule("MODEL.ROI_MASK_HEAD.POOLER_TYPE", *one_of(("ROIAlignV2", "ROIAlign", "ROIPool"))),
-    Rule("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "False", lambda v, _: not v),
+    *_only("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
     # Not SyncBN: a batch without proposals has nothing to share.
     *_norm("MODEL.ROI_MASK_HEAD.NORM", "CONV_DIM", lambda c: c.MODEL.ROI_MASK_HEAD.CONV_DIM, "BN"),
     Rule("MODEL.SPATIALFLOW.MASK_IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
@@ -208,6 +215,8 @@ MODEL_RULES: tuple[Rule, ...] = (
 
 BACKBONE_RULES: tuple[Rule, ...] = (
     *_at_least(1, "MODEL.FPN.OUT_CHANNELS"),
+    *_only("MODEL.FPN.FUSE_TYPE", "sum"),
+    *_only("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
     *_norm(
         "MODEL.FPN.NORM",
         "OUT_CHANNELS",

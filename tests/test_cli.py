@@ -66,6 +66,47 @@ def test_mistakes_found_before_anything_is_written(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("typo_val", "'typo_val' given, a registered data set expected"),
+        ("spatialflow_coco_2017_val", "'spatialflow_coco_2017_val': .*not there.*"),
+    ],
+)
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_data_that_are_not_there_are_missed_at_once(
+    tmp_path, monkeypatch, name, problem, evaluation
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "absent"))
+    (tmp_path / "model.pth").touch()
+    words = ["--config-file", "coco/spatialflow_r50_20e.yaml"]
+    words += ["--eval-only"] if evaluation else []
+    words += ["OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    words += ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", f"('{name}',)"]
+    with pytest.raises(ValueError, match=f"DATASETS.TEST: {problem}"):
+        setup(default_argument_parser().parse_args(words))
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
+    def words(genotype, *flags):
+        start = ["--config-file", CONFIG, *flags]
+        return default_argument_parser().parse_args(
+            [*start, *tiny_options, "MODEL.SPATIALFLOW.GENOTYPE", genotype]
+        )
+
+    setup(words("thing_guided"))
+    # Nothing has been trained yet.
+    setup(words("spatialflow", "--resume"))
+    (tmp_path / "output" / "last_checkpoint").write_text("model_0000002.pth")
+    before = {path: path.read_bytes() for path in (tmp_path / "output").glob("*.*")}
+    problem = "MODEL.SPATIALFLOW.GENOTYPE: 'parallel' .* 'spatialflow' .*genotype.json"
+    with pytest.raises(ValueError, match=problem):
+        setup(words("parallel", "--resume"))
+    assert {path: path.read_bytes() for path in (tmp_path / "output").glob("*.*")} == before
+    setup(words(str(tmp_path / "output" / "genotype.json"), "--resume"))
+
+
 @pytest.fixture
 def tiny_options(tmp_path):
     """KEY VALUE pairs that make training a matter of seconds."""

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darts.derive import RULES
 from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS
 from darts.relaxation import (
+    EDGE_WEIGHTS,
     KINDS,
     Architecture,
     MixedEdge,
@@ -131,9 +133,38 @@ def test_edge_weights(space):
     assert independent.edge_weights(edge).max() < 1e-6
     assert torch.allclose(independent.edge_weights(rival), plain)
     shared = Architecture(space, Relaxing(edge_weights="softmax", deviation=0))
-    assert torch.allclose(shared.edge_weights(edge), plain / 2)
+    assert torch.allclose(shared.edge_weights(edge), plain)
     shared.edge_gates[rival.key].data.fill_(100)
     assert shared.edge_weights(edge).max() < 1e-6
+    assert torch.allclose(shared.edge_weights(rival), 2 * plain)
+
+
+@pytest.mark.parametrize("edge_weights", EDGE_WEIGHTS)
+def test_a_genotype_has_edges_that_weigh_one(space, edge_weights):
+    architecture = Architecture(space, Relaxing(edge_weights=edge_weights))
+    for gate in architecture.edge_gates.values():
+        gate.data.normal_()
+    flows = ("a.2 -> b.2 [input]", "a.1 -> b.2 [input]")
+    edges = [edge_named(space, name) for name in flows]
+    architecture.set_genotype(Genotype("two", tuple(e.with_operation("conv_1x1") for e in edges)))
+    for edge in edges:
+        assert architecture.edge_weights(edge).sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("edge_weights", EDGE_WEIGHTS[1:])
+def test_an_edge_without_weight_is_not_derived(space, edge_weights):
+    architecture = Architecture(space, Relaxing(edge_weights=edge_weights, deviation=0))
+    edge = edge_named(space, "a.2 -> b.2 [input]")
+    with torch.no_grad():
+        architecture.edges[edge.key][1] = 9.0
+    flow = edge.with_operation(edge.operations[1])
+    assert all(rule(architecture)[flow] > 0.5 for rule in RULES.values())
+    with torch.no_grad():
+        architecture.edge_gates[edge.key].fill_(-20.0)
+    found = {name: rule(architecture).get(flow) for name, rule in RULES.items()}
+    # DARTS's rule takes two inputs, however weak.
+    assert found.pop("top_inputs") < 1e-6
+    assert set(found.values()) == {None}
 
 
 def test_partial_channels_contribute_nothing_elsewhere(space):

@@ -209,36 +209,6 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
     assert 0.14 < share < 0.26
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "problem"),
-    [
-        ("SEARCH.RULE", "best", "SEARCH.RULE: 'best' given"),
-        ("SEARCH.RELAXATION", "tanh", "SEARCH: relaxation: 'tanh' given"),
-        ("SEARCH.SPACE.PAIRS", ["box-cls"], "SEARCH.SPACE.PAIRS"),
-        ("SEARCH.SPACE.PAIRS", ["box>head"], "SEARCH.SPACE: branches"),
-        ("SEARCH.SPACE.OPERATIONS", ["pool"], "SEARCH.SPACE: operations"),
-        ("SEARCH.SPACE.STAGES", [9], "SEARCH.SPACE: stages"),
-        ("SEARCH.SPACE.PORTS", ["gates"], r"PORTS: \['gates'\] given, .*'gate'\) expected$"),
-        ("SEARCH.SPACE.PORTS", ["offset"], r"PORTS: .*'gate'\) expected: an offset needs"),
-        ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none"], "SEARCH.SPACE: CHOICES: "),
-        ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none,magic"], "CHOICES: .*magic"),
-        ("SEARCH.SPACE.CHOICES", ["attention=none,channel"], "CHOICES: 'attention="),
-        ("SEARCH.SPACE.MAX_INPUTS", -1, "SEARCH.SPACE.MAX_INPUTS"),
-        ("SEARCH.ARCHITECTURE_FRACTION", 1.0, "SEARCH.ARCHITECTURE_FRACTION"),
-        ("SEARCH.ENABLED", False, "SEARCH.ENABLED"),
-        ("SEARCH.TEMPERATURE", 0.0, "SEARCH.TEMPERATURE: 0.0 given, more than 0"),
-        ("SEARCH.COST", -1.0, "SEARCH.COST: -1.0 given, 0 or more"),
-        ("SEARCH.STOP_RATIO", 0.5, "SEARCH.STOP_RATIO: 0.5 given with SEARCH.EIGENVALUE_PERIOD 0"),
-        ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
-        ("SEARCH.PERTURBATION_BATCHES", 0, "SEARCH.PERTURBATION_BATCHES: 0 given"),
-        ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
-    ],
-)
-def test_wrong_keys_are_named(scenes_cfg, key, value, problem):
-    with pytest.raises(ValueError, match=problem):
-        SearchTrainer(scenes_cfg({**SEARCH, key: value}))
-
-
 @pytest.mark.parametrize("rule", ["argmax", "perturbation"])
 def test_gates_cannot_be_compared_with_none(scenes_cfg, rule):
     keys = {**SEARCH, "SEARCH.RELAXATION": "sigmoid", "SEARCH.RULE": rule}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import search_net
 from spatialflow.data import generate_scenes
-from spatialflow.engine import prepare_config
+from spatialflow.engine import Trainer, prepare_config
 from spatialflow.errors import NonFiniteError
 from spatialflow.files import append_json_line
 from spatialflow.search.hook import ArchitectureHook
@@ -78,3 +79,57 @@ def test_a_report_leaves_out_bad_images_where_the_search_did(scenes_cfg, tmp_pat
     trainer.write_genotype()
     report = (tmp_path / "output" / "report.html").read_text()
     assert f"on {len(rest)} images that only the architecture" in report
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("SOLVER.NESTEROV", True), ("SOLVER.ACCUMULATION_STEPS", 2)]
+)
+def test_a_virtual_step_foresees_plain_sgd_alone(scenes_cfg, key, value):
+    keys = {"SEARCH.ORDER": 2, "SOLVER.OPTIMIZER": "SGD", key: value}
+    with pytest.raises(ValueError, match=f"{key}: {value} given"):
+        SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+
+
+def test_a_supernet_is_not_trained_as_a_network(scenes_cfg):
+    with pytest.raises(ValueError, match="SEARCH.ENABLED: True given, False expected in a train"):
+        Trainer(scenes_cfg(SEARCH))
+
+
+def test_a_search_is_not_evaluated():
+    arguments = ["--config-file", "search/default.yaml", "--eval-only"]
+    with pytest.raises(ValueError, match="--eval-only"):
+        search_net.prepare(search_net.parse_arguments(arguments))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("SEARCH.RULE", "best", "SEARCH.RULE: 'best' given"),
+        ("SEARCH.RELAXATION", "tanh", "SEARCH: relaxation: 'tanh' given"),
+        ("SEARCH.SPACE.PAIRS", ["box-cls"], "SEARCH.SPACE.PAIRS"),
+        ("SEARCH.SPACE.PAIRS", ["box>head"], "SEARCH.SPACE: branches"),
+        ("SEARCH.SPACE.OPERATIONS", ["pool"], "SEARCH.SPACE: operations"),
+        ("SEARCH.SPACE.STAGES", [9], "SEARCH.SPACE: stages"),
+        ("SEARCH.SPACE.PORTS", ["gates"], r"PORTS: \['gates'\] given, .*'gate'\) expected$"),
+        ("SEARCH.SPACE.PORTS", ["offset"], r"PORTS: .*'gate'\) expected: an offset needs"),
+        ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none"], "SEARCH.SPACE: CHOICES: "),
+        ("SEARCH.SPACE.CHOICES", ["stuff.attention.merged=none,magic"], "CHOICES: .*magic"),
+        ("SEARCH.SPACE.CHOICES", ["attention=none,channel"], "CHOICES: 'attention="),
+        ("SEARCH.SPACE.PORTS", [], r"SEARCH.SPACE.PORTS: \[\] given"),
+        ("SEARCH.PARTIAL_CHANNELS", 3, "PARTIAL_CHANNELS: 3 given, a divisor .*OUT_CHANNELS, 32"),
+        ("SEARCH.WARMUP", 300.0, "SEARCH.WARMUP: 300.0 given, a share"),
+        ("MODEL.SPATIALFLOW.STUFF_ATTENTION", "merged=channel", "STUFF_ATTENTION: 'merged"),
+        ("SEARCH.SPACE.MAX_INPUTS", -1, "SEARCH.SPACE.MAX_INPUTS"),
+        ("SEARCH.ARCHITECTURE_FRACTION", 1.0, "SEARCH.ARCHITECTURE_FRACTION"),
+        ("SEARCH.ENABLED", False, "SEARCH.ENABLED"),
+        ("SEARCH.TEMPERATURE", 0.0, "SEARCH.TEMPERATURE: 0.0 given, more than 0"),
+        ("SEARCH.COST", -1.0, "SEARCH.COST: -1.0 given, 0 or more"),
+        ("SEARCH.STOP_RATIO", 0.5, "SEARCH.STOP_RATIO: 0.5 given with SEARCH.EIGENVALUE_PERIOD 0"),
+        ("SEARCH.ORDER", 3, "SEARCH.ORDER: 3 given"),
+        ("SEARCH.PERTURBATION_BATCHES", 0, "SEARCH.PERTURBATION_BATCHES: 0 given"),
+        ("SEARCH.ORDER", 2, "SOLVER.OPTIMIZER: 'AdamW' given, 'SGD' expected"),
+    ],
+)
+def test_wrong_keys_are_named(scenes_cfg, key, value, problem):
+    with pytest.raises(ValueError, match=problem):
+        SearchTrainer(scenes_cfg({**SEARCH, key: value}))

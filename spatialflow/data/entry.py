@@ -83,6 +83,25 @@ class DatasetEntry:
                 problems.append(Problem(folder, "no such folder" + hint))
         return source, content if usable else None, problems
 
+    def check_places(self) -> None:
+        """Looks for the JSON and the folders, without reading them.
+
+        Raises:
+            DataError: if one of them is not there.
+        """
+        source = self.resolve()
+        found = {
+            source.annotations_json: Path(source.annotations_json).is_file(),
+            **{place: Path(place).is_dir() for place in (source.images, source.panoptic_root)},
+        }
+        problems = [
+            Problem(str(place), "not there" + self.hint())
+            for place, there in found.items()
+            if not there
+        ]
+        if problems:
+            raise self.error(problems)
+
     def read(self) -> tuple[PanopticSource, dict]:
         """Reads the JSON.
 

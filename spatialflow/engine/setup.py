@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -12,10 +13,13 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.config_check import check_config, check_training_config
 from spatialflow.data import ensure_metadata, register_panoptic
+from spatialflow.data.entry import DatasetEntry
 from spatialflow.data.generated import register_scenes
+from spatialflow.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +27,20 @@ FOLDER_NAMES = ("folder_all", "folder_train", "folder_val")
 """The data sets that ``DATASETS.FOLDER`` makes."""
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, *, data: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
     """Read the config, register its data, complete it, and start logging.
 
     Args:
         args: From Detectron2's ``default_argument_parser``.
+        data: Keys of ``DATASETS`` whose data have to be there; for an evaluation ``TEST`` alone.
 
     Returns:
         The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``; for
         an evaluation to ``OUTPUT_DIR/inference``, so that a training's own files stay.
 
     Raises:
-        ValueError: If the config is not valid or does not fit its data.
+        ValueError: If the config is not valid, does not fit its data or the run that it goes on, or
+            data are not there. Nothing has been written then.
     """
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
@@ -48,8 +54,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.SEED < 0:
         cfg.SEED = _draw_seed(cfg.OUTPUT_DIR, resume=resume)
     prepare_config(cfg)
+    _check_data(cfg, ("TEST",) if evaluation else data)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     if not cfg.SEARCH.ENABLED:
+        if resume:
+            _check_genotype_of_run(cfg)
         _keep_genotype(cfg, log_folder)
     cfg.freeze()
     saved = cfg.clone()
@@ -78,6 +87,37 @@ def _draw_seed(output_dir: str, *, resume: bool) -> int:
         if seed >= 0:
             return int(seed)
     return comm.shared_random_seed()
+
+
+def _check_data(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Look for data sets and their files, of which training would else learn hours later."""
+    for key in keys:
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                raise ValueError(
+                    f"DATASETS.{key}: {name!r} given, a registered data set expected "
+                    "(DatasetCatalog.list())"
+                )
+            entry = dict(DatasetCatalog)[name]
+            if isinstance(entry, DatasetEntry):
+                try:
+                    entry.check_places()
+                except DataError as error:
+                    raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+
+
+def _check_genotype_of_run(cfg: CfgNode) -> None:
+    """Compare the genotype with that of the run that goes on, if there is one."""
+    folder, given = Path(cfg.OUTPUT_DIR), cfg.MODEL.SPATIALFLOW.GENOTYPE
+    path = folder / "genotype.json"
+    if not (folder / "last_checkpoint").is_file() or not path.is_file():
+        return
+    genotype, own = genotype_of(cfg), Genotype.load(path)
+    if genotype.hash != own.hash:
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.GENOTYPE: {given!r} ({genotype.hash}) given, but the run to go on "
+            f"with has {own.name!r} ({own.hash}), in {path}; that, or another OUTPUT_DIR expected"
+        )
 
 
 def _keep_genotype(cfg: CfgNode, folder: Path) -> None:

@@ -40,8 +40,12 @@ class Trainer(DefaultTrainer):
 
         ``DefaultTrainer.__init__`` is not called: its distributed model refuses CPU modules and
         its mixed precision needs CUDA. What it sets up is set up here.
+
+        Raises:
+            ValueError: If the config is not one of a training, or a key has a wrong value.
         """
         TrainerBase.__init__(self)
+        self.check(cfg)
         check_training_config(cfg, comm.get_world_size())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -65,6 +69,19 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> None:
+        """Check that a config is one of a training.
+
+        Raises:
+            ValueError: Naming the key.
+        """
+        if cfg.SEARCH.ENABLED:
+            raise ValueError(
+                "SEARCH.ENABLED: True given, False expected in a training; search_net.py searches, "
+                "and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json that it writes"
+            )
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks, with an evaluation that keeps the best model by PQ."""

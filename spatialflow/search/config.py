@@ -110,6 +110,12 @@ def check_search_config(cfg: CfgNode) -> None:
     keys = cfg.SEARCH
     if not keys.ENABLED:
         raise ValueError("SEARCH.ENABLED: False given, True expected in a search")
+    attention = cfg.MODEL.SPATIALFLOW.STUFF_ATTENTION
+    if attention != "from_genotype":
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {attention!r} given, 'from_genotype' expected in "
+            "a search, which has attention by SEARCH.SPACE.CHOICES"
+        )
     known = [*RULES, PERTURBATION]
     if keys.RULE not in known:
         raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {known} expected")
@@ -120,10 +126,13 @@ def check_search_config(cfg: CfgNode) -> None:
         )
     if keys.ORDER not in (1, 2):
         raise ValueError(f"SEARCH.ORDER: {keys.ORDER} given, 1 or 2 expected")
-    if keys.ORDER == 2 and cfg.SOLVER.OPTIMIZER != "SGD":
+    if keys.ORDER == 2:
+        _check_second_order(cfg)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    if keys.PARTIAL_CHANNELS < 1 or channels % keys.PARTIAL_CHANNELS:
         raise ValueError(
-            f"SOLVER.OPTIMIZER: {cfg.SOLVER.OPTIMIZER!r} given, 'SGD' expected where "
-            "SEARCH.ORDER is 2, whose virtual step is one of SGD"
+            f"SEARCH.PARTIAL_CHANNELS: {keys.PARTIAL_CHANNELS} given, a divisor of "
+            f"MODEL.FPN.OUT_CHANNELS, {channels}, expected"
         )
     if keys.PARTIAL_CHANNELS != 1 and (keys.WEIGHTS or keys.INHERIT):
         raise ValueError(
@@ -145,6 +154,10 @@ def check_search_config(cfg: CfgNode) -> None:
     ):
         if keys[name] < least:
             raise ValueError(f"SEARCH.{name}: {keys[name]} given, {least} or more expected")
+    if keys.WARMUP >= 1:
+        raise ValueError(
+            f"SEARCH.WARMUP: {keys.WARMUP} given, a share of the iterations, below 1, expected"
+        )
     for name in ("TEMPERATURE", "BUDGET"):
         if keys[name] <= 0:
             raise ValueError(f"SEARCH.{name}: {keys[name]} given, more than 0 expected")
@@ -153,6 +166,16 @@ def check_search_config(cfg: CfgNode) -> None:
             f"SEARCH.STOP_RATIO: {keys.STOP_RATIO} given with SEARCH.EIGENVALUE_PERIOD 0, a period "
             "expected"
         )
+
+
+def _check_second_order(cfg: CfgNode) -> None:
+    """Check that a virtual step can foresee that of the weights."""
+    for key, expected in (("OPTIMIZER", "SGD"), ("NESTEROV", False), ("ACCUMULATION_STEPS", 1)):
+        if cfg.SOLVER[key] != expected:
+            raise ValueError(
+                f"SOLVER.{key}: {cfg.SOLVER[key]!r} given, {expected!r} expected where "
+                "SEARCH.ORDER is 2, whose virtual step is one of plain SGD on one batch"
+            )
 
 
 def learning(cfg: CfgNode) -> Learning:

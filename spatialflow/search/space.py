@@ -53,10 +53,10 @@ def search_space(cfg: CfgNode) -> SearchSpace:
     if wrong:
         raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
     unknown = [port for port in keys.PORTS if port not in SEARCHED_PORTS]
-    if unknown:
+    if unknown or not keys.PORTS:
         why = ": an offset needs a deformable target, which is a choice of its own"
         raise ValueError(
-            f"SEARCH.SPACE.PORTS: {unknown} given, some of {SEARCHED_PORTS} expected"
+            f"SEARCH.SPACE.PORTS: {unknown or keys.PORTS} given, some of {SEARCHED_PORTS} expected"
             f"{why if 'offset' in unknown else ''}"
         )
     if keys.MAX_INPUTS < 0:

@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 class SearchTrainer(Trainer):
     """Trains a supernet and its architecture in turn (Liu et al. 2019, DARTS, alg. 1)."""
 
-    def __init__(self, cfg: CfgNode) -> None:
-        """Build the supernet, two optimisers and two streams of images.
+    @classmethod
+    def check(cls, cfg: CfgNode) -> None:
+        """Check that a config is one of a search.
 
         Raises:
-            ValueError: If the config is not one of a search.
+            ValueError: Naming the key.
         """
         check_search_config(cfg)
-        super().__init__(cfg)
 
     @property
     def supernet(self) -> SpatialFlow:
