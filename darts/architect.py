@@ -29,6 +29,8 @@ Loss = Callable[[Callable[..., Any], Any], Tensor]
 class VirtualStep:
     """What is needed of an SGD optimiser to foresee its next step.
 
+    Where gradients are clipped the step is shorter; that is not foreseen, as in DARTS's own code.
+
     Attributes:
         rate: η of each weight.
         momentum: m.

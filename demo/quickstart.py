@@ -42,6 +42,7 @@ def main() -> None:
     with one_line(PREPARING):
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
         trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
     print(
         f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -181,18 +182,13 @@ def _other_trunk(cfg: CfgNode) -> Backbone:
     # A checkpoint that is to be loaded brings the trunk's weights with it.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
     trunk = build_trunk(name, pretrained=pretrained)
-    if name.startswith(TIMM_PREFIX) and not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
+    if name.startswith(TIMM_PREFIX) and pretrained and cfg.MODEL.BACKBONE.FREEZE_AT:
         logger.warning(
             "Trunk %s starts from random weights; MODEL.BACKBONE.FREEZE_AT is not 0", name
         )
-    if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != preferred_pixel_statistics(
-        name
-    ):
-        logger.warning(
-            "Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s",
-            name,
-            preferred_pixel_statistics(name),
-        )
+    preferred = preferred_pixel_statistics(name)
+    if not np.allclose((cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD), preferred, rtol=1e-6):
+        logger.warning("Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s", name, preferred)
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         for module in trunk.modules():
             if isinstance(module, _BatchNorm):

@@ -246,7 +246,9 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
     model = name.removeprefix(TIMM_PREFIX)
     timm = _import_timm(model)
     config = timm.get_pretrained_cfg(model)
-    mean, std = (tuple(255.0 * value for value in values) for values in (config.mean, config.std))
+    mean, std = (
+        tuple(round(255.0 * value, 6) for value in values) for values in (config.mean, config.std)
+    )
     return mean, std
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from PIL import Image
 from torch import nn
 
@@ -249,6 +250,27 @@ def test_load_in_order_names_the_tensor_that_does_not_fit():
 
 
 # --- Names ---------------------------------------------------------------------------------------
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, ()),
+        ({"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]}, ("prefers",)),
+        ({"MODEL.BACKBONE.FREEZE_AT": 1}, ("random weights",)),
+        ({"MODEL.BACKBONE.FREEZE_AT": 1, "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": False}, ()),
+    ],
+)
+def test_a_trunk_warns_of_what_does_not_suit_it(tiny_cfg, caplog, keys, expected):
+    timm = {"MODEL.SPATIALFLOW.TRUNK": "timm:resnet18", "MODEL.RESNETS.NORM": "EvalBN"}
+    statistics = preferred_pixel_statistics("resnet")
+    suited = dict(zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), map(list, statistics), strict=True))
+    cfg = tiny_cfg({**timm, **suited, "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": True, **keys})
+    build_backbone(cfg)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == len(expected)
+    assert all(part in message for part, message in zip(expected, warned, strict=True))
 
 
 @needs_timm

@@ -113,13 +113,17 @@ def test_evaluation_and_predictor_use_the_views(scenes_cfg, tmp_path):
     changed = cfg.clone()
     changed.defrost()
     changed.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
-    changed.INPUT.MIN_SIZE_TEST = 64
-    predictor = Predictor(changed)
-    assert isinstance(predictor.model, TestTimeAugmentation)
     picture = np.full((64, 80, 3), 90, np.uint8)
     cv2.circle(picture, (30, 30), 12, (20, 200, 60), -1)
-    ids, _ = predictor(picture)["panoptic_seg"]
-    assert ids.shape == (64, 80)
+    stuff = []
+    for changed.INPUT.MIN_SIZE_TEST in (32, 64):
+        predictor = Predictor(changed)
+        assert isinstance(predictor.model, TestTimeAugmentation)
+        seen = predictor(picture)
+        assert seen["panoptic_seg"][0].shape == (64, 80)
+        stuff.append(seen["sem_seg"])
+    # Views are of the image itself, and not of what it is shrunk to without them.
+    assert torch.equal(*stuff)
 
 
 def test_what_cannot_be_augmented(tiny_cfg):

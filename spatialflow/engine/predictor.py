@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from torch import nn
 
@@ -13,8 +14,7 @@ from spatialflow.tta import TestTimeAugmentation
 class Predictor(DefaultPredictor):
     """``DefaultPredictor`` whose weights have to be whole and fit the model, and run no code.
 
-    With ``TEST.AUG.ENABLED`` it sees an image in several views, which are made of the image at
-    ``INPUT.MIN_SIZE_TEST``: choose that no smaller than the views.
+    With ``TEST.AUG.ENABLED`` it sees an image in several views, made of it at its own size.
 
     Detectron2's own unpickles ``.pkl`` files, and only warns where tensors are missing.
     """
@@ -34,3 +34,4 @@ class Predictor(DefaultPredictor):
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         if cfg.TEST.AUG.ENABLED:
             self.model: nn.Module = TestTimeAugmentation(cfg, self.model).eval()
+            self.aug = ResizeShortestEdge(0)  # leaves an image as it is

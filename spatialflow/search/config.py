@@ -40,7 +40,7 @@ def add_search_config(cfg: CfgNode) -> None:
     # Divide each task's loss by its value at the first architecture step.
     search.NORMALIZE_LOSSES = True
     # Factors of what is added to the architecture's loss; each reaches its value at the end, the
-    # first growing from the first architecture step on, the second from two thirds of the search.
+    # first growing from the first iteration on, the second from two thirds of the search.
     search.BETA_DECAY = 0.0
     search.ENTROPY = 0.0
     # Factor of the expected share of edges that carry a flow (after Louizos et al. 2018, L0).
