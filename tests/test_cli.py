@@ -70,7 +70,7 @@ def test_mistakes_found_before_anything_is_written(
     ("name", "problem"),
     [
         ("typo_val", "'typo_val' given, a registered data set expected"),
-        ("spatialflow_coco_2017_val", "'spatialflow_coco_2017_val': .*not there.*"),
+        ("spatialflow_ade20k_val", "'spatialflow_ade20k_val': .*not there.*DETECTRON2_DATASETS"),
     ],
 )
 @pytest.mark.parametrize("evaluation", [True, False])
@@ -88,6 +88,7 @@ def test_data_that_are_not_there_are_missed_at_once(
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.usefixtures("scenes")
 def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
     def words(genotype, *flags):
         start = ["--config-file", CONFIG, *flags]
