@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from benchmarks.study.analysis import (
     outcomes,
 )
 from benchmarks.study.claims import all_claims
+from benchmarks.study.claims import main as claims_main
 from benchmarks.study.keep import HISTORY, ROOT
 from benchmarks.study.report import Findings, histories
 from benchmarks.study.searches import (
@@ -139,6 +141,19 @@ def test_the_aim(tmp_path: Path, finalist: float, random: float, met: bool) -> N
     assert holds["H3 finalist > human, test images"] == (finalist > 0.8)
     assert holds["H3 by the t distribution over seeds"] == (finalist > 0.8)
     assert holds["H5 perturbation ≥ default"]
+
+
+def test_both_aims_are_told_apart(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims.py", "--kept", str(tmp_path)])
+    outcome = study(tmp_path, "nuclei")
+    study(tmp_path, "scenes")
+    assert claims_main() == 0
+    assert capsys.readouterr().out.count("is met.\n") == 2
+    for seed, quality in enumerate((0.71, 0.69, 0.69)):
+        write(outcome.folder, "searched", f"default_{seed}", [quality])
+    assert claims_main() == 1
+    text = capsys.readouterr().out
+    assert "as it was first put is met.\nThe aim of PLAN.md is not met:\n  nuclei: H4" in text
 
 
 def test_the_aim_needs_real_data_and_all_data(tmp_path: Path) -> None:

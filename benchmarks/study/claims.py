@@ -3,9 +3,10 @@
 
     python -m benchmarks.study.claims
 
-Prints each with its 95 % interval, and exits with 0 only if the aim of PLAN.md holds: a searched
-genotype above the human one on real data, at no more operations; and on all data sets it and the
-mean of our searches above the mean random genotype. Differences are in PQ, with 95 % intervals.
+Prints each with its 95 % interval, and whether the aim holds. As it was first put: a searched
+genotype above the human one on real data, at no more operations, and above the mean random genotype
+on all data sets. PLAN.md asks more, that the mean of our searches be above it, too: only with that
+is the exit status 0. Differences are in PQ, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.pages import table
-from benchmarks.study.analysis import Claim, Outcome, claims, missed, outcomes
+from benchmarks.study.analysis import DEFAULT_ABOVE_RANDOM, Claim, Outcome, claims, missed, outcomes
 from benchmarks.study.keep import ROOT
 
 HEAD = ("data", "claim", "measured", "holds", "holds where")
@@ -47,9 +48,11 @@ def main() -> int:
     found = all_claims(outcomes(parser.parse_args().kept))
     print(claims_table(found))
     lacks = missed(found)
-    print("The aim is met." if not lacks else "The aim is not met:")
-    for each in lacks:
-        print(f"  {each}")
+    at_first = [each for each in lacks if DEFAULT_ABOVE_RANDOM not in each]
+    for aim, missing in (("as it was first put", at_first), ("of PLAN.md", lacks)):
+        print(f"The aim {aim} is {'not met:' if missing else 'met.'}")
+        for each in missing:
+            print(f"  {each}")
     return 1 if lacks else 0
 
 
