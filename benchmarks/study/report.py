@@ -21,6 +21,8 @@ from benchmarks.pages import complete, parser_of, table
 from benchmarks.study.analysis import Outcome, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
 from benchmarks.study.claims import all_claims, cells, claims_table
+from benchmarks.study.firmness import HEAD as HEAD_OF_FIRMNESS
+from benchmarks.study.firmness import firmness
 from benchmarks.study.keep import ROOT
 from benchmarks.study.run import HUMAN, Study, final_seeds, search_seeds
 from benchmarks.study.searches import CAPTION as CAPTION_OF_SEARCHES
@@ -174,7 +176,11 @@ def main() -> None:
     decided, over_human = finals(studied)
     page.section("Finals", *final_fragments(decided, over_human, draw=bool(args.write)))
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
+    firm = firmness(studied)
+    caption = "What the differences hang on"
+    page.section("Firmness", sortable(HEAD_OF_FIRMNESS, firm, caption=caption))
     tables = {
+        "study firmness": table(HEAD_OF_FIRMNESS, firm),
         "study claims": claims_table(found),
         "study finals": table(HEAD_OF_FINALS, decided),
         "study explored": table(HEAD_OF_EXPLORED, explored(Outcome(args.kept / "nuclei"))),
