@@ -102,7 +102,12 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     first = [("searched", 0), ("random", 0), ("shortlist", 1), ("final", 200)]
     # DARTS as published comes last and is not chosen from.
     rivals = [("final_random", seed) for seed in range(200, 205)]
-    assert stages == [*first, *rivals, ("final", 200), ("searched", 0)]
+    assert stages == [*first, *rivals, ("final", 200), ("searched", 0), ("final", 200)]
+    (gated,) = map(Genotype.load, second.once("gated", second.gated))
+    assert {flow.port for flow in gated.flows} == {"gate"}
+    assert [f.edge[:2] for f in gated.flows] == [
+        f.edge[:2] for f in load_genotype("spatialflow").flows
+    ]
     assert searches == [
         *[(method, seed) for seed in (10, 11, 12) for method in ("default", "perturbation")],
         *[("darts_original", seed) for seed in (10, 11, 12)],

@@ -20,7 +20,7 @@ from benchmarks.intervals import Interval, Result, Sampled
 from benchmarks.study.flops import flops
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.run import DATA, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
+from benchmarks.study.run import DATA, GATED, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -219,6 +219,8 @@ def claims(outcome: Outcome) -> list[Claim]:
     if outcome.round > 1:
         nothing = outcome.runs("final", PARALLEL)
         claim("finalist > parallel, test images", ABOVE, finalist, nothing, "test")
+        gated = outcome.runs("final", GATED)
+        claim("finalist > human flows as gates, test images", ABOVE, finalist, gated, "test")
     if name:
         cost = outcome.cost(name)
         found.append(Claim(outcome.name, NO_DEARER, "≤ 1", f"{cost:.2f}", cost <= 1))

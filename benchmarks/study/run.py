@@ -30,15 +30,10 @@ from darts.genotype import Genotype
 from spatialflow.config import get_cfg
 from spatialflow.files import write_atomically
 from spatialflow.search.derivation import cost_of
-from spatialflow.search.space import (
-    flow_costs,
-    random_genotypes,
-    topology_of,
-    write_genotypes,
-)
+from spatialflow.search.space import flow_costs, random_genotypes, topology_of, write_genotypes
 
 ROUND = "_round"
-HUMAN, PARALLEL = "spatialflow", "parallel"
+HUMAN, PARALLEL, GATED = "spatialflow", "parallel", "human_gated"
 STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
 HARNESS_SEEDS = range(5)
 SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
@@ -160,6 +155,7 @@ class Study:
                 self.train("final_random", [path], [seed])
             self.train("final", [PARALLEL], seeds)
             self.train_searched(METHODS[2:])
+            self.train("final", self.once("gated", self.gated), seeds)
 
     def train_searched(self, methods: Sequence[str]) -> None:
         """Search by methods, those first that a later one starts from, and train what is found."""
@@ -200,6 +196,12 @@ class Study:
         write_genotypes(
             (replace(genotype(name), name=file_name(name)) for name in ablations()), folder
         )
+
+    def gated(self, folder: Path) -> None:
+        """Write the human genotype with gates in the place of flows that are added."""
+        human = genotype(HUMAN)
+        flows = tuple(replace(flow, port="gate") for flow in human.flows)
+        write_genotypes([replace(human, name=GATED, flows=flows, provenance={})], folder)
 
     def random(self, folder: Path) -> None:
         """Write random genotypes of the default space."""

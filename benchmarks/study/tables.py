@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks.intervals import Interval, Result, minus
 from benchmarks.study.analysis import OF_THE_FIRST, Outcome, difference, estimate
 from benchmarks.study.images import on_images, pq
-from benchmarks.study.run import HUMAN, METHODS, PARALLEL
+from benchmarks.study.run import GATED, HUMAN, METHODS, PARALLEL
 
 ON_TEST_IMAGES = ("final", "final_random")
 STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
@@ -87,6 +87,7 @@ def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interva
         networks = {
             "the finalist": outcome.runs("final", name) if name else [],
             "parallel": outcome.runs("final", PARALLEL),
+            "human, as gates": outcome.runs("final", GATED),
             "random": outcome.runs("final_random"),
         }
         if not human or not networks["the finalist"]:
