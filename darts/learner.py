@@ -163,6 +163,7 @@ class ArchitectureLearner:
                 changed then.
             ValueError: If the gradient is of second order, and batch or optimiser do not fit.
         """
+        scales = self._loss_scales
         if self.learning.order == 2:
             if train is None or optimizer is None:
                 raise ValueError("the second-order gradient needs `train` and `optimizer`")
@@ -174,7 +175,11 @@ class ArchitectureLearner:
             loss, gradients = self.architect.second_order(train, held_out, virtual, gradients=known)
         else:
             loss, gradients = self.architect.first_order(held_out)
-        self._check_finite(loss, gradients)
+        try:
+            loss = self._checked(loss, gradients)
+        except NotFiniteError:
+            self._loss_scales = scales
+            raise
         penalty = self._penalty(self._progress(iteration))
         added = torch.autograd.grad(penalty, list(self.parameters.values()), materialize_grads=True)
         for (name, parameter), more in zip(self.parameters.items(), added, strict=True):
@@ -188,14 +193,15 @@ class ArchitectureLearner:
         }
         self._count_flips(iteration)
 
-    def _check_finite(self, loss: Tensor, gradients: Named) -> None:
-        """Raise :class:`NotFiniteError` in all processes where the loss of one is not, or α's."""
+    def _checked(self, loss: Tensor, gradients: Named) -> Tensor:
+        """Return the mean loss of all processes, if it and the gradients are finite."""
         # NaN and infinity stay what they are in a mean, so that all processes see them.
         loss = self.architect.average({"loss": loss})["loss"]
         if not loss.isfinite():
             raise NotFiniteError(f"the architecture's loss is {loss.item()}")
         if not torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all():
             raise NotFiniteError("a gradient of the architecture is NaN or infinite")
+        return loss
 
     def _progress(self, iteration: int) -> float:
         return iteration / self.learning.iterations
@@ -207,7 +213,7 @@ class ArchitectureLearner:
             if unknown:
                 first = self.architect.average(unknown)
                 known = {k: v.item() for k, v in first.items() if v > 0 and v.isfinite()}
-                self._loss_scales |= known
+                self._loss_scales = {**self._loss_scales, **known}
             losses = {
                 name: value / self._loss_scales.get(name, 1.0) for name, value in losses.items()
             }

@@ -27,14 +27,24 @@ def seed_generators(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and PyTorch's CPU, and restore them after."""
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and PyTorch, and restore them after.
+
+    Args:
+        seed: Of all of them.
+        device: A GPU whose generator is to be seeded beside that of the CPU. Processes that load
+            data stay away from GPUs.
+    """
+    gpus = [device] if device is not None and device.type == "cuda" else []
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=gpus):
         # torch.manual_seed would reach other devices, whose state is not restored.
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.random.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         try:
             yield
         finally:

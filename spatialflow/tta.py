@@ -71,7 +71,7 @@ class TestTimeAugmentation(nn.Module):
     def _read(self, item: dict[str, Any]) -> dict[str, Any]:
         if "file_name" not in item:
             size = item["image"].shape[-2:]
-            return {"height": size[0], "width": size[1], **item}
+            return {"height": size[0], "width": size[1], **item, "image": item["image"].cpu()}
         pixels = read_image(item["file_name"], self.input_format)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"image": image, "height": image.shape[1], "width": image.shape[2]}

@@ -106,6 +106,29 @@ def test_a_step_that_is_not_finite_is_not_taken(build, bad):
             assert not torch.equal(values(learner), before)
 
 
+def test_a_step_that_is_not_taken_fixes_no_scale(build):
+    learner = build(normalize=True)
+    losses = learner._losses
+    learner._losses = lambda model, data: losses(model, data) | {"third": torch.tensor(bad)}
+    bad = float("nan")
+    with pytest.raises(NotFiniteError):
+        learner.step(0, batch(0))
+    assert learner._loss_scales == {}
+    bad = 2.0
+    learner.step(0, batch(0))
+    assert learner._loss_scales["third"] == 2.0
+
+
+def test_the_loss_is_the_mean_of_processes(build):
+    learner = build()
+    learner.architect.average = lambda named: {name: value / 2 for name, value in named.items()}
+    alone = build()
+    for one in (alone, learner):
+        one.step(0, batch(0))
+    halved = learner.measure()["architecture_loss"]
+    assert halved == pytest.approx(alone.measure()["architecture_loss"] / 2)
+
+
 def test_a_finite_loss_whose_gradient_is_not_is_refused(build):
     learner = build()
     learner._losses = lambda model, data: {"root": (model(data[0]) * 0).abs().sum().sqrt()}

@@ -94,8 +94,8 @@ def one_line(kinds: tuple[type[BaseException], ...]) -> Iterator[None]:
     except kinds as error:
         if isinstance(error, OSError) and error.errno not in MENDABLE:
             raise
-        if not comm.is_main_process():
-            # Most mistakes are seen by all processes: the main one speaks, and all are ended.
+        if comm.get_local_rank() != 0:
+            # Most mistakes are seen by all processes: one of a machine speaks, and all are ended.
             time.sleep(TURN_SECONDS)
         sys.exit(f"{Path(sys.argv[0]).name}: {_in_one_line(error)}")
 

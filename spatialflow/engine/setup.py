@@ -81,12 +81,12 @@ def _draw_seed(output_dir: str, *, resume: bool) -> int:
 
     The seed is in the run's ``config.yaml``, so that any run can be repeated and resumed exactly.
     """
-    previous = Path(output_dir, "config.yaml")
-    if resume and previous.is_file():
-        seed = get_cfg(previous).SEED
-        if seed >= 0:
-            return int(seed)
-    return comm.shared_random_seed()
+    seed, previous = -1, Path(output_dir, "config.yaml")
+    # The main process alone: it is the one that will write the file, which others may not see.
+    if resume and comm.is_main_process() and previous.is_file():
+        seed = int(get_cfg(previous).SEED)
+    seed = comm.all_gather(seed)[0]
+    return seed if seed >= 0 else comm.shared_random_seed()
 
 
 def _check_data(cfg: CfgNode, keys: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ class StepTrainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.accumulation_steps = accumulation_steps
         self.non_finite = NonFiniteSteps(non_finite)
+        self._bad_images = 0.0
         self._ahead: Batch | None = None
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
@@ -114,7 +115,7 @@ class StepTrainer(SimpleTrainer):
         return {name: value.detach() for name, value in losses.items()}
 
     def _is_finite(self, losses: dict[str, Tensor]) -> bool:
-        """Tell whether losses and gradients are finite in all processes.
+        """Tell whether losses and gradients are finite in all processes; count bad images there.
 
         With a scaled loss an infinite gradient is the scaler's business, which leaves the step out
         and lowers the scale.
@@ -123,16 +124,18 @@ class StepTrainer(SimpleTrainer):
         if not self.grad_scaler.is_enabled():
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             finite &= get_total_norm(gradients).isfinite()
-        finite = finite.float()
+        bad_images = float(getattr(self.data_loader, "bad_images", 0))
+        counts = torch.stack([1 - finite.float(), torch.tensor(bad_images, device=finite.device)])
         if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        return bool(finite)
+            torch.distributed.all_reduce(counts)
+        not_finite, self._bad_images = counts.tolist()
+        return not not_finite
 
     def _write_counts(self) -> None:
         """Log how much was left out since the start of this process, where anything was."""
         counts = {
             "skipped_steps": self.non_finite.skipped,
-            "bad_images": getattr(self.data_loader, "bad_images", 0),
+            "bad_images": self._bad_images,
         }
         get_event_storage().put_scalars(
             smoothing_hint=False, **{name: count for name, count in counts.items() if count}

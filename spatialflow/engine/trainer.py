@@ -83,6 +83,20 @@ class Trainer(DefaultTrainer):
                 "and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json that it writes"
             )
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
+
+        Raises:
+            ValueError: If not all processes go on from the same iteration.
+        """
+        super().resume_or_load(resume=resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise ValueError(
+                f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
+                f"iterations {starts}; a folder that all machines share expected"
+            )
+
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks, with an evaluation that keeps the best model by PQ."""
         built = super().build_hooks()

@@ -136,7 +136,7 @@ class Derivation:
             count = self.cfg.SEARCH.PERTURBATION_BATCHES
             self._batches = list(itertools.islice(self._held_out(), count))
         # The storage is where Detectron2's mask head leaves its numbers.
-        with seeded(self.seed), EventStorage():
+        with seeded(self.seed, self.supernet.device), EventStorage():
             losses = [sum(self.supernet(batch).values()) for batch in self._batches]
         # Of all processes, so that they decide alike.
         means = comm.all_gather(float(sum(losses)) / len(losses))

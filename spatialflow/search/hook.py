@@ -119,7 +119,8 @@ class ArchitectureHook(HookBase):
             self.learner.step(iteration, batch, **of_second_order)
             self.non_finite.note_finite()
         except NotFiniteError as error:
-            self.non_finite.note(iteration, [str(error)], [batch])
+            batches = [batch, *filter(None, [of_second_order.get("train")])]
+            self.non_finite.note(iteration, [str(error)], batches)
             self.trainer.storage.put_scalar(
                 "skipped_architecture_steps", self.non_finite.skipped, smoothing_hint=False
             )
@@ -149,6 +150,8 @@ class ArchitectureHook(HookBase):
         """Measure the dominant eigenvalue; freeze the architecture where it grows too fast."""
         with self.supernet.holding_proposals():
             eigenvalue = float(self.learner.architect.dominant_eigenvalue(batch))
+        # One number for all: a process that froze the architecture alone would wait for ever.
+        eigenvalue = comm.all_gather(eigenvalue)[0]
         if not math.isfinite(eigenvalue):
             return
         self._eigenvalue = eigenvalue

@@ -141,8 +141,9 @@ class SearchTrainer(Trainer):
 
 
 def _mean_over_processes(named: Named) -> Named:
-    # Copies: what is reduced is changed in place, and may be a view of a loss.
-    totals = {name: value.clone() for name, value in named.items()}
-    for total in totals.values():
-        torch.distributed.all_reduce(total)
-    return {name: total / comm.get_world_size() for name, total in totals.items()}
+    # One copy: what is reduced is changed in place, and may be a view of a loss; and a gradient's
+    # layout in memory, which a reduction goes by, need not be the same in all processes.
+    total = torch.cat([value.flatten() for value in named.values()])
+    torch.distributed.all_reduce(total)
+    means = (total / comm.get_world_size()).split([value.numel() for value in named.values()])
+    return {n: mean.view(v.shape) for (n, v), mean in zip(named.items(), means, strict=True)}

@@ -1,6 +1,7 @@
 """Numbers that are not finite are noticed at the step, with the images' names."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.non_finite import MAX_SKIPPED_IN_A_ROW
 from spatialflow.errors import NonFiniteError
+from spatialflow.randomness import seeded
 from tests.test_trainer import Batches
 
 
@@ -85,6 +87,37 @@ def test_a_gradient_that_is_not_finite_is_noticed():
 
     with pytest.raises(NonFiniteError, match="a gradient is NaN or infinite; images: one.png"):
         steps(Root(), [[{"file_name": "one.png", "image": torch.zeros(1)}]], 1)
+
+
+def test_bad_images_of_all_processes_are_counted(tiny_cfg, named, monkeypatch):
+    model = build_model(tiny_cfg())
+    monkeypatch.setattr(Batches, "bad_images", 3, raising=False)
+    _, logged = steps(model, [[named("one.png")]], 1)
+    assert logged["bad_images"][0] == 3
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.utils.comm.gather", lambda data, **_: [data])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda counts: counts.mul_(2))
+    _, logged = steps(model, [[named("one.png")]], 1)
+    assert logged["bad_images"][0] == 6
+
+
+def test_processes_that_go_on_from_different_iterations_are_stopped(scenes_cfg, monkeypatch):
+    trainer = Trainer(scenes_cfg({"DATASETS.TEST": ()}))
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda start: [start, 3])
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR: .* iterations \[0, 3\]; a folder that all"):
+        trainer.resume_or_load(resume=False)
+
+
+def test_a_gpu_is_seeded_where_it_is_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr("torch.random.fork_rng", lambda devices: nullcontext(seen.append(devices)))
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    monkeypatch.setattr("torch.cuda.manual_seed", seen.append)
+    gpu = torch.device("cuda", 1)
+    for device in (None, torch.device("cpu"), gpu):
+        with seeded(5, device):
+            pass
+    assert seen == [[], [], [gpu], 5]
 
 
 def test_the_key_reaches_the_step(scenes_cfg, tmp_path):
