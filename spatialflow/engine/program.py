@@ -44,6 +44,8 @@ MENDABLE = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
 }
+# What gloo and NCCL say where another process has ended.
+PEER_IS_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
 # How long other processes wait for the main one to report what they all have seen.
 TURN_SECONDS = 3.0
 
@@ -98,6 +100,17 @@ def one_line(kinds: tuple[type[BaseException], ...]) -> Iterator[None]:
             # Most mistakes are seen by all processes: one of a machine speaks, and all are ended.
             time.sleep(TURN_SECONDS)
         sys.exit(f"{Path(sys.argv[0]).name}: {_in_one_line(error)}")
+    except RuntimeError as error:
+        if not _has_lost_a_peer(error):
+            raise
+        # The other process says why it ends, and the launcher ends this one, on its machine.
+        time.sleep(2 * TURN_SECONDS)
+        sys.exit(f"{Path(sys.argv[0]).name}: another process has ended: {_in_one_line(error)}")
+
+
+def _has_lost_a_peer(error: BaseException) -> bool:
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return several and any(words in str(error) for words in PEER_IS_LOST)
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -110,7 +123,8 @@ class _NoTraces(logging.Filter):
     """Drops records of errors that are going to be told in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], WORKING))
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or not (isinstance(error, WORKING) or _has_lost_a_peer(error))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 
 from darts.genotype import Genotype
 from spatialflow.data import generate_scenes
+from spatialflow.engine.program import WORKING, one_line
 from tests.conftest import TINY_RUN
 
 CONFIG = "generated/spatialflow.yaml"
@@ -146,6 +147,23 @@ def test_bad_data_met_in_training_are_one_line(program, options, broken, process
     assert str(victim) in line
     log = (Path(keys[keys.index("OUTPUT_DIR") + 1]) / "log.txt").read_text()
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("processes", "message"), [(1, "closed by peer"), (2, "a bug")])
+def test_errors_of_another_kind_keep_their_trace(monkeypatch, processes, message):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    with pytest.raises(RuntimeError, match=message), one_line(WORKING):
+        raise RuntimeError(message)
+
+
+def test_a_process_that_loses_another_says_so_in_a_line(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("spatialflow.engine.program.TURN_SECONDS", 0)
+    message = "Connection closed by peer"
+    with pytest.raises(SystemExit, match=f"process has ended: {message}$"), one_line(WORKING):
+        raise RuntimeError(message)
 
 
 @pytest.mark.slow
