@@ -1,10 +1,13 @@
 """What the study's differences hang on, from results that are made up."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.study import rates
 from benchmarks.study.firmness import firmness
+from benchmarks.study.run import Study
 from tests.test_study_analysis import study, write
 
 
@@ -36,3 +39,36 @@ def test_nothing_is_said_of_a_final_that_is_not_whole(tmp_path: Path) -> None:
     assert any("median" in row[2] for row in firmness([outcome]))
     next(outcome.folder.glob("final/default_0-*.json")).unlink()
     assert not any(row[1] == "test" for row in firmness([outcome]))
+
+
+def test_another_rate_is_seen(tmp_path: Path) -> None:
+    later = study(tmp_path, "nuclei")
+    for name, quality in (("spatialflow", 0.84), ("parallel", 0.75), ("default_0", 0.9)):
+        write(later.folder, "rate_0.0005", name, [quality] * 3)
+    means = {row[2]: float(row[3].split()[0]) for row in firmness([later]) if "rate" in row[2]}
+    assert means == pytest.approx(
+        {
+            "finalist over human, with a rate of 0.0005": 3,
+            "parallel over human, with a rate of 0.0005": -4.5,
+            "human over human at 0.001, with a rate of 0.0005": 2,
+            "parallel over parallel at 0.001, with a rate of 0.0005": 0,
+        },
+        abs=0.5,
+    )
+
+
+def test_other_rates_are_trained_beside_the_usual_one(tmp_path: Path, monkeypatch) -> None:
+    trained = []
+    monkeypatch.setattr(Study, "finalist", lambda _: "default_10.json")
+    monkeypatch.setattr(
+        Study, "train", lambda self, *what: trained.append((self.data.training_keys[-2:], *what))
+    )
+    words = ["scenes", "--rates", "0.0005", "0.002", "--output", tmp_path, "--kept", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["rates.py", *map(str, words)])
+    rates.main()
+    assert [(keys[1], stage) for keys, stage, *_ in trained] == [
+        (0.0005, "rate_0.0005"),
+        (0.002, "rate_0.002"),
+    ]
+    assert {keys[0] for keys, *_ in trained} == {"SOLVER.BASE_LR"}
+    assert trained[0][2:] == (["spatialflow", "parallel", "default_10.json"], range(3))

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.intervals import Result
 from benchmarks.study.analysis import Outcome, difference, estimate
 from benchmarks.study.images import on_images, pq
+from benchmarks.study.rates import STAGE
 from benchmarks.study.run import HUMAN, METHODS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
@@ -26,6 +27,7 @@ def firmness(found: Sequence[Outcome]) -> list[list[str]]:
         if human and finalist:
             rows += [[outcome.name, *row] for row in _of_final(outcome, finalist, human)]
         rows += [[outcome.name, *row] for row in _of_groups(outcome, human)]
+        rows += [[outcome.name, *row] for row in _of_rates(outcome, name)]
     return rows
 
 
@@ -70,6 +72,26 @@ def _of_final(
     if random and nothing:
         measured = difference(random, nothing, part="test").interval(0).text(sign=True, digits=2)
         yield "test", "random genotypes over parallel", measured
+
+
+def _of_rates(outcome: Outcome, finalist: str | None) -> Iterator[tuple[str, str, str]]:
+    """Yield what finalist and human flows have with other learning rates."""
+    usual = {HUMAN: outcome.runs("harness", HUMAN), PARALLEL: outcome.runs("harness", PARALLEL)}
+    for folder in sorted(outcome.folder.glob(f"{STAGE}*")):
+        rate = folder.name.removeprefix(STAGE)
+        names = [name for name in (HUMAN, PARALLEL, finalist) if name]
+        runs = {name: outcome.runs(folder.name, name) for name in names}
+        pairs = {
+            "finalist over human": (runs[finalist] if finalist else [], runs[HUMAN]),
+            "parallel over human": (runs[PARALLEL], runs[HUMAN]),
+            "human over human at 0.001": (runs[HUMAN], usual[HUMAN]),
+            "parallel over parallel at 0.001": (runs[PARALLEL], usual[PARALLEL]),
+        }
+        for what, (one, other) in pairs.items():
+            if one and other:
+                measured = difference(one, other, part="selection").interval(0)
+                text = measured.text(sign=True, digits=2)
+                yield "selection", f"{what}, with a rate of {rate}", text
 
 
 def _of_groups(outcome: Outcome, final: list[Result]) -> Iterator[tuple[str, str, str]]:
