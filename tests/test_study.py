@@ -11,11 +11,13 @@ import torch
 from benchmarks.study.check import finalists
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import keep, restore
-from benchmarks.study.run import DATA, Study
+from benchmarks.study.run import Study
+from benchmarks.study.settings import DATA
 from benchmarks.study.zero_start import silence
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.flows import FlowGraph
+from spatialflow.search.derivation import config_hash
 
 RESULT = {
     "contestant": "human",
@@ -119,6 +121,7 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
 
+@pytest.mark.usefixtures("scenes")
 def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     ran = []
 
@@ -126,7 +129,10 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
         ran.append(list(map(str, words)))
         folder = Path(ran[-1][-1])
         folder.mkdir(parents=True, exist_ok=True)
-        load_genotype(again["finds"]).save(folder / "genotype.json")
+        method, seed = folder.name.rsplit("_", 1)
+        settings = {"config": config_hash(study.search_config(method, int(seed)))}
+        genotype = replace(load_genotype(again["finds"]), provenance=settings)
+        genotype.save(folder / "genotype.json")
         (folder / "model_final.pth").touch()
 
     again = {"finds": "parallel"}
@@ -149,6 +155,9 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     again["finds"] = "spatialflow"
     with pytest.raises(ValueError, match="default_0: this search.*another genotype"):
         study.supernet(0)
+    study.data = replace(study.data, search_keys=(*study.data.search_keys, "SEARCH.COST", 2.0))
+    with pytest.raises(ValueError, match="default_0.json: of a search with the settings"):
+        study.searched("default", 0)
 
 
 @pytest.mark.parametrize("name", ["nuclei", "scenes"])

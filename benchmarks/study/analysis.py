@@ -20,7 +20,7 @@ from benchmarks.intervals import Interval, Result, Sampled
 from benchmarks.study.flops import flops
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import HISTORY
-from benchmarks.study.run import DATA, GATED, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
+from benchmarks.study.settings import DATA, GATED, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
 from benchmarks.trials import ROOT as REPOSITORY
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype

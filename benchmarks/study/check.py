@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.pages import parser_of
 from benchmarks.study.analysis import outcomes
 from benchmarks.study.keep import ROOT, keep, restore
-from benchmarks.study.run import HUMAN, PARALLEL
+from benchmarks.study.settings import HUMAN, PARALLEL
 from benchmarks.trials import ROOT as REPOSITORY
 from benchmarks.trials import run_apart
 

@@ -10,7 +10,7 @@ from benchmarks.intervals import Result
 from benchmarks.study.analysis import Outcome, difference, estimate
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.rates import STAGE
-from benchmarks.study.run import HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import HUMAN, METHODS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
 FAVOURABLE = 2

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks.pages import parser_of
 from benchmarks.study.keep import ROOT, restore
-from benchmarks.study.run import DATA, HUMAN, PARALLEL, Study
+from benchmarks.study.run import Study
+from benchmarks.study.settings import DATA, HUMAN, PARALLEL
 
 STAGE = "rate_"
 SEEDS = range(3)

@@ -24,10 +24,11 @@ from benchmarks.study.claims import all_claims, cells, claims_table
 from benchmarks.study.firmness import HEAD as HEAD_OF_FIRMNESS
 from benchmarks.study.firmness import firmness
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import HUMAN, Study, final_seeds, search_seeds
+from benchmarks.study.run import Study
 from benchmarks.study.searches import CAPTION as CAPTION_OF_SEARCHES
 from benchmarks.study.searches import HEAD as HEAD_OF_SEARCHES
 from benchmarks.study.searches import common_flows, what_searches_left
+from benchmarks.study.settings import HUMAN, final_seeds, search_seeds
 from benchmarks.study.tables import (
     HEAD,
     HEAD_OF_EXPLORED,

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,88 +24,28 @@ from benchmarks.intervals import Result
 from benchmarks.peers.contestants import ablations, file_name, genotype
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT, keep, restore
+from benchmarks.study.settings import (
+    DATA,
+    GATED,
+    HARNESS_SEEDS,
+    HUMAN,
+    METHODS,
+    PARALLEL,
+    RANDOM,
+    ROUND,
+    SHORTLIST,
+    SHORTLIST_SEEDS,
+    final_seeds,
+    search_seeds,
+)
 from benchmarks.trials import ROOT as REPOSITORY
 from benchmarks.trials import run_apart
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg
+from spatialflow.engine import prepare_config
 from spatialflow.files import write_atomically
-from spatialflow.search.derivation import cost_of
-from spatialflow.search.space import flow_costs, random_genotypes, topology_of, write_genotypes
-
-ROUND = "_round"
-HUMAN, PARALLEL, GATED = "spatialflow", "parallel", "human_gated"
-STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
-HARNESS_SEEDS = range(5)
-SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
-RANDOM = 5
-METHODS = ("default", "perturbation", "darts_original")
-CHANGED = ("SEARCH.SPACE.PORTS", ["gate"], "SEARCH.SPARSITY", 0.05)
-"""What the second round changes of our search."""
-CHANGED_DARTS = ("SEARCH.OPTIMIZER.LR", 0.02)
-"""And of DARTS as published: 300 steps can go as far as the 20000 of its paper with 0.0003."""
-
-
-def search_seeds(number: int) -> range:
-    """Return the seeds of a round's searches: 0 to 2, then 10 to 12."""
-    return range(10 * (number - 1), 10 * (number - 1) + 3)
-
-
-def final_seeds(number: int) -> range:
-    """Return the seeds of a round's final trainings: 100 to 107, then 200 to 207."""
-    return range(100 * number, 100 * number + 8)
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set's configs, and the keys of its trainings and of its searches."""
-
-    training: str
-    search: str
-    darts: str
-    training_keys: tuple[object, ...]
-    search_keys: tuple[object, ...]
-
-    def config_of(self, method: str) -> str:
-        """Return the name of the config of a method's searches."""
-        return self.darts if method == METHODS[2] else self.search
-
-    def search_opts(self, method: str, number: int) -> tuple[object, ...]:
-        """Return the keys of a round's searches by a method."""
-        changed = CHANGED_DARTS if method == METHODS[2] else CHANGED
-        return (*self.search_keys, *(changed if number > 1 else ()))
-
-    def search_config(self, method: str, number: int) -> CfgNode:
-        """Return the config of a round's searches by a method."""
-        return get_cfg(
-            self.config_of(method), ["SEARCH.ENABLED", True, *self.search_opts(method, number)]
-        )
-
-    def cost_over_human(self) -> Callable[[Genotype], float]:
-        """Return what gives a genotype's operations over those of the human flows."""
-        cfg = get_cfg(self.search)
-        costs, human = flow_costs(cfg, topology_of(cfg))
-        return lambda genotype: cost_of(genotype, costs) / human
-
-
-DATA = {
-    "nuclei": Data(
-        training="benchmarks/peers/nuclei.yaml",
-        search="search/nuclei.yaml",
-        darts="search/nuclei_darts_original.yaml",
-        training_keys=STEPS,
-        search_keys=(),
-    ),
-    "scenes": Data(
-        training="benchmarks/peers/scenes.yaml",
-        search="search/default.yaml",
-        darts="search/darts_original.yaml",
-        training_keys=STEPS,
-        search_keys=(
-            *("SOLVER.MAX_ITER", 300, "INPUT.MIN_SIZE_TRAIN", (160,)),
-            *("MODEL.BACKBONE.FREEZE_AT", 5),
-        ),
-    ),
-}
+from spatialflow.search.derivation import config_hash
+from spatialflow.search.space import random_genotypes, write_genotypes
 
 
 class Study:
@@ -210,29 +150,49 @@ class Study:
         write_genotypes(random_genotypes(cfg, RANDOM, seed=seed), folder)
 
     def searched(self, method: str, seed: int) -> str:
-        """Return the genotype of a search, which is done if it has not been."""
+        """Return the genotype of a search, which is done if it has not been.
+
+        Raises:
+            ValueError: If it has been done with other settings.
+        """
         target = Path(self.genotype(f"{method}_{seed}"))
         if not target.is_file():
             found = self.search(method, seed)
             target.parent.mkdir(parents=True, exist_ok=True)
             replace(found, name=target.stem).save(target)
+        given = Genotype.load(target).provenance.get("config")
+        expected = config_hash(self.search_config(method, seed))
+        if given != expected:
+            raise ValueError(
+                f"{target}: of a search with the settings {given}, {expected} expected; go on with "
+                "the same data folder, or with an empty one for --output and --kept each"
+            )
         return str(target)
+
+    def search_keys(self, method: str, seed: int) -> tuple[object, ...]:
+        """Return what a search sets beside its config."""
+        rule = ("SEARCH.RULE", method) if method == "perturbation" else ()
+        return (*self.keys, *self.data.search_opts(method, self.round), "SEED", seed, *rule)
+
+    def search_config(self, method: str, seed: int) -> CfgNode:
+        """Return the complete config of a search."""
+        keys = ["SEARCH.ENABLED", True, *self.search_keys(method, seed)]
+        cfg = get_cfg(self.data.config_of(method), [str(key) for key in keys])
+        prepare_config(cfg)
+        return cfg
 
     def search(self, method: str, seed: int) -> Genotype:
         """Run ``search_net.py`` in a process of its own, and return what it finds."""
         folder = self.folder / "searches" / f"{method}_{seed}"
         words: tuple[object, ...] = ("--resume",)
-        keys: tuple[object, ...] = ("SEED", seed)
         if method == "perturbation":
             words = ("--derive-only", self.supernet(seed))
-            keys = (*keys, "SEARCH.RULE", method)
-        opts = (*self.keys, *self.data.search_opts(method, self.round), *keys, "OUTPUT_DIR", folder)
         # Detectron2's parser takes KEY VALUE pairs at the end.
         run_apart(
             f"search {folder.name}",
             [
                 *(REPOSITORY / "search_net.py", "--config-file", self.data.config_of(method)),
-                *(*words, *opts),
+                *(*words, *self.search_keys(method, seed), "OUTPUT_DIR", folder),
             ],
             threads=self.threads,
         )

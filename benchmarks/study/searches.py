@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from benchmarks.study.analysis import Outcome
-from benchmarks.study.run import HUMAN, METHODS
+from benchmarks.study.settings import HUMAN, METHODS
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.search.space import topology_of

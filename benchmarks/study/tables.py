@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks.intervals import Interval, Result, minus
 from benchmarks.study.analysis import OF_THE_FIRST, Outcome, difference, estimate
 from benchmarks.study.images import on_images, pq
-from benchmarks.study.run import GATED, HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import GATED, HUMAN, METHODS, PARALLEL
 
 ON_TEST_IMAGES = ("final", "final_random")
 STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)

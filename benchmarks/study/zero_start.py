@@ -18,7 +18,8 @@ from torch import nn
 
 from benchmarks.pages import parser_of
 from benchmarks.study.keep import ROOT
-from benchmarks.study.run import HUMAN, Study
+from benchmarks.study.run import Study
+from benchmarks.study.settings import HUMAN
 from benchmarks.trials import ROOT as REPOSITORY
 from benchmarks.trials import trial
 from spatialflow.config import get_cfg, load_genotype
