@@ -212,3 +212,24 @@ def test_optimizers_that_are_not_foreseen(build):
     few = torch.optim.SGD(list(architect.weights.values())[:1], 0.1)
     with pytest.raises(ValueError, match="does not own"):
         VirtualStep.of(few, architect.weights)
+
+
+def test_the_virtual_step_is_of_the_loss_that_the_weights_learn_by(build):
+    model, architect, optimizer = build()
+    model.eval()
+    step = VirtualStep.of(optimizer, architect.weights)
+    known = {name: torch.ones_like(weight) for name, weight in architect.weights.items()}
+    found = []
+    for factor in (0, 1, 2):
+        one = Architect(
+            model,
+            architect.architecture,
+            loss_of,
+            train_loss=lambda call, data, factor=factor: factor * loss_of(call, data),
+        )
+        _, gradient = one.second_order(batch(1), batch(2), step, gradients=known)
+        found.append(torch.cat([g.flatten() for g in gradient.values()]))
+    assert not torch.allclose(found[1], found[0])
+    # The product with the Hessian is linear in that loss.
+    once, twice = found[1] - found[0], found[2] - found[0]
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-4, atol=1e-9)

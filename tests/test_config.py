@@ -305,3 +305,12 @@ def test_data_of_crowds_only_names_the_filter(folder_cfg):
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     batch = next(iter(Trainer.build_train_loader(cfg)))
     assert all(len(item["instances"]) == 0 for item in batch)
+
+
+def test_a_folder_is_limited_and_split_as_the_config_says(tiny_cfg, scenes, scenes_root):
+    folder = {"PATH": str(scenes_root), "LIMIT": 2, "VAL_FRACTION": 0.5, "SPLIT_SEED": 5}
+    keys = {f"DATASETS.FOLDER.{key}": value for key, value in folder.items()}
+    counts = {"MODEL.RETINANET.NUM_CLASSES": -1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1}
+    prepare_config(tiny_cfg({**keys, **counts, "DATASETS.TRAIN": ("folder_train",)}))
+    assert len(DatasetCatalog.get("folder_all")) == 2
+    assert dict(DatasetCatalog)["folder_val"].declared.split == ("val", 0.5, 5)

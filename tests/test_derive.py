@@ -253,3 +253,20 @@ def test_expected_cost_is_that_of_the_genotype_where_it_is_certain():
         assert expected_cost(architecture, costs).item() == pytest.approx(expected, rel=1e-5)
     assert over_budget(torch.tensor(12.0), 10.0).item() == pytest.approx(0.2)
     assert over_budget(torch.tensor(8.0), 10.0).item() == 0
+
+
+def test_choices_and_flows_share_the_budget():
+    choices = dict.fromkeys(("head", "neck"), ("plain", "wide"))
+    space = SearchSpace.build(space_of().topology, operations=OPERATIONS, choices=choices)
+    costs = {**costs_of(space), ("head", "wide"): 6.0, ("neck", "wide"): 6.0}
+    architecture = Architecture(space, Relaxing(deviation=0))
+    with torch.no_grad():
+        for logits in (*architecture.edges.values(), *architecture.choices.values()):
+            logits[1] = 9.0
+    found = derive(architecture, by_argmax(architecture), name="found", costs=costs, budget=10)
+    assert found.choices == {"head": "wide", "neck": "plain"}
+    assert len(found.flows) == 4
+    for seed in range(30):
+        drawn = random_genotype(space, seed=seed, name="drawn", costs=costs, budget=10)
+        spent = sum(costs[flow.key, flow.operation] for flow in drawn.flows)
+        assert spent + 6 * list(drawn.choices.values()).count("wide") <= 10

@@ -296,3 +296,10 @@ def test_of_a_line_that_a_resume_repeats_the_last_counts(tmp_path):
     path = tmp_path / "search.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [line["flips"] for line in read_log(path)] == [0, 3, 2]
+
+
+def test_a_frozen_architecture_stays_so_after_a_stop(build):
+    first, second = build(), build()
+    first.frozen = True
+    second.load_state_dict(first.state_dict())
+    assert not second.begin(5)

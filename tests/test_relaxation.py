@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from darts.derive import RULES
 from darts.genotype import Flow, Genotype
-from darts.operations import OPERATIONS
+from darts.inheritance import warm_start
+from darts.operations import OPERATIONS, build_operation
 from darts.relaxation import (
     EDGE_WEIGHTS,
     KINDS,
@@ -238,3 +239,18 @@ def test_wrong_options_are_named(options, problem):
 def test_a_model_without_architecture():
     with pytest.raises(ValueError, match="no architecture parameters"):
         architecture_parameters(torch.nn.Linear(1, 1))
+
+
+def test_options_exclude_each_other_beside_gates(space):
+    gates = Architecture(space, Relaxing("sigmoid", deviation=0))
+    assert gates.shares("stuff_attention").tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_a_drawn_operation_is_the_one_that_was_trained(space):
+    edge, architecture = space.edges[0], Architecture(space, Relaxing("gumbel"))
+    mixed, trained = MixedEdge(edge, 8, architecture), build_operation("conv_1x1", 8)
+    warm_start(mixed, "conv_1x1", trained.state_dict())
+    architecture.set_genotype(Genotype("one", (edge.with_operation("conv_1x1"),)))
+    architecture.draw()
+    x = torch.randn(1, 8, 4, 4)
+    torch.testing.assert_close(mixed(x), trained(x), rtol=1e-4, atol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 
 from darts.genotype import Flow, Genotype
-from darts.space import Branch, Topology
+from darts.space import Branch, SearchSpace, Topology
 from spatialflow.config import load_genotype
 from spatialflow.flows import spatialflow_topology
 
@@ -120,3 +120,11 @@ def test_a_flow_without_a_common_level():
 def test_branches_of_one_name():
     with pytest.raises(ValueError, match="must differ"):
         Topology([Branch("box", 1, P3_P5), Branch("box", 2, P3_P5)])
+
+
+def test_edges_into_levels_that_the_source_lacks_may_be_left_out():
+    topology = spatialflow_topology()
+    edges = SearchSpace.build(topology, operations=["conv_1x1"], complete_levels=True).edges
+    assert 0 < len(edges) < 36
+    for edge in edges:
+        assert topology.shared_levels(edge.flow) == topology.node(edge.flow.target).branch.levels

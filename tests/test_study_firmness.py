@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import rates
+from benchmarks.study.analysis import difference, estimate
 from benchmarks.study.firmness import firmness
 from benchmarks.study.run import Study
-from tests.test_study_analysis import study, write
+from tests.test_study_analysis import result, study, write
 
 
 def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> None:
@@ -72,3 +73,15 @@ def test_other_rates_are_trained_beside_the_usual_one(tmp_path: Path, monkeypatc
     ]
     assert {keys[0] for keys, *_ in trained} == {"SOLVER.BASE_LR"}
     assert trained[0][2:] == (["spatialflow", "parallel", "default_10.json"], range(3))
+
+
+def test_runs_that_are_no_pairs_are_drawn_apart() -> None:
+    one, other = ([result(n, s, q) for s in range(4)] for n, q in (("a", 0.9), ("b", 0.8)))
+    _, low, high = estimate(one, other, part="test").interval(0)
+    assert low + 0.01 < 5 < high - 0.01
+
+
+def test_several_runs_of_one_seed_are_no_pairs() -> None:
+    runs = [{**result("a", number, 0.75, 0.15), "seed": 0} for number in range(4)]
+    _, low, high = difference(runs, runs, part="test").interval(0)
+    assert low < -0.01 < 0.01 < high

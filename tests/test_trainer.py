@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from spatialflow.engine import StepTrainer, Trainer
+from spatialflow.engine.hooks import EvaluationHook
 from tests.conftest import GROUP_NORM
 
 LOSSES = ("loss_cls", "loss_box", "loss_mask", "loss_stuff")
@@ -219,3 +220,9 @@ def test_diverging_is_reported_by_the_trainer(tiny_cfg, make_input):
 def test_wrong_keys_are_named(scenes_cfg, key, value):
     with pytest.raises(ValueError, match=f"{key}: '{value}'"):
         Trainer(scenes_cfg({key: value}))
+
+
+def test_the_best_is_by_the_first_of_several_test_sets(scenes_cfg, scenes):
+    trainer = Trainer(scenes_cfg({"DATASETS.TEST": (scenes, scenes)}))
+    hook = next(hook for hook in trainer._hooks if isinstance(hook, EvaluationHook))
+    assert hook.metric == f"{scenes}/panoptic_seg/PQ"

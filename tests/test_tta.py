@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.checkpoint import Checkpointer
 from detectron2.modeling import build_model
-from detectron2.structures import pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from PIL import Image
 from torch import nn
 
@@ -131,3 +131,20 @@ def test_what_cannot_be_augmented(tiny_cfg):
         TestTimeAugmentation(tiny_cfg(views(False)), build_model(tiny_cfg()))
     with pytest.raises(ValueError, match="given for Linear, SpatialFlow expected"):
         TestTimeAugmentation(tiny_cfg(views(False, 64)), nn.Linear(1, 1))
+
+
+def test_masks_of_mirrored_views_are_mirrored_back(build, image, monkeypatch):
+    _, model, augmented = build(views(True, 64))
+    ramp, calls = torch.arange(28.0).expand(1, 1, 28, 28), []
+
+    def see(levels, detections):
+        detections[0].pred_masks = ramp.flip(-1) if calls else ramp
+        calls.append(1)
+        return detections
+
+    monkeypatch.setattr(model.mask_head, "forward", see)
+    box, kind = Boxes(torch.tensor([[8.0, 8, 40, 40]])), torch.tensor([0])
+    found = Instances((64, 96), pred_boxes=box, pred_classes=kind)
+    seen = augmented.views({"image": image, "height": 64, "width": 96})
+    assert len(seen) == 2
+    assert torch.equal(augmented._masks(box, found, seen, [None, None]), ramp)

@@ -149,3 +149,15 @@ def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, monkeypatc
     assert (output / "model_best.pth").read_bytes() == best
     state = checkpoint(longer)["trainer"]["hooks"]["EvaluationHook"]
     assert state == {"best": 50.0, "best_iterations": 2}
+
+
+def test_each_step_draws_its_own_numbers(monkeypatch):
+    drawn = []
+
+    def forward(self, _):
+        drawn.append(float(torch.rand(())))
+        return {"loss": self.weight.sum()}
+
+    monkeypatch.setattr(Random, "forward", forward)
+    random_weights(4)
+    assert len(set(drawn)) == 4

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.non_finite import MAX_SKIPPED_IN_A_ROW
@@ -133,3 +134,21 @@ def test_the_key_reaches_the_step(scenes_cfg, tmp_path):
 def test_a_wrong_policy_is_named(scenes_cfg):
     with pytest.raises(ValueError, match="SOLVER.NON_FINITE: 'ignore' given"):
         Trainer(scenes_cfg({"SOLVER.NON_FINITE": "ignore"}))
+
+
+class OneWeight(nn.Module):
+    """Its gradient is what the image holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, data):
+        return {"loss": (self.weight * data[0]["image"]).sum()}
+
+
+def test_only_steps_in_a_row_stop_a_training():
+    good, bad = ([{"file_name": "a.png", "image": torch.tensor([v])}] for v in (1.0, float("nan")))
+    count = MAX_SKIPPED_IN_A_ROW + 1
+    trainer, _ = steps(OneWeight(), [good, bad], 2 * count, non_finite="skip")
+    assert trainer.non_finite.skipped == count
