@@ -197,11 +197,12 @@ class ArchitectureLearner:
         """Return the mean loss of all processes, if it and the gradients are finite."""
         # NaN and infinity stay what they are in a mean, so that all processes see them.
         loss = self.architect.average({"loss": loss})["loss"]
-        if not loss.isfinite():
-            raise NotFiniteError(f"the architecture's loss is {loss.item()}")
-        if not torch.stack([gradient.isfinite().all() for gradient in gradients.values()]).all():
+        finite = [value.isfinite().all() for value in (loss, *gradients.values())]
+        if torch.stack(finite).all():
+            return loss
+        if loss.isfinite():
             raise NotFiniteError("a gradient of the architecture is NaN or infinite")
-        return loss
+        raise NotFiniteError(f"the architecture's loss is {loss.item()}")
 
     def _progress(self, iteration: int) -> float:
         return iteration / self.learning.iterations

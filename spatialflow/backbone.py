@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -187,7 +186,7 @@ def _other_trunk(cfg: CfgNode) -> Backbone:
             "Trunk %s starts from random weights; MODEL.BACKBONE.FREEZE_AT is not 0", name
         )
     preferred = preferred_pixel_statistics(name)
-    if not np.allclose((cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD), preferred, rtol=1e-6):
+    if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != preferred:
         logger.warning("Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s", name, preferred)
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         for module in trunk.modules():

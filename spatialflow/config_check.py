@@ -33,7 +33,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: Naming each wrong key, what was given and what was expected.
     """
-    _check(cfg, (*MODEL_RULES, *(BACKBONE_RULES if rules.has_own_backbone(cfg) else ())))
+    check_rules(cfg, (*MODEL_RULES, *(BACKBONE_RULES if rules.has_own_backbone(cfg) else ())))
 
 
 def check_backbone_config(cfg: CfgNode) -> None:
@@ -42,7 +42,7 @@ def check_backbone_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: As :func:`check_config`.
     """
-    _check(cfg, BACKBONE_RULES)
+    check_rules(cfg, BACKBONE_RULES)
 
 
 def check_training_config(cfg: CfgNode, world_size: int) -> None:
@@ -62,10 +62,15 @@ def check_training_config(cfg: CfgNode, world_size: int) -> None:
         f"a multiple of the number of processes, {processes},",
         lambda v, _: whole(1)(v, cfg) and v % processes == 0,
     )
-    _check(cfg, (batch, *TRAINING_RULES))
+    check_rules(cfg, (batch, *TRAINING_RULES))
 
 
-def _check(cfg: CfgNode, table: Iterable[Rule]) -> None:
+def check_rules(cfg: CfgNode, table: Iterable[Rule]) -> None:
+    """Check a config by a table.
+
+    Raises:
+        ValueError: As :func:`check_config`.
+    """
     problems: dict[str, str] = {}
     for rule in table:
         value: Any = cfg
@@ -94,9 +99,9 @@ def _norm(key: str, width_key: str, width: rules.Width, *more: str) -> tuple[Rul
     )
 
 
-def _only(key: str, *known: Any) -> tuple[Rule]:
+def _only(key: str, *known: Any) -> Rule:
     """Return the rule of one of Detectron2's keys with values of which not all are built."""
-    return (Rule(key, " or ".join(map(repr, known)), lambda v, _: v in known),)
+    return Rule(key, " or ".join(map(repr, known)), lambda v, _: v in known)
 
 
 def _at_least(low: int, *keys: str) -> tuple[Rule, ...]:
@@ -145,9 +150,9 @@ MODEL_RULES: tuple[Rule, ...] = (
         "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
     ),
     Rule("MODEL.RETINANET.IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
-    *_only("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
-    *_only("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
-    *_only("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
+    _only("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
+    _only("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
+    _only("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
     Rule("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0 to 1, or -1 for none,", rules.focal_alpha),
     Rule("MODEL.RETINANET.PRIOR_PROB", "between 0 and 1", lambda v, _: 0 < v < 1),
     Rule("MODEL.RETINANET.IOU_THRESHOLDS", "rising numbers up to 1, above 0,", rules.thresholds),
@@ -202,7 +207,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         "SyncBN",
     ),
     Rule("MODEL.ROI_MASK_HEAD.POOLER_TYPE", *one_of(("ROIAlignV2", "ROIAlign", "ROIPool"))),
-    *_only("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
+    _only("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
     # Not SyncBN: a batch without proposals has nothing to share.
     *_norm("MODEL.ROI_MASK_HEAD.NORM", "CONV_DIM", lambda c: c.MODEL.ROI_MASK_HEAD.CONV_DIM, "BN"),
     Rule("MODEL.SPATIALFLOW.MASK_IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
@@ -215,8 +220,8 @@ MODEL_RULES: tuple[Rule, ...] = (
 
 BACKBONE_RULES: tuple[Rule, ...] = (
     *_at_least(1, "MODEL.FPN.OUT_CHANNELS"),
-    *_only("MODEL.FPN.FUSE_TYPE", "sum"),
-    *_only("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
+    _only("MODEL.FPN.FUSE_TYPE", "sum"),
+    _only("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
     *_norm(
         "MODEL.FPN.NORM",
         "OUT_CHANNELS",

@@ -70,7 +70,7 @@ def test_mistakes_found_before_anything_is_written(
     ("name", "problem"),
     [
         ("typo_val", "'typo_val' given, a registered data set expected"),
-        ("spatialflow_ade20k_val", "'spatialflow_ade20k_val': .*not there.*DETECTRON2_DATASETS"),
+        ("spatialflow_ade20k_val", "'spatialflow_ade20k_val': .*no such f.*DETECTRON2_DATASETS"),
     ],
 )
 @pytest.mark.parametrize("evaluation", [True, False])

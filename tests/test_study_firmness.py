@@ -51,8 +51,8 @@ def test_another_rate_is_seen(tmp_path: Path) -> None:
         {
             "finalist over human, with a rate of 0.0005": 3,
             "parallel over human, with a rate of 0.0005": -4.5,
-            "human over human at 0.001, with a rate of 0.0005": 2,
-            "parallel over parallel at 0.001, with a rate of 0.0005": 0,
+            "human over human of the usual rate, with a rate of 0.0005": 2,
+            "parallel over parallel of the usual rate, with a rate of 0.0005": 0,
         },
         abs=0.5,
     )

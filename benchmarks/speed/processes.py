@@ -9,7 +9,6 @@ Both take the same number of images a process, one after the other, by ``train_n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import statistics
@@ -19,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.speed.report import Report, program
+from spatialflow.files import read_json_lines
 
 TRAIN = Path(__file__).parents[2] / "train_net.py"
 CONFIG = "generated/spatialflow.yaml"
@@ -48,7 +48,7 @@ def images_a_second(processes: int, folder: Path) -> float:
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    lines = read_json_lines(folder / "metrics.json")
     return IMAGES * processes / float(lines[-1]["time"])
 
 

@@ -35,8 +35,8 @@ def finalists(kept: Path) -> list[str]:
     """
     last: dict[str, str] = {}
     for outcome in outcomes(kept):
-        if outcome.finalist:
-            path = outcome.folder / "genotypes" / f"{outcome.finalist['finalist']}.json"
+        if outcome.chosen:
+            path = outcome.folder / "genotypes" / f"{outcome.chosen}.json"
             last[outcome.base] = str(path)
     found = list(last.values())
     if not found:

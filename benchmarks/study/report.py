@@ -16,7 +16,6 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from benchmarks.intervals import Interval
 from benchmarks.pages import complete, parser_of, table
 from benchmarks.study.analysis import Outcome, outcomes
 from benchmarks.study.claims import HEAD as HEAD_OF_CLAIMS
@@ -103,11 +102,10 @@ class Findings:
             yield paragraph("Not run yet.")
             return
         outcome = self.outcome
-        if outcome.finalist:
-            name = outcome.finalist["finalist"]
+        if outcome.chosen:
             topology = topology_of(get_cfg(outcome.data.search))
-            yield paragraph(f"The finalist, {name}, and the human flows:")
-            yield compared(outcome.genotype(name), topology)
+            yield paragraph(f"The finalist, {outcome.chosen}, and the human flows:")
+            yield compared(outcome.genotype(outcome.chosen), topology)
         yield sortable(HEAD_OF_GROUPS, self.summary, caption="Groups on selection images")
         caption = "PQ in percent, 95 % intervals; cost over human flows'"
         yield sortable(HEAD, self.contestants, caption=caption)
@@ -130,28 +128,23 @@ def histories(outcome: Outcome) -> Iterator[str]:
             yield drawing(history_svg(architecture, lines, title=title), alt=title)
 
 
-def final_fragments(
-    rows: list[list[str]], over_human: dict[str, Interval], *, draw: bool
-) -> Iterator[str]:
-    """Yield what the page says of the finals; their chart is a figure of docs, too, if to draw."""
+def final_fragments(rows: list[list[str]], chart: str) -> Iterator[str]:
+    """Yield what the page says of the finals."""
     if not rows:
         yield paragraph("Not run yet.")
         return
     yield sortable(HEAD_OF_FINALS, rows, caption="Test images: PQ with 95 % intervals")
     text = "PQ less that of the human flows of the same seeds, test images"
-    chart = charts.intervals(over_human, x="difference in PQ")
     yield drawing(chart, alt=text, caption=text, width="fits")
-    if draw:
-        (FIGURES / "study_finals.svg").write_text(chart)
 
 
 def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
     """Yield pictures of the first held-out images after the final, where its weights are there."""
-    if outcome.finalist is None or not outcome.runs("final"):
+    if outcome.chosen is None or not outcome.runs("final"):
         return
     seed = final_seeds(study.round)[0]
     results: dict[str, list[Panoptic]] = {}
-    for title, name in (("human", HUMAN), ("searched", outcome.finalist["finalist"])):
+    for title, name in (("human", HUMAN), ("searched", outcome.chosen)):
         folder = study.folder / "final" / f"{name}-seed{seed}"
         weights = folder / "model_final.pth"
         if not weights.is_file():
@@ -175,7 +168,10 @@ def main() -> None:
     studied = outcomes(args.kept)
     found = all_claims(studied)
     decided, over_human = finals(studied)
-    page.section("Finals", *final_fragments(decided, over_human, draw=bool(args.write)))
+    chart = charts.intervals(over_human, x="difference in PQ") if decided else ""
+    page.section("Finals", *final_fragments(decided, chart))
+    if args.write and decided:
+        (FIGURES / "study_finals.svg").write_text(chart)
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
     firm = firmness(studied)
     caption = "What the differences hang on"

@@ -83,9 +83,8 @@ def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interva
     rows, differences = [], {}
     for outcome in found:
         human = outcome.runs("final", HUMAN)
-        name = outcome.finalist["finalist"] if outcome.finalist else None
         networks = {
-            "the finalist": outcome.runs("final", name) if name else [],
+            "the finalist": outcome.runs("final", outcome.chosen) if outcome.chosen else [],
             "parallel": outcome.runs("final", PARALLEL),
             "human, as gates": outcome.runs("final", GATED),
             "random": outcome.runs("final_random"),

@@ -78,10 +78,15 @@ class DatasetEntry:
             problems = category_problems(
                 content["categories"], source.annotations_json, unique_names=source.remap is None
             )
-        for folder in (source.images, source.panoptic_root):
-            if not Path(folder).is_dir():
-                problems.append(Problem(folder, "no such folder" + hint))
+        problems += self._missing_folders(source)
         return source, content if usable else None, problems
+
+    def _missing_folders(self, source: PanopticSource) -> list[Problem]:
+        return [
+            Problem(folder, "no such folder" + self.hint())
+            for folder in (source.images, source.panoptic_root)
+            if not Path(folder).is_dir()
+        ]
 
     def check_places(self) -> None:
         """Looks for the JSON and the folders, without reading them.
@@ -90,15 +95,9 @@ class DatasetEntry:
             DataError: if one of them is not there.
         """
         source = self.resolve()
-        found = {
-            source.annotations_json: Path(source.annotations_json).is_file(),
-            **{place: Path(place).is_dir() for place in (source.images, source.panoptic_root)},
-        }
-        problems = [
-            Problem(str(place), "not there" + self.hint())
-            for place, there in found.items()
-            if not there
-        ]
+        problems = self._missing_folders(source)
+        if not Path(source.annotations_json).is_file():
+            problems.append(Problem(source.annotations_json, "no such file" + self.hint()))
         if problems:
             raise self.error(problems)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from spatialflow.errors import NonFiniteError
 
@@ -70,6 +72,11 @@ class NonFiniteSteps:
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteError(f"{message}; {self._in_a_row} steps in a row")
         logger.warning("%s left out, number %d: %s", self.what, self.skipped, message)
+
+
+def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Tell whether all gradients that are there are finite; a bool without waiting for a GPU."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite()
 
 
 def _name(image: dict[str, Any]) -> str:

@@ -12,10 +12,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from spatialflow.data.loader import TrainLoader
-from spatialflow.engine.non_finite import Batch, NonFiniteSteps
+from spatialflow.engine.non_finite import Batch, NonFiniteSteps, gradients_are_finite
 from spatialflow.randomness import mix_seeds, seed_generators
 
 
@@ -122,8 +121,7 @@ class StepTrainer(SimpleTrainer):
         """
         finite = torch.stack(list(losses.values())).isfinite().all()
         if not self.grad_scaler.is_enabled():
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            finite &= get_total_norm(gradients).isfinite()
+            finite &= gradients_are_finite(self.model.parameters())
         bad_images = float(getattr(self.data_loader, "bad_images", 0))
         counts = torch.stack([1 - finite.float(), torch.tensor(bad_images, device=finite.device)])
         if comm.get_world_size() > 1:

@@ -6,9 +6,32 @@ from detectron2.config import CfgNode
 
 from darts.derive import RULES
 from darts.learner import Learning
+from spatialflow.config_check import check_rules
+from spatialflow.config_rules import Rule, number, positive, whole
 
 PERTURBATION = "perturbation"
 """The rule that measures losses, unlike those of :data:`darts.derive.RULES`."""
+
+NUMBERS = (
+    Rule("SEARCH.PERTURBATION_BATCHES", "1 or more", whole(1)),
+    *(
+        Rule(f"SEARCH.{name}", "0 or more", test)
+        for name, test in (
+            ("REPORT_IMAGES", whole(0)),
+            ("EIGENVALUE_PERIOD", whole(0)),
+            ("STOP_RATIO", number(0)),
+            ("BETA_DECAY", number(0)),
+            ("ENTROPY", number(0)),
+            ("SPARSITY", number(0)),
+            ("COST", number(0)),
+            ("AUXILIARY_SKIP", number(0)),
+        )
+    ),
+    Rule("SEARCH.WARMUP", "a share of the iterations, 0 to 1, without 1,", lambda v, _: 0 <= v < 1),
+    Rule("SEARCH.TEMPERATURE", "more than 0", positive),
+    Rule("SEARCH.BUDGET", "more than 0", positive),
+)
+"""Which numbers the keys of a search may have."""
 
 
 def add_search_config(cfg: CfgNode) -> None:
@@ -140,27 +163,7 @@ def check_search_config(cfg: CfgNode) -> None:
             "SEARCH.WEIGHTS or SEARCH.INHERIT, as weights do not pass between parts of channels "
             "and all"
         )
-    for name, least in (
-        ("PERTURBATION_BATCHES", 1),
-        ("REPORT_IMAGES", 0),
-        ("EIGENVALUE_PERIOD", 0),
-        ("STOP_RATIO", 0),
-        ("WARMUP", 0),
-        ("BETA_DECAY", 0),
-        ("ENTROPY", 0),
-        ("SPARSITY", 0),
-        ("COST", 0),
-        ("AUXILIARY_SKIP", 0),
-    ):
-        if keys[name] < least:
-            raise ValueError(f"SEARCH.{name}: {keys[name]} given, {least} or more expected")
-    if keys.WARMUP >= 1:
-        raise ValueError(
-            f"SEARCH.WARMUP: {keys.WARMUP} given, a share of the iterations, below 1, expected"
-        )
-    for name in ("TEMPERATURE", "BUDGET"):
-        if keys[name] <= 0:
-            raise ValueError(f"SEARCH.{name}: {keys[name]} given, more than 0 expected")
+    check_rules(cfg, NUMBERS)
     if keys.STOP_RATIO and not keys.EIGENVALUE_PERIOD:
         raise ValueError(
             f"SEARCH.STOP_RATIO: {keys.STOP_RATIO} given with SEARCH.EIGENVALUE_PERIOD 0, a period "

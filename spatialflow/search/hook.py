@@ -12,14 +12,13 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.nn.utils.rnn import pad_sequence
 
 from darts.learner import ArchitectureLearner, NotFiniteError
 from darts.relaxation import choice_key
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
-from spatialflow.engine.non_finite import NonFiniteSteps
+from spatialflow.engine.non_finite import Batch, NonFiniteSteps, gradients_are_finite
 from spatialflow.files import append_json_line
 from spatialflow.randomness import mix_seeds, seed_generators
 
@@ -106,21 +105,28 @@ class ArchitectureHook(HookBase):
         inner, iteration = self.trainer._trainer, self.trainer.iter
         inner.grad_scaler.unscale_(inner.optimizer)
         # With too large a scale neither weights nor architecture step.
-        if not inner.grad_scaler.is_enabled() or _gradients_are_finite(inner.optimizer):
+        weights = (p for group in inner.optimizer.param_groups for p in group["params"])
+        if not inner.grad_scaler.is_enabled() or gradients_are_finite(weights):
             # What was random in the pass that gave the gradients is so again.
             seed_generators(mix_seeds(inner.seed, iteration, comm.get_rank()))
             with self.supernet.holding_proposals():
                 self._step(iteration, held_out, train=train, optimizer=inner.optimizer)
         self._conclude(iteration, held_out)
 
-    def _step(self, iteration: int, batch: list[dict[str, Any]], **of_second_order: Any) -> None:
+    def _step(
+        self,
+        iteration: int,
+        held_out: Batch,
+        *,
+        train: Batch | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Step, or leave the step out where it is not finite."""
         try:
-            self.learner.step(iteration, batch, **of_second_order)
+            self.learner.step(iteration, held_out, train=train, optimizer=optimizer)
             self.non_finite.note_finite()
         except NotFiniteError as error:
-            batches = [batch, *filter(None, [of_second_order.get("train")])]
-            self.non_finite.note(iteration, [str(error)], batches)
+            self.non_finite.note(iteration, [str(error)], [held_out, train or []])
             self.trainer.storage.put_scalar(
                 "skipped_architecture_steps", self.non_finite.skipped, smoothing_hint=False
             )
@@ -254,11 +260,6 @@ class InTheMidst(HookBase):
     def after_backward(self) -> None:
         """Do it."""
         self.work()
-
-
-def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    owned = [p for group in optimizer.param_groups for p in group["params"]]
-    return bool(get_total_norm([p.grad for p in owned if p.grad is not None]).isfinite())
 
 
 def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:

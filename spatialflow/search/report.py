@@ -147,16 +147,14 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
 
 def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
     """Yield the architecture's images of the first data set, of which a search may skip some."""
-    name = cfg.DATASETS.TRAIN[0]
-    for image in filter(part(cfg, architecture=True), dataset_dicts(name, cfg)):
-        try:
-            mapper(dict(image))
-            checked_segments(image)
-        except DataError:
-            if cfg.DATALOADER.BAD_DATA != "skip":
-                raise
-        else:
-            yield image
+    for image in filter(part(cfg, architecture=True), dataset_dicts(cfg.DATASETS.TRAIN[0], cfg)):
+        if cfg.DATALOADER.BAD_DATA == "skip":
+            try:
+                mapper(dict(image))
+                checked_segments(image)
+            except DataError:
+                continue
+        yield image
 
 
 def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterator[str]:
