@@ -11,15 +11,17 @@ from torch.func import functional_call
 from darts.architect import Architect, VirtualStep
 from darts.genotype import Genotype
 from darts.inheritance import inherited
-from darts.relaxation import Architecture, Relaxing, architecture_parameters
+from darts.relaxation import Architecture, Relaxing, architecture_parameters, choice_key
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.data.source import in_validation_split
 from spatialflow.engine import prepare_config
 from spatialflow.flows import FlowGraph
+from spatialflow.heads.attention import SITES, attention_multiply_adds
 from spatialflow.search.space import (
     flow_costs,
     random_genotypes,
     search_space,
+    site_channels,
     write_genotypes,
 )
 from spatialflow.search.split import part
@@ -87,6 +89,24 @@ def test_costs_are_in_units_of_the_human_flows(tiny_cfg):
         9 * 32**2 * (8**-2 + 16**-2 + 32**-2)
     )
     assert costs["box_4_to_mask_1_input", "identity"] == 0
+
+
+def test_attention_costs_what_its_blocks_do_on_their_maps(tiny_cfg):
+    keys = {"IN_FEATURES": ["p3", "p4"], "COMMON_STRIDE": 8}
+    cfg = tiny_cfg({f"MODEL.SEM_SEG_HEAD.{key}": value for key, value in keys.items()})
+    costs, _ = flow_costs(cfg, search_space(cfg).topology)
+
+    def block(site, area):
+        width = site_channels(cfg, site.rpartition(".")[2])
+        return attention_multiply_adds("non_local", width, 1e6 * area) / 1e6
+
+    levels, merged = SITES
+    # Of each level its own block, for an image of one megapixel.
+    assert costs[choice_key(levels), "non_local"] == pytest.approx(
+        block(levels, 8**-2) + block(levels, 16**-2)
+    )
+    assert costs[choice_key(merged), "non_local"] == pytest.approx(block(merged, 8**-2))
+    assert costs[choice_key(merged), "none"] == 0
 
 
 def search(cfg, *, resume=False, seed=0):

@@ -140,6 +140,7 @@ def test_optimizer_covers_every_trainable_parameter_once(scenes_cfg, optimizer):
             "SOLVER.BASE_LR": 0.01,
             "SOLVER.WEIGHT_DECAY": 0.1,
             "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+            "SOLVER.WEIGHT_DECAY_BIAS": 0.2,
             "SOLVER.TRUNK_MULTIPLIER": 0.5,
             "MODEL.BACKBONE.FREEZE_AT": 2,
         }
@@ -156,7 +157,9 @@ def test_optimizer_covers_every_trainable_parameter_once(scenes_cfg, optimizer):
             name = learning[id(p)]
             expected = 0.005 if name.startswith("backbone.bottom_up.") else 0.01
             assert group["lr"] == pytest.approx(expected), name
-            assert group["weight_decay"] == (0.0 if ".norm." in name else 0.1), name
+            # Detectron2's rule for biases is the stronger one.
+            decay = 0.2 if name.endswith(".bias") else 0.0 if ".norm." in name else 0.1
+            assert group["weight_decay"] == decay, name
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])

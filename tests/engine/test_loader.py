@@ -105,6 +105,8 @@ def test_sampler_by_class_frequency(build):
     factors = build(keys).stream.repeat_factors
     assert (factors >= 1).all()
     assert (factors > 1).any()
+    without_root = build({**keys, "DATALOADER.REPEAT_SQRT": False}).stream.repeat_factors
+    torch.testing.assert_close(without_root, factors**2)
 
 
 @pytest.mark.parametrize(

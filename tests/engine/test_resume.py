@@ -142,6 +142,7 @@ def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, monkeypatc
     output = tmp_path / "output"
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     best = (output / "model_best.pth").read_bytes()
+    assert checkpoint(cfg, "model_best")["iteration"] == 1, "counted from 0"
     longer = scenes_cfg({**changes, "SOLVER.MAX_ITER": 6})
     # The checkpoint of iteration 4 was written before the evaluation that follows it.
     assert train(longer, resume=True) == 4
