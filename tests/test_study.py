@@ -196,6 +196,18 @@ def test_the_finalist_is_the_best_that_is_no_dearer(study):
     assert Path(study.finalist()).stem == "c"
 
 
+def test_a_second_round_never_chooses_what_is_run_last(tmp_path):
+    """Also where it goes on with results of it, as it does when stages are added."""
+    args = argparse.Namespace(
+        name="scenes", data=None, output=tmp_path, kept=tmp_path, threads=1, round=2
+    )
+    second = Study(args)
+    searched(second, "searched", "default_10", 0, 0.7)
+    searched(second, "searched", "darts_original_10", 0, 0.9)
+    assert [Path(path).stem for path in second.shortlist()] == ["default_10"]
+    assert Path(second.finalist()).stem == "default_10"
+
+
 def test_a_study_without_an_affordable_genotype_says_so(study):
     searched(study, "searched", "dear", 0, 0.95, base="thing_guided")
     with pytest.raises(ValueError, match=r"scenes: every searched genotype costs more"):

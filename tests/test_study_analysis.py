@@ -30,13 +30,7 @@ from benchmarks.study.claims import all_claims
 from benchmarks.study.claims import main as claims_main
 from benchmarks.study.keep import HISTORY, ROOT
 from benchmarks.study.report import Findings, histories
-from benchmarks.study.searches import (
-    agreement,
-    common_flows,
-    likeliest,
-    others,
-    what_searches_left,
-)
+from benchmarks.study.searches import what_searches_left
 from benchmarks.study.tables import against_human, between_rounds, finals, flows_worth
 from benchmarks.study.winner import winner
 from darts.genotype import Genotype
@@ -316,35 +310,3 @@ def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
     path.write_text(json.dumps(lines))
     (drawn,) = histories(later)
     assert "default_10" in drawn
-
-
-def log_of(shares: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return a search's log that ends with these probabilities."""
-    return [{"probabilities": {}}, {"probabilities": shares}]
-
-
-def test_searches_agree_by_what_they_prefer_where() -> None:
-    one = log_of({"a": [0.1, 0.9], "b": [0.3, 0.7], "c": [0.8, 0.2]})
-    # The same, from a search that went less far and in which a penalty favours the first of all.
-    same = log_of({"c": [0.844, 0.156], "b": [0.641, 0.359], "a": [0.475, 0.525]})
-    reverse = log_of({"a": [0.9, 0.1], "b": [0.7, 0.3], "c": [0.2, 0.8]})
-    assert agreement(one, [same]) == "+1.00"
-    assert agreement(one, [reverse]) == "-1.00"
-    assert abs(float(agreement(one, [same, reverse]))) < 0.01
-    assert agreement(one, []) == agreement([], [one]) == ""
-
-
-def test_a_search_is_compared_with_those_of_its_method() -> None:
-    logs = {name: log_of({"a": [0.1, 0.9]}) for name in ("dart_0", "dart_1", "dart_x_0")}
-    assert others("dart_0", logs) == [logs["dart_1"]]
-    assert likeliest(logs["dart_0"]) == 0.9
-
-
-def test_flows_that_searches_have_in_common(tmp_path: Path) -> None:
-    # The example's searches all have the human flows less the first.
-    first, *rest = load_genotype("spatialflow").flows
-    head, rows = common_flows([study(tmp_path, "nuclei")])
-    assert head == ["flow", "spatialflow", "nuclei"]
-    assert f"{first.source} → {first.target}" not in {row[0] for row in rows}
-    assert [row[1:] for row in rows[:-1]] == [["yes", "3"]] * len(rest)
-    assert rows[-1] == ["any flow", "", f"{3 * len(rest) / 36:.1f}"]

@@ -60,6 +60,8 @@ class Study:
         self.data = DATA[args.name]
         self.threads = args.threads
         self.round = args.round
+        # In a second round DARTS as published is run last, and no finalist comes of it.
+        self.not_chosen = METHODS[2:] if args.round > 1 else ()
         name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
         self.kept = args.kept / name
         self.folder: Path = (args.output / name).absolute()
@@ -83,7 +85,7 @@ class Study:
             self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
             self.train("minus", self.once("minus", self.minus_one), [0])
         later = self.round > 1
-        self.train_searched(METHODS[:2] if later else METHODS)
+        self.train_searched([method for method in METHODS if method not in self.not_chosen])
         random = self.once("random", self.random)
         self.train("random", random, [0])
         if later:
@@ -94,7 +96,7 @@ class Study:
             for path, seed in zip(random, seeds, strict=False):
                 self.train("final_random", [path], [seed])
             self.train("final", [PARALLEL], seeds)
-            self.train_searched(METHODS[2:])
+            self.train_searched(self.not_chosen)
             self.train("final", self.once("gated", self.gated), seeds)
 
     def train_searched(self, methods: Sequence[str]) -> None:
@@ -230,7 +232,9 @@ class Study:
         cost_over_human = self.data.cost_over_human()
         found: dict[str, list[float]] = {}
         for result in (r for stage in stages for r in self.results(stage)):
-            found.setdefault(result["contestant"], []).append(pq(on_images(result, "selection")))
+            name = result["contestant"]
+            if name.rpartition("_")[0] not in self.not_chosen:
+                found.setdefault(name, []).append(pq(on_images(result, "selection")))
         rows = {
             name: {
                 "selection PQ": sum(values) / len(values),

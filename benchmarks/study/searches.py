@@ -17,10 +17,11 @@ from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.search.space import topology_of
 
-HEAD = ("search", "flows", "cost", "likeliest", "agreement", "loss", "loss derived")
+HEAD = ("search", "flows", "cost", "likeliest", "goes on", "agreement", "loss", "loss derived")
 CAPTION = (
-    "Searches: share of an edge's likeliest candidate; rank correlation with others of the method "
-    "in what is preferred where; loss on the architecture's images before and after derivation"
+    "Searches: share of an edge's likeliest candidate; correlation of what the second half of the "
+    "log changes with what the first did; rank correlation with others of the method in what is "
+    "preferred where; loss on the architecture's images before and after derivation"
 )
 
 Lines = list[dict[str, Any]]
@@ -43,6 +44,7 @@ def what_searches_left(outcome: Outcome) -> list[list[str]]:
             [
                 *(name, str(len(genotype.flows)), f"{outcome.cost(name):.2f}"),
                 f"{likeliest(logs[name]):.2f}" if logs[name] else "",
+                goes_on(logs[name]),
                 agreement(logs[name], others(name, logs)),
                 *(f"{loss['supernet']:.3f}", f"{loss['derived']:.3f}"),
             ]
@@ -67,22 +69,39 @@ def agreement(log: Lines, rest: list[Lines]) -> str:
     Of ranks, so that it does not hang on one edge that all searches want.
     """
     mine = [
-        float(stats.spearmanr(preferences(log).ravel(), preferences(other).ravel()).statistic)
+        float(stats.spearmanr(preferences(log[-1]), preferences(other[-1]), axis=None).statistic)
         for other in rest
         if log and other
     ]
     return f"{fmean(mine):+.2f}" if mine else ""
 
 
-def preferences(log: Lines) -> npt.NDArray[np.float64]:
+def goes_on(log: Lines) -> str:
+    """Write how far the second half of a search goes on with what the first began.
+
+    The correlation of the changes of preferences in both halves of the log: 1 if the architecture
+    goes one way, 0 if it walks at random, and towards -0.5 if it fluctuates about a place; "" for
+    a log of fewer than three lines.
+    """
+    if len(log) < 3:
+        return ""
+    first, middle, last = (preferences(line) for line in (log[0], log[len(log) // 2], log[-1]))
+    early, late = (middle - first).ravel(), (last - middle).ravel()
+    return f"{np.corrcoef(early, late)[0, 1]:+.2f}"
+
+
+def preferences(line: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Return how much a search prefers a candidate on an edge to the same one elsewhere.
 
+    Args:
+        line: Of its log.
+
     Returns:
-        Edges × candidates: logarithms of the last probabilities, less the mean over an edge's
+        Edges × candidates: logarithms of the probabilities, less the mean over an edge's
         candidates and less that over all edges. So what a penalty or an operation's kind does to
         all edges alike is no agreement, and neither is how far a search has gone.
     """
-    shares = log[-1]["probabilities"]
+    shares = line["probabilities"]
     logs = np.log([shares[edge] for edge in sorted(shares)])
     logs -= logs.mean(axis=1, keepdims=True)
     return logs - logs.mean(axis=0)
