@@ -18,6 +18,8 @@ def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> No
     # The stuff, which is the other half of PQ, is perfect in all runs.
     write(later.folder, "final", "spatialflow", [0.8] * 6 + [0.5] * 2, 200)
     write(later.folder, "final", "default_0", [0.84] * 8, 200)
+    write(later.folder, "final", "parallel", [0.7] * 8, 200)
+    write(later.folder, "final", "human_gated", [0.82] * 8, 200)
     write(later.folder, "final_random", "random_0", [0.8], 207)
     for old in later.folder.glob("final/*-seed10*.json"):
         old.unlink()
@@ -31,6 +33,9 @@ def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> No
         ("finalist over human at the seeds of random genotypes", 17),
         ("human in the final over human of seeds 0 to 4", -3.75),
         ("perturbation over human in the final", 6.75),
+        ("random genotypes over parallel", 5),
+        ("human flows as gates over parallel", 6),
+        ("random genotypes over human flows as gates", -1),
     ):
         assert means[what] == pytest.approx(expected, abs=0.5), what
 

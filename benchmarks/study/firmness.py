@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.intervals import Result, Sampled
 from benchmarks.study.analysis import Outcome, difference, estimate, on_test
 from benchmarks.study.rates import STAGE
-from benchmarks.study.settings import HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import GATED, HUMAN, METHODS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
 FAVOURABLE = 2
@@ -61,9 +61,14 @@ def _of_final(outcome: Outcome, finalist: list[Result], human: list[Result]) -> 
         same = [run for run in finalist if run["seed"] in seeds]
         measured = difference(same, human, part="test")
         said["finalist over human at the seeds of random genotypes"] = _text(measured)
-    if random and nothing:
-        measured = difference(random, nothing, part="test")
-        said["random genotypes over parallel"] = _text(measured)
+    gated = outcome.runs("final", GATED)
+    for what, one, other in (
+        ("random genotypes over parallel", random, nothing),
+        ("human flows as gates over parallel", gated, nothing),
+        ("random genotypes over human flows as gates", random, gated),
+    ):
+        if one and other:
+            said[what] = _text(difference(one, other, part="test"))
     return said
 
 
