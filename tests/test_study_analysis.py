@@ -31,7 +31,13 @@ from benchmarks.study.claims import main as claims_main
 from benchmarks.study.keep import HISTORY, ROOT
 from benchmarks.study.report import Findings, histories
 from benchmarks.study.searches import what_searches_left
-from benchmarks.study.tables import against_human, between_rounds, finals, flows_worth
+from benchmarks.study.tables import (
+    against_human,
+    between_rounds,
+    finalists_over,
+    finals,
+    flows_worth,
+)
 from benchmarks.study.winner import winner
 from darts.genotype import Genotype
 from spatialflow.config import load_genotype
@@ -286,8 +292,17 @@ def test_finals_are_shown_when_they_are_whole(tmp_path: Path) -> None:
     rows, over_human = finals([outcome])
     assert {row[1]: row[2] for row in rows[2:]} == {"parallel": "8", "random": "1"}
     assert over_human["nuclei: random"].mean == pytest.approx(-5, abs=0.1)
+    head, over = finalists_over([outcome])
+    assert head[1:] == ["nuclei"]
+    assert [row[1] and float(row[1].split()[0]) for row in over] == [
+        pytest.approx(5, abs=0.1),
+        pytest.approx(7.5, abs=0.1),
+        "",
+        pytest.approx(10, abs=0.1),
+    ]
     next(outcome.folder.glob("final/default_0-*.json")).unlink()
     assert finals([outcome]) == ([], {})
+    assert finalists_over([outcome])[0] == ["the finalist over"]
 
 
 def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:

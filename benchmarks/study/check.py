@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Train the study's finalists beside the human flows on COCO in 27 supercategories: a third check.
+r"""Train the study's finalists beside the human flows on COCO in 27 supercategories: a third check.
 
-    python -m benchmarks.study.check --data coco_panoptic_train100 --threads 1 --write docs/study.md
+    python -m benchmarks.study.check --data coco_panoptic_train100 --threads 1 \
+        --write docs/study_runs.md
 
 Nothing is searched or chosen here. Results are kept as those of run.py, and a stopped run goes on.
 """

@@ -38,6 +38,7 @@ from benchmarks.study.tables import (
     between_rounds,
     contestants,
     explored,
+    finalists_over,
     finals,
     flows_worth,
     summary,
@@ -128,12 +129,15 @@ def histories(outcome: Outcome) -> Iterator[str]:
             yield drawing(history_svg(architecture, lines, title=title), alt=title)
 
 
-def final_fragments(rows: list[list[str]], chart: str) -> Iterator[str]:
+def final_fragments(
+    rows: list[list[str]], over: tuple[list[str], list[list[str]]], chart: str
+) -> Iterator[str]:
     """Yield what the page says of the finals."""
     if not rows:
         yield paragraph("Not run yet.")
         return
     yield sortable(HEAD_OF_FINALS, rows, caption="Test images: PQ with 95 % intervals")
+    yield sortable(*over, caption="PQ of finalists less that of others, seeds of both")
     text = "PQ less that of the human flows of the same seeds, test images"
     yield drawing(chart, alt=text, caption=text, width="fits")
 
@@ -169,7 +173,8 @@ def main() -> None:
     found = all_claims(studied)
     decided, over_human = finals(studied)
     chart = charts.intervals(over_human, x="difference in PQ") if decided else ""
-    page.section("Finals", *final_fragments(decided, chart))
+    over = finalists_over(studied)
+    page.section("Finals", *final_fragments(decided, over, chart))
     if args.write and decided:
         (FIGURES / "study_finals.svg").write_text(chart)
     page.section("Claims", sortable(HEAD_OF_CLAIMS, cells(found), caption="Hypotheses"))
@@ -177,6 +182,7 @@ def main() -> None:
     caption = "What the differences hang on"
     page.section("Firmness", sortable(HEAD_OF_FIRMNESS, firm, caption=caption))
     tables = {
+        "study finalists": table(*over),
         "study firmness": table(HEAD_OF_FIRMNESS, firm),
         "study claims": claims_table(found),
         "study finals": table(HEAD_OF_FINALS, decided),

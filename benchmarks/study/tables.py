@@ -100,6 +100,32 @@ def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interva
     return rows, differences
 
 
+def finalists_over(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return what finalists have over others in finals that are whole.
+
+    Returns:
+        The head of a table, and a row for each other network: PQ of the finalist less its, with
+        what seeds both have, on each final's test images; "" where it was not trained.
+    """
+    finalists = {o: o.runs("final", o.chosen) for o in found if o.chosen}
+    whole = [o for o, runs in finalists.items() if runs and o.runs("final", HUMAN)]
+    others = {
+        "the human flows": ("final", HUMAN),
+        "no flows": ("final", PARALLEL),
+        "the human flows as gates": ("final", GATED),
+        "random genotypes": ("final_random", ""),
+    }
+    rows = []
+    for name, place in others.items():
+        row = [name]
+        for outcome in whole:
+            other = outcome.runs(*place)
+            over = difference(finalists[outcome], other, part="test") if other else None
+            row.append(over.interval(0).text(sign=True, digits=2) if over else "")
+        rows.append(row)
+    return ["the finalist over", *(outcome.name for outcome in whole)], rows
+
+
 def group_row(
     outcome: Outcome, name: str, part: str, runs: list[Result], over: Interval | None = None
 ) -> list[str]:
