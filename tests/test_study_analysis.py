@@ -292,14 +292,13 @@ def test_finals_are_shown_when_they_are_whole(tmp_path: Path) -> None:
     rows, over_human = finals([outcome])
     assert {row[1]: row[2] for row in rows[2:]} == {"parallel": "8", "random": "1"}
     assert over_human["nuclei: random"].mean == pytest.approx(-5, abs=0.1)
-    head, over = finalists_over([outcome])
-    assert head[1:] == ["nuclei"]
-    assert [row[1] and float(row[1].split()[0]) for row in over] == [
-        pytest.approx(5, abs=0.1),
-        pytest.approx(7.5, abs=0.1),
-        "",
-        pytest.approx(10, abs=0.1),
-    ]
+    head, over = finalists_over([outcome, study(tmp_path, "scenes")])
+    assert head[1:] == ["nuclei", "scenes"]
+    means = {row[0]: [float(cell.split()[0]) if cell else None for cell in row[1:]] for row in over}
+    assert list(means) == ["human", "parallel", "random"]
+    assert means["human"] == pytest.approx([5, 5], abs=0.1)
+    assert [row[0] for row in means.values()] == pytest.approx([5, 7.5, 10], abs=0.1)
+    assert [row[1] for row in list(means.values())[1:]] == [None, None]
     next(outcome.folder.glob("final/default_0-*.json")).unlink()
     assert finals([outcome]) == ([], {})
     assert finalists_over([outcome])[0] == ["the finalist over"]

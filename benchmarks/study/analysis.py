@@ -75,6 +75,9 @@ def difference(one: Sequence[Result], other: Sequence[Result], *, part: str) -> 
     return estimate(*sides, part=part, paired=paired)
 
 
+FINALIST = "the finalist"
+
+
 class Outcome:
     """All that is kept of a data set's runs."""
 
@@ -116,6 +119,24 @@ class Outcome:
     def chosen(self) -> str | None:
         """The finalist's name; None before there is one."""
         return self.finalist["finalist"] if self.finalist else None
+
+    @property
+    def in_final(self) -> dict[str, list[Result]]:
+        """The runs of each network of the final that was trained; none before it is whole.
+
+        Nothing of a final is there before its finalist and the human flows have all seeds.
+        """
+        finalist = self.runs("final", self.chosen) if self.chosen else []
+        networks = {
+            "human": self.runs("final", HUMAN),
+            FINALIST: finalist,
+            "parallel": self.runs("final", PARALLEL),
+            "human, as gates": self.runs("final", GATED),
+            "random": self.runs("final_random"),
+        }
+        if not finalist or not networks["human"]:
+            return {}
+        return {name: runs for name, runs in networks.items() if runs}
 
     def genotype(self, name: str) -> Genotype:
         """Return a contestant's genotype."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.intervals import Result, Sampled
-from benchmarks.study.analysis import Outcome, difference, estimate, on_test
+from benchmarks.intervals import Sampled
+from benchmarks.study.analysis import FINALIST, Outcome, difference, estimate, on_test
 from benchmarks.study.rates import STAGE
-from benchmarks.study.settings import GATED, HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import HUMAN, METHODS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
 FAVOURABLE = 2
@@ -20,11 +20,10 @@ def firmness(found: Sequence[Outcome]) -> list[list[str]]:
     """Return rows under :data:`HEAD`: finals and groups seen in other ways than the claims do."""
     rows = []
     for outcome in found:
-        human = outcome.runs("final", HUMAN)
-        finalist = outcome.runs("final", outcome.chosen) if outcome.chosen else []
-        said = {"test": {}, "selection": _of_groups(outcome, human) | _of_rates(outcome)}
-        if human and finalist:
-            said["test"] = _of_final(outcome, finalist, human)
+        said = {
+            "test": _of_final(outcome) if outcome.in_final else {},
+            "selection": _of_groups(outcome) | _of_rates(outcome),
+        }
         rows += [
             [outcome.name, part, what, measured]
             for part, lines in said.items()
@@ -37,8 +36,10 @@ def _text(sampled: Sampled) -> str:
     return sampled.interval(0).text(sign=True, digits=2)
 
 
-def _of_final(outcome: Outcome, finalist: list[Result], human: list[Result]) -> dict[str, str]:
+def _of_final(outcome: Outcome) -> dict[str, str]:
     """Return what is said of a final, on test images."""
+    networks = outcome.in_final
+    finalist, human = networks[FINALIST], networks["human"]
     mine, theirs = on_test(finalist), on_test(human)
     apart = np.subtract(mine, theirs)
     best = {human[i]["seed"] for i in np.argsort(apart)[-FAVOURABLE:]}
@@ -55,25 +56,26 @@ def _of_final(outcome: Outcome, finalist: list[Result], human: list[Result]) -> 
     if first:
         measured = estimate(finalist, first, part="test")
         said["finalist over the human runs of the first final"] = _text(measured)
-    random, nothing = outcome.runs("final_random"), outcome.runs("final", PARALLEL)
+    random = networks.get("random", [])
     if random:
         seeds = {run["seed"] for run in random}
         same = [run for run in finalist if run["seed"] in seeds]
         measured = difference(same, human, part="test")
         said["finalist over human at the seeds of random genotypes"] = _text(measured)
-    gated = outcome.runs("final", GATED)
-    for what, one, other in (
-        ("random genotypes over parallel", random, nothing),
-        ("human flows as gates over parallel", gated, nothing),
-        ("random genotypes over human flows as gates", random, gated),
+    for one, other in (
+        ("random", "parallel"),
+        ("human, as gates", "parallel"),
+        ("random", "human, as gates"),
     ):
-        if one and other:
-            said[what] = _text(difference(one, other, part="test"))
+        if one in networks and other in networks:
+            measured = difference(networks[one], networks[other], part="test")
+            said[f"{one} over {other}"] = _text(measured)
     return said
 
 
-def _of_groups(outcome: Outcome, final: list[Result]) -> dict[str, str]:
+def _of_groups(outcome: Outcome) -> dict[str, str]:
     """Return what groups are over all human trainings: of the harness, and of the final."""
+    final = outcome.runs("final", HUMAN)
     harness = outcome.runs("harness", HUMAN)
     opponents = {"human of seeds 0 to 4": harness}
     groups = {method: outcome.runs("searched", method) for method in METHODS}
@@ -97,17 +99,18 @@ def _of_groups(outcome: Outcome, final: list[Result]) -> dict[str, str]:
 
 def _of_rates(outcome: Outcome) -> dict[str, str]:
     """Return what finalist and human flows have with other learning rates."""
-    usual = {name: outcome.runs("harness", name) for name in (HUMAN, PARALLEL)}
+    names = {"human": HUMAN, "parallel": PARALLEL}
+    if outcome.chosen:
+        names["finalist"] = outcome.chosen
+    stages = ("harness", "searched", "shortlist")
     said = {}
     for folder in sorted(outcome.folder.glob(f"{STAGE}*")):
-        names = [name for name in (HUMAN, PARALLEL, outcome.chosen) if name]
-        runs = {name: outcome.runs(folder.name, name) for name in names}
-        pairs = {
-            "finalist over human": (runs.get(outcome.chosen or "", []), runs[HUMAN]),
-            "parallel over human": (runs[PARALLEL], runs[HUMAN]),
-            "human over human of the usual rate": (runs[HUMAN], usual[HUMAN]),
-            "parallel over parallel of the usual rate": (runs[PARALLEL], usual[PARALLEL]),
-        }
+        runs = {what: outcome.runs(folder.name, name) for what, name in names.items()}
+        pairs = {f"{what} over human": (runs[what], runs["human"]) for what in names}
+        del pairs["human over human"]
+        for what, name in names.items():
+            usual = [run for stage in stages for run in outcome.runs(stage, name)]
+            pairs[f"{what} over {what} of the usual rate"] = (runs[what], usual)
         rate = folder.name.removeprefix(STAGE)
         for what, (one, other) in pairs.items():
             if one and other:

@@ -61,7 +61,8 @@ class Study:
         self.threads = args.threads
         self.round = args.round
         # In a second round DARTS as published is run last, and no finalist comes of it.
-        self.not_chosen = METHODS[2:] if args.round > 1 else ()
+        among = 2 if args.round > 1 else len(METHODS)
+        self.chosen_from, self.run_last = METHODS[:among], METHODS[among:]
         name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
         self.kept = args.kept / name
         self.folder: Path = (args.output / name).absolute()
@@ -85,7 +86,7 @@ class Study:
             self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)
             self.train("minus", self.once("minus", self.minus_one), [0])
         later = self.round > 1
-        self.train_searched([method for method in METHODS if method not in self.not_chosen])
+        self.train_searched(self.chosen_from)
         random = self.once("random", self.random)
         self.train("random", random, [0])
         if later:
@@ -96,7 +97,7 @@ class Study:
             for path, seed in zip(random, seeds, strict=False):
                 self.train("final_random", [path], [seed])
             self.train("final", [PARALLEL], seeds)
-            self.train_searched(self.not_chosen)
+            self.train_searched(self.run_last)
             self.train("final", self.once("gated", self.gated), seeds)
 
     def train_searched(self, methods: Sequence[str]) -> None:
@@ -233,7 +234,7 @@ class Study:
         found: dict[str, list[float]] = {}
         for result in (r for stage in stages for r in self.results(stage)):
             name = result["contestant"]
-            if name.rpartition("_")[0] not in self.not_chosen:
+            if name.rpartition("_")[0] not in self.run_last:
                 found.setdefault(name, []).append(pq(on_images(result, "selection")))
         rows = {
             name: {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.intervals import Interval, Result, minus
-from benchmarks.study.analysis import OF_THE_FIRST, Outcome, difference, estimate
+from benchmarks.study.analysis import FINALIST, OF_THE_FIRST, Outcome, difference, estimate
 from benchmarks.study.images import on_images, pq
-from benchmarks.study.settings import GATED, HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import HUMAN, METHODS, PARALLEL
 
 ON_TEST_IMAGES = ("final", "final_random")
 STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
@@ -76,27 +76,16 @@ def summary(outcome: Outcome, differences: Mapping[str, Interval]) -> list[list[
 
 
 def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interval]]:
-    """Return finals that are whole: rows under HEAD_OF_FINALS, and what each has over human.
-
-    Nothing of a final is there before its finalist and the human flows have all seeds.
-    """
+    """Return finals that are whole: rows under HEAD_OF_FINALS, and what each has over human."""
     rows, differences = [], {}
     for outcome in found:
-        human = outcome.runs("final", HUMAN)
-        networks = {
-            "the finalist": outcome.runs("final", outcome.chosen) if outcome.chosen else [],
-            "parallel": outcome.runs("final", PARALLEL),
-            "human, as gates": outcome.runs("final", GATED),
-            "random": outcome.runs("final_random"),
-        }
-        if not human or not networks["the finalist"]:
-            continue
-        rows.append([outcome.name, *group_row(outcome, "human", "test", human)])
+        networks = outcome.in_final
         for network, runs in networks.items():
-            if runs:
-                over = difference(runs, human, part="test").interval(0)
+            over = None
+            if network != "human":
+                over = difference(runs, networks["human"], part="test").interval(0)
                 differences[f"{outcome.name}: {network}"] = over
-                rows.append([outcome.name, *group_row(outcome, network, "test", runs, over)])
+            rows.append([outcome.name, *group_row(outcome, network, "test", runs, over)])
     return rows, differences
 
 
@@ -107,23 +96,21 @@ def finalists_over(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]
         The head of a table, and a row for each other network: PQ of the finalist less its, with
         what seeds both have, on each final's test images; "" where it was not trained.
     """
-    finalists = {o: o.runs("final", o.chosen) for o in found if o.chosen}
-    whole = [o for o, runs in finalists.items() if runs and o.runs("final", HUMAN)]
-    others = {
-        "the human flows": ("final", HUMAN),
-        "no flows": ("final", PARALLEL),
-        "the human flows as gates": ("final", GATED),
-        "random genotypes": ("final_random", ""),
-    }
+    whole = {outcome.name: outcome.in_final for outcome in found if outcome.in_final}
+    others = dict.fromkeys(name for networks in whole.values() for name in networks)
+    others.pop(FINALIST, None)
     rows = []
-    for name, place in others.items():
-        row = [name]
-        for outcome in whole:
-            other = outcome.runs(*place)
-            over = difference(finalists[outcome], other, part="test") if other else None
-            row.append(over.interval(0).text(sign=True, digits=2) if over else "")
-        rows.append(row)
-    return ["the finalist over", *(outcome.name for outcome in whole)], rows
+    for other in others:
+        cells = (
+            difference(networks[FINALIST], networks[other], part="test")
+            .interval(0)
+            .text(sign=True, digits=2)
+            if other in networks
+            else ""
+            for networks in whole.values()
+        )
+        rows.append([other, *cells])
+    return ["the finalist over", *whole], rows
 
 
 def group_row(
