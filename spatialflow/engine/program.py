@@ -7,15 +7,17 @@ one line on the console and exit status 1. Anything else is a bug and keeps its 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import functools
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from detectron2.engine import launch
@@ -50,20 +52,18 @@ PEER_IS_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote proces
 TURN_SECONDS = 3.0
 
 
-def run(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> Any:
+def run(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> None:
     """Run a program, in one process or in several.
 
     Args:
         prepare: From arguments to the work that is to be done. Importable by name, since the
             processes are started afresh.
         args: From Detectron2's ``default_argument_parser``.
-
-    Returns:
-        What the work returned, where there is one process.
     """
+    several = args.num_gpus * args.num_machines > 1
     try:
-        return launch(
-            functools.partial(_run_one, prepare),
+        launch(
+            functools.partial(_run_one_of_several if several else _run_one, prepare),
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -75,17 +75,37 @@ def run(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace)
         sys.exit(error.exit_code or 1)
 
 
-def _run_one(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> Any:
+def _run_one(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> None:
     with one_line(PREPARING):
         work = prepare(args)
     with one_line(WORKING), _without_their_traces():
-        result = work()
-    if dist.is_initialized():
-        # Its threads may hold Python's objects: one that frees such an object while the interpreter
-        # is being taken down ends the process with an abort. All wait, as none may lose its peer.
+        work()
+
+
+def _run_one_of_several(
+    prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace
+) -> NoReturn:
+    """Run in a process that was started for it, and end that process.
+
+    The interpreter is not taken down: threads of gloo hold Python's objects, and one that frees
+    such an object meanwhile ends the process with an abort (pytorch/pytorch#179291). Destroying the
+    group does not end them while a model in DistributedDataParallel holds it.
+    """
+    status = 0
+    try:
+        _run_one(prepare, args)
+        # Together, as none may lose its peer.
         dist.barrier()
         dist.destroy_process_group()
-    return result
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    # As multiprocessing ends the processes that it forks.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager

@@ -216,6 +216,18 @@ def test_a_full_disk_ends_with_one_line_and_is_gone_on_from(program, options, tm
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("work", "status", "line"), [("done", 0, ""), ("wrong", 1, "ending.py: 000001.png: broken")]
+)
+def test_threads_still_at_work_do_not_spoil_an_end(program, work, status, line):
+    """Whether all is done or a mistake is told, the status is that of the work."""
+    done = program("tests/engine/ending.py", *in_processes(2), work)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert line in done.stderr
+    assert "terminate called" not in done.stderr
+
+
 def searching(options, **changes):
     return options(
         SEARCH__ARCHITECTURE_FRACTION=0.5,
