@@ -12,7 +12,7 @@ from benchmarks.study.check import finalists
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import keep, restore
 from benchmarks.study.run import Study
-from benchmarks.study.settings import DATA
+from benchmarks.study.settings import DARTS, DATA
 from benchmarks.study.zero_start import silence
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
@@ -102,7 +102,7 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     monkeypatch.setattr(Study, "finalist", lambda _: "default_10")
     second.go()
     first = [("searched", 0), ("random", 0), ("shortlist", 1), ("final", 200)]
-    # DARTS as published comes last and is not chosen from.
+    # DARTS comes last and is not chosen from.
     rivals = [("final_random", seed) for seed in range(200, 205)]
     assert stages == [*first, *rivals, ("final", 200), ("searched", 0), ("final", 200)]
     (gated,) = map(Genotype.load, second.once("gated", second.gated))
@@ -112,11 +112,14 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     ]
     assert searches == [
         *[(method, seed) for seed in (10, 11, 12) for method in ("default", "perturbation")],
-        *[("darts_original", seed) for seed in (10, 11, 12)],
+        *[(m, seed) for seed in (10, 11, 12) for m in ("darts_original", "darts_gates")],
     ]
     first, again = (
         [Genotype.load(path) for path in one.once("random", one.random)] for one in (study, second)
     )
+    darts = [second.data.search_config(method, 2).SEARCH for method in DARTS]
+    assert [search.SPACE.PORTS for search in darts] == [["input"], ["gate"]]
+    assert [(search.RULE, search.OPTIMIZER.LR) for search in darts] == [("top_inputs", 0.02)] * 2
     assert {flow.port for genotype in first for flow in genotype.flows} == {"input"}
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
@@ -204,6 +207,7 @@ def test_a_second_round_never_chooses_what_is_run_last(tmp_path):
     second = Study(args)
     searched(second, "searched", "default_10", 0, 0.7)
     searched(second, "searched", "darts_original_10", 0, 0.9)
+    searched(second, "searched", "darts_gates_10", 0, 0.9)
     assert [Path(path).stem for path in second.shortlist()] == ["default_10"]
     assert Path(second.finalist()).stem == "default_10"
 

@@ -25,6 +25,7 @@ from benchmarks.peers.contestants import ablations, file_name, genotype
 from benchmarks.study.images import on_images, pq
 from benchmarks.study.keep import ROOT, keep, restore
 from benchmarks.study.settings import (
+    DARTS,
     DATA,
     GATED,
     HARNESS_SEEDS,
@@ -60,9 +61,9 @@ class Study:
         self.data = DATA[args.name]
         self.threads = args.threads
         self.round = args.round
-        # In a second round DARTS as published is run last, and no finalist comes of it.
-        among = 2 if args.round > 1 else len(METHODS)
-        self.chosen_from, self.run_last = METHODS[:among], METHODS[among:]
+        # In a second round DARTS is run last, and no finalist comes of it.
+        later = args.round > 1
+        self.chosen_from, self.run_last = (METHODS[:2], DARTS) if later else (METHODS[:3], ())
         name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
         self.kept = args.kept / name
         self.folder: Path = (args.output / name).absolute()

@@ -18,11 +18,16 @@ STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.
 HARNESS_SEEDS = range(5)
 SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
 RANDOM = 5
-METHODS = ("default", "perturbation", "darts_original")
-CHANGED = ("SEARCH.SPACE.PORTS", ["gate"], "SEARCH.SPARSITY", 0.05)
+METHODS = ("default", "perturbation", "darts_original", "darts_gates")
+"""Of searches; the last in the second round only."""
+DARTS = METHODS[2:]
+GATES = ("SEARCH.SPACE.PORTS", ["gate"])
+CHANGED = (*GATES, "SEARCH.SPARSITY", 0.05)
 """What the second round changes of our search."""
 CHANGED_DARTS = ("SEARCH.OPTIMIZER.LR", 0.02)
 """And of DARTS as published: 300 steps can go as far as the 20000 of its paper with 0.0003."""
+CHANGED_DARTS_GATES = (*CHANGED_DARTS, *GATES)
+"""And of DARTS in the space of ours."""
 
 
 def search_seeds(number: int) -> range:
@@ -47,11 +52,11 @@ class Data:
 
     def config_of(self, method: str) -> str:
         """Return the name of the config of a method's searches."""
-        return self.darts if method == METHODS[2] else self.search
+        return self.darts if method in DARTS else self.search
 
     def search_opts(self, method: str, number: int) -> tuple[object, ...]:
         """Return the keys of a round's searches by a method."""
-        changed = CHANGED_DARTS if method == METHODS[2] else CHANGED
+        changed = {DARTS[0]: CHANGED_DARTS, DARTS[1]: CHANGED_DARTS_GATES}.get(method, CHANGED)
         return (*self.search_keys, *(changed if number > 1 else ()))
 
     def search_config(self, method: str, number: int) -> CfgNode:
