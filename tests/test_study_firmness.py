@@ -64,6 +64,24 @@ def test_another_rate_is_seen(tmp_path: Path) -> None:
     )
 
 
+def test_the_space_of_darts_is_told_from_its_search(tmp_path: Path) -> None:
+    study(tmp_path, "nuclei")
+    later = study(tmp_path, "nuclei_round2")
+    assert not any("darts_gates" in row[2] for row in firmness([later]))
+    for seed in range(10, 13):
+        write(later.folder, "searched", f"darts_gates_{seed}", [0.78])
+    means = {row[2]: float(row[3].split()[0]) for row in firmness([later]) if "seed 0" in row[2]}
+    assert means == pytest.approx(
+        {
+            "darts_gates over darts_original, seed 0": 4,
+            "darts_gates over default, seed 0": -3.5,
+            "darts_gates over random, seed 0": 4,
+            "darts_gates over parallel, seed 0": 1.5,
+        },
+        abs=0.5,
+    )
+
+
 def test_other_rates_are_trained_beside_the_usual_one(tmp_path: Path, monkeypatch) -> None:
     trained = []
     monkeypatch.setattr(Study, "finalist", lambda _: "default_10.json")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.intervals import Sampled
+from benchmarks.intervals import Result, Sampled
 from benchmarks.study.analysis import FINALIST, Outcome, difference, estimate, on_test
 from benchmarks.study.rates import STAGE
-from benchmarks.study.settings import HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import DARTS, HUMAN, METHODS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
 FAVOURABLE = 2
@@ -90,11 +90,23 @@ def _of_groups(outcome: Outcome) -> dict[str, str]:
         for opponent, human in opponents.items():
             if runs and human:
                 said[f"{name} over {opponent}"] = _text(estimate(runs, human, part="selection"))
+    if outcome.round > 1:
+        said |= _of_spaces(groups | {"parallel": outcome.runs("harness", PARALLEL)})
     from_zero, tried = (outcome.runs("explored", name) for name in ("human_from_zero", HUMAN))
     if from_zero and tried:
         measured = difference(from_zero, tried, part="selection")
         said["human flows that start at zero over human, seeds of both"] = _text(measured)
     return said
+
+
+def _of_spaces(groups: Mapping[str, Sequence[Result]]) -> dict[str, str]:
+    """Return what DARTS among gates has over DARTS elsewhere, and over others among gates."""
+    original, gated = DARTS
+    return {
+        f"{gated} over {name}, seed 0": _text(difference(groups[gated], runs, part="selection"))
+        for name in (original, METHODS[0], "random", "parallel")
+        if groups[gated] and (runs := groups[name])
+    }
 
 
 def _of_rates(outcome: Outcome) -> dict[str, str]:
