@@ -118,9 +118,9 @@ class Sampled:
         low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
         return Interval(float(self.mean[group]), float(low), float(high))
 
-    def cell(self, group: int, *, sign: bool = False) -> str:
+    def cell(self, group: int, *, sign: bool = False, digits: int = 1) -> str:
         """Write the mean and its 95 % interval."""
-        return self.interval(group).text(sign=sign)
+        return self.interval(group).text(sign=sign, digits=digits)
 
 
 def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:

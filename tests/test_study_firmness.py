@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import rates
-from benchmarks.study.analysis import difference, estimate
+from benchmarks.study.analysis import Outcome, difference, estimate
 from benchmarks.study.firmness import firmness
 from benchmarks.study.run import Study
 from tests.test_study_analysis import result, study, write
+
+
+def means(outcome: Outcome, word: str) -> dict[str, float]:
+    """What is measured in the rows with a word."""
+    rows = (row[2:] for row in firmness([outcome]) if word in row[2])
+    return {what: float(measured.split()[0]) for what, measured in rows}
 
 
 def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> None:
@@ -24,8 +30,8 @@ def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> No
     for old in later.folder.glob("final/*-seed10*.json"):
         old.unlink()
     rows = {row[2]: row[3] for row in firmness([later])}
-    means = {what: float(text.split()[0]) for what, text in rows.items()}
-    assert means["finalist over human, median of the pairs"] == pytest.approx(2, abs=0.2)
+    measured = means(later, "over")
+    assert measured["finalist over human, median of the pairs"] == pytest.approx(2, abs=0.2)
     assert rows["pairs in which the finalist is above"] == "8 of 8"
     for what, expected in (
         ("finalist over human, without the 2 pairs that favour it most", 2),
@@ -37,7 +43,7 @@ def test_two_seeds_that_make_half_of_a_difference_are_seen(tmp_path: Path) -> No
         ("human, as gates over parallel", 6),
         ("random over human, as gates", -1),
     ):
-        assert means[what] == pytest.approx(expected, abs=0.5), what
+        assert measured[what] == pytest.approx(expected, abs=0.5), what
 
 
 def test_nothing_is_said_of_a_final_that_is_not_whole(tmp_path: Path) -> None:
@@ -51,8 +57,7 @@ def test_another_rate_is_seen(tmp_path: Path) -> None:
     later = study(tmp_path, "nuclei")
     for name, quality in (("spatialflow", 0.84), ("parallel", 0.75), ("default_0", 0.9)):
         write(later.folder, "rate_0.0005", name, [quality] * 3)
-    means = {row[2]: float(row[3].split()[0]) for row in firmness([later]) if "rate" in row[2]}
-    assert means == pytest.approx(
+    assert means(later, "rate") == pytest.approx(
         {
             "finalist over human, with a rate of 0.0005": 3,
             "parallel over human, with a rate of 0.0005": -4.5,
@@ -67,11 +72,10 @@ def test_another_rate_is_seen(tmp_path: Path) -> None:
 def test_the_space_of_darts_is_told_from_its_search(tmp_path: Path) -> None:
     study(tmp_path, "nuclei")
     later = study(tmp_path, "nuclei_round2")
-    assert not any("darts_gates" in row[2] for row in firmness([later]))
+    assert not means(later, "darts_gates")
     for seed in range(10, 13):
         write(later.folder, "searched", f"darts_gates_{seed}", [0.78])
-    means = {row[2]: float(row[3].split()[0]) for row in firmness([later]) if "seed 0" in row[2]}
-    assert means == pytest.approx(
+    assert means(later, "seed 0") == pytest.approx(
         {
             "darts_gates over darts_original, seed 0": 4,
             "darts_gates over default, seed 0": -3.5,

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.intervals import Result, Sampled
 from benchmarks.study.analysis import FINALIST, Outcome, difference, estimate, on_test
 from benchmarks.study.rates import STAGE
-from benchmarks.study.settings import DARTS, HUMAN, METHODS, PARALLEL
+from benchmarks.study.settings import DARTS, HUMAN, METHODS, OURS, PARALLEL
 
 HEAD = ("data", "images", "difference in PQ", "measured")
 FAVOURABLE = 2
@@ -20,8 +20,9 @@ def firmness(found: Sequence[Outcome]) -> list[list[str]]:
     """Return rows under :data:`HEAD`: finals and groups seen in other ways than the claims do."""
     rows = []
     for outcome in found:
+        networks = outcome.in_final
         said = {
-            "test": _of_final(outcome) if outcome.in_final else {},
+            "test": _of_final(outcome, networks) if networks else {},
             "selection": _of_groups(outcome) | _of_rates(outcome),
         }
         rows += [
@@ -33,12 +34,11 @@ def firmness(found: Sequence[Outcome]) -> list[list[str]]:
 
 
 def _text(sampled: Sampled) -> str:
-    return sampled.interval(0).text(sign=True, digits=2)
+    return sampled.cell(0, sign=True, digits=2)
 
 
-def _of_final(outcome: Outcome) -> dict[str, str]:
+def _of_final(outcome: Outcome, networks: Mapping[str, Sequence[Result]]) -> dict[str, str]:
     """Return what is said of a final, on test images."""
-    networks = outcome.in_final
     finalist, human = networks[FINALIST], networks["human"]
     mine, theirs = on_test(finalist), on_test(human)
     apart = np.subtract(mine, theirs)
@@ -104,7 +104,7 @@ def _of_spaces(groups: Mapping[str, Sequence[Result]]) -> dict[str, str]:
     original, gated = DARTS
     return {
         f"{gated} over {name}, seed 0": _text(difference(groups[gated], runs, part="selection"))
-        for name in (original, METHODS[0], "random", "parallel")
+        for name in (original, OURS[0], "random", "parallel")
         if groups[gated] and (runs := groups[name])
     }
 
@@ -118,8 +118,8 @@ def _of_rates(outcome: Outcome) -> dict[str, str]:
     said = {}
     for folder in sorted(outcome.folder.glob(f"{STAGE}*")):
         runs = {what: outcome.runs(folder.name, name) for what, name in names.items()}
-        pairs = {f"{what} over human": (runs[what], runs["human"]) for what in names}
-        del pairs["human over human"]
+        others = [what for what in names if what != "human"]
+        pairs = {f"{what} over human": (runs[what], runs["human"]) for what in others}
         for what, name in names.items():
             usual = [run for stage in stages for run in outcome.runs(stage, name)]
             pairs[f"{what} over {what} of the usual rate"] = (runs[what], usual)

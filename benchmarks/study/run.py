@@ -30,7 +30,7 @@ from benchmarks.study.settings import (
     GATED,
     HARNESS_SEEDS,
     HUMAN,
-    METHODS,
+    OURS,
     PARALLEL,
     RANDOM,
     ROUND,
@@ -63,7 +63,7 @@ class Study:
         self.round = args.round
         # In a second round DARTS is run last, and no finalist comes of it.
         later = args.round > 1
-        self.chosen_from, self.run_last = (METHODS[:2], DARTS) if later else (METHODS[:3], ())
+        self.chosen_from, self.run_last = (OURS, DARTS) if later else ((*OURS, DARTS[0]), ())
         name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
         self.kept = args.kept / name
         self.folder: Path = (args.output / name).absolute()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from benchmarks.study.analysis import Outcome
-from benchmarks.study.settings import HUMAN, METHODS
+from benchmarks.study.settings import HUMAN, OURS
 from darts.genotype import Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.search.space import topology_of
@@ -118,7 +118,7 @@ def common_flows(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     searches = {
         outcome.name: [
             carried(Genotype.load(path))
-            for path in sorted(outcome.folder.glob(f"genotypes/{METHODS[0]}_*.json"))
+            for path in sorted(outcome.folder.glob(f"genotypes/{OURS[0]}_*.json"))
         ]
         for outcome in found
     }

@@ -96,15 +96,15 @@ def finalists_over(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]
         The head of a table, and a row for each other network: PQ of the finalist less its, with
         what seeds both have, on each final's test images; "" where it was not trained.
     """
-    whole = {outcome.name: outcome.in_final for outcome in found if outcome.in_final}
+    whole = {outcome.name: networks for outcome in found if (networks := outcome.in_final)}
     others = dict.fromkeys(name for networks in whole.values() for name in networks)
     others.pop(FINALIST, None)
     rows = []
     for other in others:
         cells = (
-            difference(networks[FINALIST], networks[other], part="test")
-            .interval(0)
-            .text(sign=True, digits=2)
+            difference(networks[FINALIST], networks[other], part="test").cell(
+                0, sign=True, digits=2
+            )
             if other in networks
             else ""
             for networks in whole.values()

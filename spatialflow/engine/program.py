@@ -97,10 +97,9 @@ def _run_one_of_several(
         # Together, as none may lose its peer.
         dist.barrier()
         dist.destroy_process_group()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            sys.stderr.write(f"{end.code}\n")
+    except SystemExit as mistake:
+        status = 1
+        sys.stderr.write(f"{mistake.code}\n")
     # As multiprocessing ends the processes that it forks.
     atexit._run_exitfuncs()
     sys.stdout.flush()
