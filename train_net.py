@@ -1,35 +1,7 @@
 #!/usr/bin/env python
-"""Train or evaluate a model from a config.
+"""Train or evaluate a model from a config: ``python train_net.py --help``."""
 
-python train_net.py --config-file generated/spatialflow.yaml
-python train_net.py --config-file coco/spatialflow_r50_20e.yaml --num-gpus 8
-python train_net.py --config-file FILE --resume
-python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
-"""
-
-from __future__ import annotations
-
-import argparse
-import functools
-
-from detectron2.engine import default_argument_parser
-
-from spatialflow.engine import Checkpointer, Trainer, setup
-from spatialflow.engine.program import Work, run
-
-
-def prepare(args: argparse.Namespace) -> Work:
-    """Build what a process needs, and return what it is to do."""
-    cfg = setup(args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        model.eval()  # in which every tensor has to be in the checkpoint
-        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return functools.partial(Trainer.test, cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train
-
+from spatialflow.cli.train import main
 
 if __name__ == "__main__":
-    run(prepare, default_argument_parser(__doc__).parse_args())
+    main()

@@ -26,16 +26,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import Kept
-from benchmarks.pages import complete, table
-from benchmarks.timing import in_turn
 from darts.genotype import Genotype
+from spatialflow.analysis.tables import complete, table
+from spatialflow.analysis.timing import in_turn
 from spatialflow.config import load_genotype
-from spatialflow.heads.attention import OPTIONS, SITES, attention_multiply_adds, build_attention
+from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+from spatialflow.modeling.heads.attention import attention_multiply_adds, build_attention
 
 # Channels, and the maps of an image of 800 × 1344 pixels.
 MAPS = {
-    SITES[0]: (256, ((100, 168), (50, 84), (25, 42))),
-    SITES[1]: (128, ((100, 168),)),
+    ATTENTION_SITES[0]: (256, ((100, 168), (50, 84), (25, 42))),
+    ATTENTION_SITES[1]: (128, ((100, 168),)),
 }
 ROUNDS = 5
 
@@ -43,8 +44,8 @@ ROUNDS = 5
 def genotypes() -> Iterator[Genotype]:
     """Yield the published design with each block at each of the two sites."""
     human = load_genotype("spatialflow")
-    for site in SITES:
-        for option in OPTIONS[1:]:
+    for site in ATTENTION_SITES:
+        for option in ATTENTION_OPTIONS[1:]:
             name = f"{site.rpartition('.')[2]}_{option}"
             yield replace(human, name=name, choices={site: option}, provenance={})
 
@@ -81,8 +82,8 @@ class Block:
 def cost_table() -> str:
     """Measure all blocks at both sites."""
     rows = []
-    for site in SITES:
-        blocks = {option: Block(site, option) for option in OPTIONS[1:]}
+    for site in ATTENTION_SITES:
+        blocks = {option: Block(site, option) for option in ATTENTION_OPTIONS[1:]}
         times = in_turn({option: block.step for option, block in blocks.items()}, rounds=ROUNDS)
         for option, block in blocks.items():
             seconds = times[option]

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.intervals import Result, Sampled
-from benchmarks.pages import complete, parser_of, table
-from benchmarks.trials import PQTrainer, compact
+from spatialflow.analysis.intervals import Result, Sampled
+from spatialflow.analysis.tables import complete, parser_of, table
+from spatialflow.analysis.trials import PQTrainer, compact
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import find_config, get_cfg
 from spatialflow.engine import prepare_config
-from spatialflow.engine.program import PREPARING, one_line
 from spatialflow.evaluation import RESULTS_FILE
 
 

@@ -32,8 +32,8 @@ from benchmarks.peers.contestants import (
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
-from benchmarks.trials import run_apart, trial
-from spatialflow.engine.program import PREPARING, one_line
+from spatialflow.analysis.trials import run_apart, trial
+from spatialflow.cli.launch import PREPARING, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -4,8 +4,8 @@
     python benchmarks/hypergradient.py --write docs/search.md
 
 The reference is the same gradient in float64 with a step of 1e-6, which exact differentiation
-agrees with where that is possible (tests/test_search.py). A network of ReLUs is bent over longer
-steps, and float32 rounds over shorter ones.
+agrees with where that is possible (tests/search/test_search.py). A network of ReLUs is bent over
+longer steps, and float32 rounds over shorter ones.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from benchmarks.pages import complete, parser_of, table
 from darts.architect import Architect, VirtualStep
 from darts.relaxation import architecture_parameters
+from spatialflow.analysis.tables import complete, parser_of, table
 from spatialflow.config import get_cfg
+from spatialflow.config.options import SUPERNET
 from spatialflow.data.loader import build_train_loader
 from spatialflow.engine import prepare_config
+from spatialflow.search.supernet import FixedProposalBatch
 
 STEPS = (1e-1, 1e-2, 1e-3, 1e-4)
 TRAINED = (0, 50, 150)
@@ -37,13 +39,14 @@ def gradients(
     """Return the second-order gradient with each scale, and that of first order."""
     model = copy.deepcopy(model).to(dtype)
     train, held_out = (
-        [{**item, "image": item["image"].to(dtype)} for item in batch] for batch in batches
+        FixedProposalBatch([{**item, "image": item["image"].to(dtype)} for item in batch])
+        for batch in batches
     )
     architect = Architect(
         model, architecture_parameters(model), lambda call, data: sum(call(data).values())
     )
     virtual = VirtualStep.of(torch.optim.SGD(architect.weights.values(), RATE), architect.weights)
-    with EventStorage(), model.holding_proposals():
+    with EventStorage():
         second = [architect.second_order(train, held_out, virtual, scale=s)[1] for s in scales]
         first = architect.first_order(held_out)[1]
     flat = [torch.cat([value.double() for value in named.values()]) for named in (*second, first)]
@@ -60,7 +63,7 @@ def main() -> None:
     """Train for a while, and measure in between."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    opts = ["SEARCH.ENABLED", True, "MODEL.DEVICE", "cpu", "DATASETS.SCENES.TRAIN", 64]
+    opts = ["MODEL.META_ARCHITECTURE", SUPERNET, "MODEL.DEVICE", "cpu", "DATASETS.SCENES.TRAIN", 64]
     cfg = get_cfg("search/demo.yaml", opts)
     prepare_config(cfg)
     torch.manual_seed(args.seed)

@@ -23,7 +23,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from benchmarks.pages import complete, parser_of, table
+from spatialflow.analysis.tables import complete, parser_of, table
 from spatialflow.config import get_cfg
 
 THINGS = 20

@@ -25,18 +25,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.pages import complete, table
 from darts.derive import RULES, derive, random_genotype
 from darts.genotype import Flow, Genotype
-from darts.learner import ArchitectureLearner, Learning
+from darts.learner import ArchitectureLearner, LearnerSettings
 from darts.operations import ConvOperation, SeparableConv, multiply_adds, reference_scale
-from darts.relaxation import Architecture, Relaxing
+from darts.relaxation import Architecture, Relaxation
 from darts.space import Costs, SearchSpace
+from spatialflow.analysis.tables import complete, table
 from spatialflow.config import get_cfg
-from spatialflow.files import write_atomically
-from spatialflow.flows import FlowGraph, spatialflow_topology
-from spatialflow.search.config import learning
-from spatialflow.search.space import human_genotype, relaxing
+from spatialflow.modeling.flow_graph import FlowGraph, spatialflow_topology
+from spatialflow.search.settings import learner_settings
+from spatialflow.search.space import human_genotype, relaxation_from_config
+from spatialflow.search.supernet import relaxed_flow_graph
+from spatialflow.utils.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recovery"
@@ -87,11 +88,11 @@ class Task:
 class Student(nn.Module):
     """The supernet, on copies of the teacher's nodes."""
 
-    def __init__(self, task: Task, space: SearchSpace, how: Relaxing) -> None:
+    def __init__(self, task: Task, space: SearchSpace, how: Relaxation) -> None:
         super().__init__()
         torch.manual_seed(task.seed + 1)
         self.architecture = Architecture(space, how)
-        self.flow_graph = FlowGraph.from_architecture(self.architecture, channels=CHANNELS)
+        self.flow_graph = relaxed_flow_graph(self.architecture, channels=CHANNELS)
         self.flow_graph.nodes.load_state_dict(task.teacher.nodes.state_dict())
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -116,8 +117,8 @@ def losses(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
 class Search:
     """How a config searches, on the task instead of images."""
 
-    how: Relaxing
-    learning: Learning
+    how: Relaxation
+    settings: LearnerSettings
     rule: str
     budget: float
     optimizer: str
@@ -127,7 +128,11 @@ class Search:
         """Read ``configs/search``, with KEY VALUE pairs over it."""
         cfg = get_cfg(SEARCHES[name], opts)
         return cls(
-            relaxing(cfg), learning(cfg), cfg.SEARCH.RULE, cfg.SEARCH.BUDGET, cfg.SOLVER.OPTIMIZER
+            relaxation_from_config(cfg),
+            learner_settings(cfg),
+            cfg.SEARCH.RULE,
+            cfg.SEARCH.BUDGET,
+            cfg.SOLVER.OPTIMIZER,
         )
 
 
@@ -154,7 +159,7 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
     learner = ArchitectureLearner(
         student,
         student.architecture,
-        given.learning,
+        given.settings,
         costs=costs,
         budget=given.budget * human,
         losses=losses,
@@ -165,32 +170,32 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
         if given.optimizer == "SGD"
         else torch.optim.AdamW(weights, lr=0.002, weight_decay=0.0)
     )
-    steps = given.learning.iterations
+    steps = given.settings.iterations
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for iteration in range(steps):
         train = task.batch(2 * iteration)
         held_out = task.batch(2 * iteration + 1) if learner.begin(iteration) else None
-        if held_out and given.learning.order == 1:
+        if held_out and given.settings.order == 1:
             learner.step(iteration, held_out)
         optimizer.zero_grad()
         torch.stack(list(losses(student, train).values())).sum().backward()
         nn.utils.clip_grad_norm_(weights, 10.0)
-        if held_out and given.learning.order == 2:
+        if held_out and given.settings.order == 2:
             # It looks ahead by the step that the weights are about to take.
             learner.step(iteration, held_out, train=train, optimizer=optimizer)
         optimizer.step()
         schedule.step()
     strengths = RULES[given.rule](student.architecture)
-    budget = given.budget * human if given.learning.cost > 0 else None
+    budget = given.budget * human if given.settings.cost > 0 else None
     return derive(student.architecture, strengths, name="found", costs=costs, budget=budget)
 
 
 def first_gradient(task: Task, space: SearchSpace) -> Genotype:
     """Return the one flow whose parameter the first gradient would raise most."""
-    student = Student(task, space, Relaxing())
+    student = Student(task, space, Relaxation())
     costs, human = costs_of(space)
     learner = ArchitectureLearner(
-        student, student.architecture, Learning(1), costs=costs, budget=human, losses=losses
+        student, student.architecture, LearnerSettings(1), costs=costs, budget=human, losses=losses
     )
     _, gradients = learner.architect.first_order(task.batch(1))
     found = {

@@ -22,12 +22,13 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from benchmarks.memory import peak_mib
-from benchmarks.pages import complete, parser_of, table
-from benchmarks.timing import in_turn
 from darts.operations import OPERATIONS
+from spatialflow.analysis.tables import complete, parser_of, table
+from spatialflow.analysis.timing import in_turn
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import get_cfg
+from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, prepare_config
-from spatialflow.engine.program import PREPARING, one_line
 from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.trainer import SearchTrainer
 
@@ -53,7 +54,7 @@ def step_of(name: str, folder: Path) -> Callable[[], None]:
     """Build a trainer, and return a function that does one iteration with its architecture step."""
     keys = {
         **VARIANTS[name],
-        "SEARCH.ENABLED": name != HUMAN,
+        "MODEL.META_ARCHITECTURE": "SpatialFlow" if name == HUMAN else SUPERNET,
         "SEARCH.WARMUP": 0.0,
         "DATASETS.TEST": (),
         "DATASETS.SCENES.TRAIN": 40,
@@ -65,11 +66,11 @@ def step_of(name: str, folder: Path) -> Callable[[], None]:
     trainer = (Trainer if name == HUMAN else SearchTrainer)(cfg)
     hooks = [hook for hook in trainer._hooks if isinstance(hook, ArchitectureHook)]
     # Not one of those that write a log.
-    trainer.iter = trainer._trainer.iter = cfg.SOLVER.MAX_ITER // 2 + 1
+    trainer.iter = trainer.step_trainer.iter = cfg.SOLVER.MAX_ITER // 2 + 1
 
     def step() -> None:
         with EventStorage() as storage:
-            trainer.storage = trainer._trainer.storage = storage
+            trainer.storage = trainer.step_trainer.storage = storage
             for hook in hooks:
                 hook.before_step()
             trainer.run_step()

@@ -7,9 +7,9 @@ operations and choices, and nothing of segmentation or of Detectron2.
 from darts.architect import Architect, VirtualStep
 from darts.choice import MixedChoice
 from darts.genotype import Flow, Genotype
-from darts.learner import ArchitectureLearner, Learning
+from darts.learner import ArchitectureLearner, LearnerSettings
 from darts.operations import OPERATIONS, build_operation
-from darts.relaxation import Architecture, MixedEdge, Relaxing
+from darts.relaxation import Architecture, MixedEdge, Relaxation
 from darts.space import Branch, Edge, Node, SearchSpace, Topology
 
 __all__ = [
@@ -21,11 +21,11 @@ __all__ = [
     "Edge",
     "Flow",
     "Genotype",
-    "Learning",
+    "LearnerSettings",
     "MixedChoice",
     "MixedEdge",
     "Node",
-    "Relaxing",
+    "Relaxation",
     "SearchSpace",
     "Topology",
     "VirtualStep",

@@ -13,7 +13,7 @@ from darts.relaxation import Architecture
 class MixedChoice(nn.Module):
     """All options of a choice, weighed; in the place of the one that a derived network has."""
 
-    steered = True
+    takes_offset_input = True
 
     def __init__(
         self, name: str, options: Mapping[str, nn.Module], architecture: Architecture
@@ -37,20 +37,22 @@ class MixedChoice(nn.Module):
         # Not a sub-module: the parameters are the architecture's, and no weights of this choice.
         self._architecture = [architecture]
 
-    def forward(self, x: Tensor, steering: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, offset_input: Tensor | None = None) -> Tensor:
         """Mix the options' outputs.
 
         Args:
-            x: What all options take.
-            steering: What those take beside it that have a ``steered`` attribute.
+            x: (N, C, H, W), the input of every option.
+            offset_input: (N, C, H, W), the second input of options that take one
+                (``takes_offset_input``).
         """
         architecture = self._architecture[0]
         weights = architecture.choice_weights(self.name)
-        hard = architecture.relaxing.kind == "gumbel"
+        hard = architecture.relaxation.kind == "gumbel"
         mixed = torch.zeros_like(x)
         for weight, option in zip(weights, self.options.values(), strict=True):
             # What was not drawn is not computed.
             if not hard or weight != 0:
-                output = option(x, steering) if hasattr(option, "steered") else option(x)
+                takes_two = getattr(option, "takes_offset_input", False)
+                output = option(x, offset_input) if takes_two else option(x)
                 mixed = mixed + weight * output
         return mixed

@@ -1,7 +1,7 @@
 """Genotypes: which flows exist between the nodes of a network, and which choices its nodes take.
 
 A genotype is data. Its JSON form (``docs/genotype.md``) is what a search writes, what a config
-names, and what :class:`spatialflow.flows.FlowGraph` builds.
+names, and what :class:`spatialflow.modeling.flow_graph.FlowGraph` builds.
 """
 
 from __future__ import annotations

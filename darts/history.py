@@ -105,6 +105,6 @@ def _probabilities(line: Mapping[str, object], what: str) -> list[float]:
 
 def _candidates(architecture: Architecture) -> dict[str, tuple[str, ...]]:
     """Return the names of the candidates of every edge and choice."""
-    none = () if architecture.relaxing.kind == "sigmoid" else ("none",)
+    none = () if architecture.relaxation.kind == "sigmoid" else ("none",)
     edges = {str(edge): (*edge.operations, *none) for edge in architecture.space.edges}
     return edges | dict(architecture.space.choices)

@@ -70,7 +70,7 @@ def warm_start(mixed: MixedEdge, operation: str | None, state: Mapping[str, Tens
 
 def _weight(mixed: MixedEdge, operation: str) -> float:
     """Return by what an operation is weighed now; with Gumbel draws, by what it is when drawn."""
-    if mixed.architecture.relaxing.kind == "gumbel":
+    if mixed.architecture.relaxation.kind == "gumbel":
         return 1.0
     position = list(mixed.operations).index(operation)
     return float(mixed.architecture.edge_weights(mixed.edge)[position])
@@ -85,7 +85,7 @@ def _of_last_layer(module: nn.Module) -> list[str]:
 
 
 def _require_all_channels(mixed: MixedEdge) -> None:
-    partial = mixed.architecture.relaxing.partial
+    partial = mixed.architecture.relaxation.partial_channels
     if partial != 1:
         raise ValueError(
             f"weights cannot pass between a network and candidates on one channel of {partial}"

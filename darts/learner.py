@@ -31,7 +31,7 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class LearnerSettings:
     """What an architecture learns by; the defaults are those of DARTS (Liu et al. 2019, sec. 3).
 
     Attributes:
@@ -76,7 +76,7 @@ class ArchitectureLearner:
         self,
         supernet: nn.Module,
         architecture: Architecture,
-        learning: Learning,
+        settings: LearnerSettings,
         *,
         costs: Costs,
         budget: float,
@@ -88,14 +88,14 @@ class ArchitectureLearner:
         Args:
             supernet: Contains the architecture.
             architecture: What is to learn.
-            learning: How.
+            settings: How the architecture learns.
             costs: Of each edge's operations.
             budget: What all flows may cost together, in the unit of ``costs``.
             losses: Of the tasks, by name.
             average: Means tensors over processes; None where there is one.
         """
         self.architecture = architecture
-        self.learning = learning
+        self.settings = settings
         self.costs = costs
         self.budget = budget
         self.architect = Architect(
@@ -107,9 +107,9 @@ class ArchitectureLearner:
         )
         self.optimizer = torch.optim.Adam(
             self.architect.architecture.values(),
-            lr=learning.rate,
-            betas=learning.betas,
-            weight_decay=learning.decay,
+            lr=settings.rate,
+            betas=settings.betas,
+            weight_decay=settings.decay,
         )
         self.frozen = False
         """Set to stop the learning for good; the weights may go on."""
@@ -119,8 +119,8 @@ class ArchitectureLearner:
         self._measured: dict[str, Tensor] = {}
         self._likeliest: Tensor | None = None
         self._flips = torch.zeros((), dtype=torch.long, device=self._device)
-        self._last_flip = torch.full((), learning.warmup, dtype=torch.long, device=self._device)
-        self._last_step = learning.warmup
+        self._last_flip = torch.full((), settings.warmup, dtype=torch.long, device=self._device)
+        self._last_step = settings.warmup
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -137,9 +137,9 @@ class ArchitectureLearner:
         self.optimizer.zero_grad()
         progress = self._progress(iteration)
         for edge in self._mixed:
-            edge.auxiliary_skip = self.learning.auxiliary_skip * (1 - progress)
-        self.architecture.temperature = self.learning.temperature ** (1 - progress)
-        return iteration >= self.learning.warmup and not self.frozen
+            edge.auxiliary_skip = self.settings.auxiliary_skip * (1 - progress)
+        self.architecture.temperature = self.settings.temperature ** (1 - progress)
+        return iteration >= self.settings.warmup and not self.frozen
 
     def step(
         self,
@@ -164,7 +164,7 @@ class ArchitectureLearner:
             ValueError: If the gradient is of second order, and batch or optimiser do not fit.
         """
         scales = self._loss_scales
-        if self.learning.order == 2:
+        if self.settings.order == 2:
             if train is None or optimizer is None:
                 raise ValueError("the second-order gradient needs `train` and `optimizer`")
             weights = self.architect.weights
@@ -205,11 +205,11 @@ class ArchitectureLearner:
         raise NotFiniteError(f"the architecture's loss is {loss.item()}")
 
     def _progress(self, iteration: int) -> float:
-        return iteration / self.learning.iterations
+        return iteration / self.settings.iterations
 
     def _loss(self, model: Callable[..., Any], batch: Any) -> Tensor:
         losses = self._losses(model, batch)
-        if self.learning.normalize:
+        if self.settings.normalize:
             unknown = {k: v.detach() for k, v in losses.items() if k not in self._loss_scales}
             if unknown:
                 first = self.architect.average(unknown)
@@ -222,7 +222,7 @@ class ArchitectureLearner:
 
     def _penalty(self, progress: float) -> Tensor:
         """Return what is added to the loss of the architecture."""
-        given = self.learning
+        given = self.settings
         late = max(0.0, (progress - ENTROPY_FROM) / (1 - ENTROPY_FROM))
         total = given.beta_decay * progress * beta_decay(self.architecture)
         total = total + given.entropy * late * entropy(self.architecture)

@@ -25,7 +25,7 @@ def entropy(architecture: Architecture) -> Tensor:
     """
     per_edge = []
     for logits in architecture.edges.values():
-        if architecture.relaxing.kind == "sigmoid":
+        if architecture.relaxation.kind == "sigmoid":
             p, log_p, log_q = logits.sigmoid(), _log_sigmoid(logits), _log_sigmoid(-logits)
             per_edge.append(-(p * log_p + (1 - p) * log_q).mean())
         else:

@@ -24,7 +24,7 @@ CERTAIN = 50.0
 
 
 @dataclass(frozen=True, slots=True)
-class Relaxing:
+class Relaxation:
     """How architecture parameters become weights.
 
     Attributes:
@@ -35,15 +35,15 @@ class Relaxing:
         edge_weights: A further weight of each edge: ``none``; ``independent``, a gate; or
             ``softmax`` over the edges of a target, times their number (Xu et al. 2020, PC-DARTS,
             where such weights sum to 1). All are 1 at the start, and in a genotype.
-        partial: Only every ``partial``-th part of the channels passes through the candidates; the
-            others carry nothing (PC-DARTS, whose bypass would be an edge of its own here).
-        deviation: Of the parameters at the start.
+        partial_channels: One channel of so many passes through the candidates; the others carry
+            nothing (PC-DARTS, whose bypass would be an edge of its own here).
+        initial_std: Standard deviation of the architecture parameters at the start.
     """
 
     kind: str = "softmax"
     edge_weights: str = "none"
-    partial: int = 1
-    deviation: float = 1e-3
+    partial_channels: int = 1
+    initial_std: float = 1e-3
 
     def __post_init__(self) -> None:
         for what, given, known in (
@@ -52,8 +52,8 @@ class Relaxing:
         ):
             if given not in known:
                 raise ValueError(f"{what}: {given!r} given, one of {known} expected")
-        if self.partial < 1:
-            raise ValueError(f"partial channels: {self.partial} given, 1 or more expected")
+        if self.partial_channels < 1:
+            raise ValueError(f"partial channels: {self.partial_channels} given, 1 or more expected")
 
 
 class Architecture(nn.Module):
@@ -63,11 +63,11 @@ class Architecture(nn.Module):
     an edge is absent when all its gates are shut. A choice has one entry an option.
     """
 
-    def __init__(self, space: SearchSpace, relaxing: Relaxing | None = None) -> None:
+    def __init__(self, space: SearchSpace, relaxation: Relaxation | None = None) -> None:
         super().__init__()
         self.space = space
-        self.relaxing = relaxing or Relaxing()
-        none = 0 if self.relaxing.kind == "sigmoid" else 1
+        self.relaxation = relaxation or Relaxation()
+        none = 0 if self.relaxation.kind == "sigmoid" else 1
         sizes = {edge.key: len(edge.operations) + none for edge in space.edges}
         self.edges = nn.ParameterDict({key: self._start(size) for key, size in sizes.items()})
         self.choices = nn.ParameterDict(
@@ -75,7 +75,7 @@ class Architecture(nn.Module):
         )
         self.edge_gates = nn.ParameterDict(
             {key: nn.Parameter(torch.zeros(())) for key in sizes}
-            if self.relaxing.edge_weights != "none"
+            if self.relaxation.edge_weights != "none"
             else {}
         )
         self.temperature = 1.0
@@ -87,7 +87,7 @@ class Architecture(nn.Module):
         }
 
     def _start(self, size: int) -> nn.Parameter:
-        return nn.Parameter(self.relaxing.deviation * torch.randn(size))
+        return nn.Parameter(self.relaxation.initial_std * torch.randn(size))
 
     def draw(self) -> None:
         """Draw the noise of the Gumbel relaxation; it stays until the next call.
@@ -95,7 +95,7 @@ class Architecture(nn.Module):
         A weight is asked for once a pyramid level, and twice or more in a second-order step: all
         have to see the same draw.
         """
-        if self.relaxing.kind == "gumbel":
+        if self.relaxation.kind == "gumbel":
             for key, logits in self._logits():
                 uniform = torch.rand_like(logits).clamp(1e-10, 1 - 1e-7)
                 self._noise[key] = -torch.log(-torch.log(uniform))
@@ -111,9 +111,9 @@ class Architecture(nn.Module):
 
     def _edge_weight(self, edge: Edge) -> Tensor | float:
         """Return the further weight of an edge."""
-        if self.relaxing.edge_weights == "none":
+        if self.relaxation.edge_weights == "none":
             return 1.0
-        if self.relaxing.edge_weights == "independent":
+        if self.relaxation.edge_weights == "independent":
             return 2 * torch.sigmoid(self.edge_gates[edge.key])
         rivals = self._rivals[edge.key]
         shares = torch.stack([self.edge_gates[key] for key in rivals]).softmax(dim=0)
@@ -124,10 +124,10 @@ class Architecture(nn.Module):
         key = choice_key(name)
         logits: Tensor = self.choices[key]
         # Options exclude each other, also where operations do not.
-        return self._drawn(key, logits) if self.relaxing.kind == "gumbel" else self._soft(logits)
+        return self._drawn(key, logits) if self.relaxation.kind == "gumbel" else self._soft(logits)
 
     def _weights(self, key: str, logits: Tensor) -> Tensor:
-        match self.relaxing.kind:
+        match self.relaxation.kind:
             case "sigmoid":
                 return torch.sigmoid(logits / self.temperature)
             case "gumbel":
@@ -156,7 +156,7 @@ class Architecture(nn.Module):
             (O + 1,) with that of ``none`` last, (O,) with sigmoid gates, or one of each option.
         """
         logits: Tensor = self.choices[key] if key in self.choices else self.edges[key]
-        gates = self.relaxing.kind == "sigmoid" and key in self.edges
+        gates = self.relaxation.kind == "sigmoid" and key in self.edges
         return logits.sigmoid() if gates else logits.softmax(dim=0)
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ class Architecture(nn.Module):
         With sigmoid gates that is the widest of them.
         """
         own = self.strengths(edge)
-        presence = own.max() if self.relaxing.kind == "sigmoid" else own.sum()
+        presence = own.max() if self.relaxation.kind == "sigmoid" else own.sum()
         return edge.operations[int(own.argmax())], float(presence)
 
     @torch.no_grad()
@@ -215,7 +215,7 @@ class Architecture(nn.Module):
             self.choices[choice_key(name)].fill_(-CERTAIN)[option] = CERTAIN
 
     @contextlib.contextmanager
-    def being(self, genotype: Genotype) -> Iterator[None]:
+    def as_genotype(self, genotype: Genotype) -> Iterator[None]:
         """Be that very genotype inside, and what it was before again afterwards.
 
         Raises:
@@ -238,7 +238,7 @@ class MixedEdge(nn.Module):
 
     def __init__(self, edge: Edge, channels: int, architecture: Architecture) -> None:
         super().__init__()
-        partial = architecture.relaxing.partial
+        partial = architecture.relaxation.partial_channels
         if channels % partial:
             raise ValueError(f"partial channels: {channels} channels in {partial} parts given")
         self.edge = edge
@@ -262,9 +262,9 @@ class MixedEdge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the operations, (N, C, H, W) → (N, C, H, W)."""
-        return self.carry({"": x})[""]
+        return self.forward_levels({"": x})[""]
 
-    def carry(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_levels(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mix the operations on several maps, each (N, C, H, W) → (N, C, H, W).
 
         A sum of convolutions is a convolution with the sum of their kernels, so all linear
@@ -273,7 +273,7 @@ class MixedEdge(nn.Module):
         """
         weights = self.architecture.edge_weights(self.edge)
         shares = {name: weights[i] * self.scales[name] for i, name in enumerate(self.operations)}
-        if self.architecture.relaxing.kind == "gumbel":
+        if self.architecture.relaxation.kind == "gumbel":
             drawn = {n: s for (n, s), w in zip(shares.items(), weights, strict=True) if w != 0}
             return {key: self._mix(x, [], drawn) for key, x in maps.items()}
         convolutions, others = self._convolutions(shares)

@@ -35,7 +35,7 @@ import spatialflow
 from spatialflow.data import ensure_metadata
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.engine import Predictor, prepare_config
-from spatialflow.visualize import draw_panoptic
+from spatialflow.utils.visualize import draw_panoptic
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 # What reading a file that is no picture, or half of one, raises.

@@ -22,10 +22,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 from benchmarks.colour_classifier import evaluate_colour_classifier
+from spatialflow.cli.launch import PREPARING, WORKING, one_line
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
 from spatialflow.engine import Predictor, Trainer, setup
-from spatialflow.engine.program import PREPARING, WORKING, one_line
-from spatialflow.visualize import draw_panoptic, side_by_side
+from spatialflow.utils.visualize import draw_panoptic, side_by_side
 
 SCENES_CONFIG = "generated/spatialflow.yaml"
 FOLDER_CONFIG = "Base-Small.yaml"

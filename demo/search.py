@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from quickstart import draw_examples, row, show_progress_only  # beside this file
 
 from darts.genotype import Genotype
+from spatialflow.cli.launch import PREPARING, WORKING, one_line
+from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, setup
-from spatialflow.engine.program import PREPARING, WORKING, one_line
 from spatialflow.search.trainer import SearchTrainer
 
 SEARCH_CONFIG = "search/demo.yaml"
@@ -26,7 +28,8 @@ def main() -> None:
     show_progress_only(args.output)
     start = time.perf_counter()
     with one_line(PREPARING):
-        search = SearchTrainer(config(folder, ["SEARCH.ENABLED", "True", *args.opts]))
+        opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
+        search = SearchTrainer(config(folder, opts, SearchTrainer))
     print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
     with one_line(WORKING):
         search.resume_or_load(resume=False)
@@ -43,7 +46,7 @@ def main() -> None:
         logging.getLogger(name).handlers.clear()
     show_progress_only(str(trained))
     with one_line(PREPARING):
-        cfg = config(trained, opts)
+        cfg = config(trained, opts, Trainer)
         trainer = Trainer(cfg)
     print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
     with one_line(WORKING):
@@ -64,10 +67,11 @@ def main() -> None:
     )
 
 
-def config(folder: Path, opts: list[str]) -> object:
+def config(folder: Path, opts: list[str], trainer: type[Trainer]) -> CfgNode:
     """Set up a run of the demo in a folder."""
     words = [*opts, "OUTPUT_DIR", str(folder)]
-    return setup(argparse.Namespace(config_file=SEARCH_CONFIG, opts=words, eval_only=False))
+    args = argparse.Namespace(config_file=SEARCH_CONFIG, opts=words, eval_only=False)
+    return setup(args, trainer=trainer)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,10 +1,10 @@
 """SpatialFlow for Detectron2: panoptic segmentation with searchable flows between tasks.
 
-Importing the package registers the meta-architecture, the backbone and the data sets. It is not
+Importing the package registers the meta-architectures, the backbone and the data sets. It is not
 the geospatial package of the same import name.
 """
 
-from spatialflow._environment import require_detectron2
+from spatialflow.utils.environment import require_detectron2
 
 __version__ = "0.1.0"
 
@@ -18,10 +18,11 @@ __all__ = [
 ]
 
 if require_detectron2():
-    from spatialflow.backbone import build_spatialflow_fpn_backbone
+    import spatialflow.search.supernet  # noqa: F401
     from spatialflow.config import add_spatialflow_config, get_cfg
     from spatialflow.data import register_builtin, register_panoptic
-    from spatialflow.flows import FlowGraph
-    from spatialflow.meta_arch import SpatialFlow
+    from spatialflow.modeling import FlowGraph, SpatialFlow, build_spatialflow_fpn_backbone
+    from spatialflow.utils.moved import keep_moved_modules
 
     register_builtin()
+    keep_moved_modules()

@@ -24,13 +24,13 @@ from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 
-from benchmarks.pages import complete, table
-from benchmarks.timing import OPERATIONS
 from darts.genotype import Genotype
+from spatialflow.analysis.tables import complete, table
+from spatialflow.analysis.timing import OPERATIONS
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import find_config, genotype_of, get_cfg
 from spatialflow.engine import prepare_config
-from spatialflow.engine.program import PREPARING, one_line
-from spatialflow.files import write_atomically
+from spatialflow.utils.files import write_atomically
 
 ROUNDS = 3
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from spatialflow import get_cfg
-from spatialflow.parity import check_parity, format_table, read_fixture
+from spatialflow.reference.parity import check_parity, format_table, read_fixture
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from benchmarks.intervals import GROUPS, Result, Sampled, minus
-from benchmarks.pages import complete, fill, parser_of, table
-from benchmarks.timing import IMAGES, Timed, in_turn, spread
-from benchmarks.trials import run_apart, trial
 from darts.genotype import Genotype
+from spatialflow.analysis.intervals import GROUPS, Result, Sampled, minus
+from spatialflow.analysis.tables import complete, fill, parser_of, table
+from spatialflow.analysis.timing import IMAGES, Timed, in_turn, spread
+from spatialflow.analysis.trials import run_apart, trial
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import find_config, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
-from spatialflow.engine.program import PREPARING, one_line
-from spatialflow.files import write_atomically
 from spatialflow.search.derivation import config_hash
+from spatialflow.utils.files import write_atomically
 
 SPEED_FILE = "speed.json"
 TABLE_FILE = "comparison.md"

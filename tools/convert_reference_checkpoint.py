@@ -18,8 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from spatialflow import get_cfg
-from spatialflow.files import write_atomically
-from spatialflow.reference import (
+from spatialflow.reference.conversion import (
     Conversion,
     ReferenceLayout,
     convert_reference,
@@ -27,6 +26,7 @@ from spatialflow.reference import (
     read_reference_checkpoint,
     stuff_outputs,
 )
+from spatialflow.utils.files import write_atomically
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import table
+from spatialflow.analysis.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "docs" / "model_zoo.json"

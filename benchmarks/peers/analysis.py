@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.intervals import GROUPS, Result, Sampled, load_results, minus
-from benchmarks.pages import complete, table
 from benchmarks.peers.contestants import MAIN, WITHOUT, flow_contestants
+from spatialflow.analysis.intervals import GROUPS, Result, Sampled, load_results, minus
+from spatialflow.analysis.tables import complete, table
 
 SPEED_FILE = "speed.json"
 

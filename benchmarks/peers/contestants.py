@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from darts.genotype import Flow, Genotype
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.engine import prepare_config
-from spatialflow.trunks import build_trunk
+from spatialflow.modeling.backbone.trunks import build_trunk
 
 HERE = Path(__file__).parent
 DATASETS = ("nuclei", "scenes")

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.intervals import Result, load_results
 from benchmarks.peers.analysis import SPEED_FILE, best_rate, of
 from benchmarks.peers.contestants import MAIN, config, run_name
-from benchmarks.timing import IMAGES, ROUNDS, Timed, in_turn, spread
-from spatialflow.files import write_atomically
+from spatialflow.analysis.intervals import Result, load_results
+from spatialflow.analysis.timing import IMAGES, ROUNDS, Timed, in_turn, spread
+from spatialflow.utils.files import write_atomically
 
 
 def timed(dataset: str, contestant: str, weights: Path, nuclei: Path | None, folder: Path) -> Timed:

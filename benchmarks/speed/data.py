@@ -25,7 +25,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from benchmarks.speed.report import Report, program, ratio, spread
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import PanopticMapper
 from spatialflow.engine import prepare_config

@@ -23,8 +23,8 @@ from benchmarks.memory import training_image
 from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, detect, inferring
 from benchmarks.speed.report import Report, program, ratio
 from benchmarks.speed.training import stepping
-from benchmarks.timing import in_turn
-from spatialflow.precision import autocast
+from spatialflow.analysis.timing import in_turn
+from spatialflow.utils.precision import autocast
 
 SIZE = (800, 1344)
 THINGS = 10

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.report import Report, program
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
-from spatialflow.engine.program import PREPARING, one_line
 
 CONFIG = Path(__file__).parents[1] / "peers" / "nuclei.yaml"
 SEEDS = (0, 1)

@@ -20,9 +20,9 @@ from benchmarks.memory import training_image
 from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, SPATIALFLOW, detect, inferring
 from benchmarks.speed.machine import ceilings
 from benchmarks.speed.report import Report, program, ratio, spread
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 from spatialflow.config import genotype_of, get_cfg
-from spatialflow.packed import pack_convolutions
+from spatialflow.modeling.layers.packed_conv import pack_convolutions
 from tools.analyze import analyze
 
 SIZES = {(320, 448): (0, 30, 100), (800, 1344): (0, 30, 100)}

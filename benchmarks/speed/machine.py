@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 
 CHANNELS, HEIGHT, WIDTH = 256, 80, 112
 GFLOP = 2 * 9 * CHANNELS**2 * HEIGHT * WIDTH / 1e9

@@ -22,12 +22,12 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from benchmarks.speed.report import Report, program, ratio, spread
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.engine import prepare_config
 from spatialflow.evaluation import PanopticEvaluator
-from spatialflow.fusion import PanopticFusion
+from spatialflow.modeling.fusion import PanopticFusion
 
 SIZE = (480, 640)
 INSTANCES = 100

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.speed.report import Report, program
-from spatialflow.files import read_json_lines
+from spatialflow.utils.files import read_json_lines
 
 TRAIN = Path(__file__).parents[2] / "train_net.py"
 CONFIG = "generated/spatialflow.yaml"

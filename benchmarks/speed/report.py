@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.pages import complete, parser_of, table
 from benchmarks.speed.machine import describe
-from spatialflow.engine.program import PREPARING, one_line
+from spatialflow.analysis.tables import complete, parser_of, table
+from spatialflow.cli.launch import PREPARING, one_line
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 FIGURES = Path(__file__).parents[2] / "docs" / "images"

@@ -21,7 +21,7 @@ from benchmarks.memory import peak_mib, training_image
 from benchmarks.speed import panoptic
 from benchmarks.speed.contestants import SPATIALFLOW, detect, inferring
 from benchmarks.speed.report import Report, program
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 
 MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4)
 INSTANCES = (0, 50, 100, 200, 350, 500)

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import training_image
-from benchmarks.pages import parser_of
 from benchmarks.search_cost import HUMAN, measure_memory, measure_times
 from benchmarks.speed import data, halves, inference, panoptic, training
 from benchmarks.speed.contestants import PANOPTIC_FPN, SPATIALFLOW, detect, inferring
 from benchmarks.speed.machine import ceilings
 from benchmarks.speed.report import Report, ratios
-from benchmarks.timing import in_turn
+from spatialflow.analysis.tables import parser_of
+from spatialflow.analysis.timing import in_turn
+from spatialflow.cli.launch import PREPARING, one_line
 from spatialflow.config import genotype_of, get_cfg
-from spatialflow.engine.program import PREPARING, one_line
 from tools.analyze import analyze
 
 SIZE = (320, 448)

@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.memory import peak_mib, training_image
 from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, SPATIALFLOW, detect, inferring
 from benchmarks.speed.report import Report, program, ratio, spread
-from benchmarks.timing import in_turn
+from spatialflow.analysis.timing import in_turn
 
 SIZE = (320, 448)
 THINGS = 10

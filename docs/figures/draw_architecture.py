@@ -17,7 +17,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from darts.genotype import Flow, Genotype
 from spatialflow.config import load_genotype
-from spatialflow.data.scenes import SCENE_CATEGORIES, generate_scene
+from spatialflow.data.synthetic.scenes import SCENE_CATEGORIES, generate_scene
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 COLORS = {"cls": "#b4532a", "box": "#1f6f8b", "stuff": "#4b7f3a", "mask": "#7a4b9a"}

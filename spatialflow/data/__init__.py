@@ -1,12 +1,12 @@
 """Data: registration, checking, the mapper, derived files and generated scenes."""
 
-from .builtin import register_builtin
-from .derived import cache_root, instances_json, panoptic_json
-from .mapper import PanopticMapper
-from .problems import Problem
-from .register import ensure_metadata, register_panoptic, unregister
-from .scenes import generate_scenes
-from .segments import panoptic_ground_truth
+from spatialflow.data.builtin import register_builtin
+from spatialflow.data.evaluation_json import cache_root, instances_json, panoptic_json
+from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.registration import ensure_metadata, register_panoptic, unregister
+from spatialflow.data.segments import panoptic_ground_truth
+from spatialflow.data.synthetic.scenes import generate_scenes
+from spatialflow.data.validation.defects import Problem
 
 __all__ = [
     "PanopticMapper",

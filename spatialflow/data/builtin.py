@@ -8,9 +8,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from .entry import CHECK_COMMAND, DatasetEntry
-from .register import add_to_catalogs, is_registered
-from .source import PanopticSource
+from spatialflow.data.dataset import CHECK_COMMAND, DatasetEntry
+from spatialflow.data.dataset_spec import PanopticSource
+from spatialflow.data.registration import add_to_catalogs, is_registered
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 

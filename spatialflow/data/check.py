@@ -15,13 +15,17 @@ from typing import NoReturn
 
 from detectron2.data import DatasetCatalog
 
-from .builtin import register_builtin
-from .entry import DatasetEntry
-from .entry_rules import comparable_segments, file_name_message, size_message
-from .file_rules import missing_files, read_image
-from .problems import Problem, printable
-from .segment_map import read_segments
-from .source import PanopticSource, Selection, read_categories, select
+from spatialflow.data.builtin import register_builtin
+from spatialflow.data.dataset import DatasetEntry
+from spatialflow.data.dataset_spec import PanopticSource, Selection, read_categories, select
+from spatialflow.data.validation.defects import Problem, printable
+from spatialflow.data.validation.entry_rules import (
+    comparable_segments,
+    file_name_message,
+    size_message,
+)
+from spatialflow.data.validation.file_rules import missing_files, read_image
+from spatialflow.data.validation.segment_map import read_segments
 
 # Images that are decoded at the same time: each may need some hundred megabytes.
 _MOST_THREADS = 8

@@ -18,12 +18,11 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
-from spatialflow.errors import DataError
-from spatialflow.randomness import seeded
-
-from .mapper import PanopticMapper
-from .register import DatasetEntry, ensure_metadata
-from .stream import BatchStream, Sample
+from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.registration import DatasetEntry, ensure_metadata
+from spatialflow.data.sampler import BatchStream, Sample
+from spatialflow.utils.errors import DataError
+from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def _as_it_is(batch: list[_Mapped]) -> list[_Mapped]:
     return batch
 
 
-class TestLoader:
+class EvaluationLoader:
     """Batches of a data set's images in order, whose errors are their own also with workers."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:

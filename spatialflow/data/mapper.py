@@ -15,12 +15,11 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from spatialflow.masks import mask_box
-
-from .file_rules import read_image
-from .problems import Problem
-from .register import IGNORE_LABEL, ensure_metadata
-from .segments import checked_segments, image_files
+from spatialflow.data.registration import IGNORE_LABEL, ensure_metadata
+from spatialflow.data.segments import checked_segments, image_files
+from spatialflow.data.validation.defects import Problem
+from spatialflow.data.validation.file_rules import read_image
+from spatialflow.utils.masks import mask_box
 
 logger = logging.getLogger(__name__)
 

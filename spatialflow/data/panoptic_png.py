@@ -11,9 +11,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from .entry_rules import MAX_SEGMENT_ID
-from .file_rules import read_ids
-from .problems import Problem
+from spatialflow.data.validation.defects import Problem
+from spatialflow.data.validation.entry_rules import MAX_SEGMENT_ID
+from spatialflow.data.validation.file_rules import read_ids
 
 # Masks are encoded this many at a time, so that a large image with hundreds of segments does not
 # need gigabytes.

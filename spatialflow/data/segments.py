@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 
-from .file_rules import ImageFiles
-from .panoptic_png import segment_masks
-from .segment_map import SegmentMap, read_segments
+from spatialflow.data.panoptic_png import segment_masks
+from spatialflow.data.validation.file_rules import ImageFiles
+from spatialflow.data.validation.segment_map import SegmentMap, read_segments
 
 
 def are_complete(segments: list[dict]) -> bool:

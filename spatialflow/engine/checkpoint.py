@@ -11,8 +11,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from spatialflow.errors import CheckpointError
-from spatialflow.files import remove_partial_files, write_atomically
+from spatialflow.utils.errors import CheckpointError
+from spatialflow.utils.files import remove_partial_files, write_atomically
 
 # All that a pickle of NumPy arrays needs. `_codecs.encode` is how Python 3 writes bytes in old
 # pickles; NumPy's `core` was renamed in version 2.

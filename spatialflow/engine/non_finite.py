@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from spatialflow.errors import NonFiniteError
+from spatialflow.utils.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
 

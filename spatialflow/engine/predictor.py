@@ -8,7 +8,7 @@ from detectron2.engine import DefaultPredictor
 from torch import nn
 
 from spatialflow.engine.checkpoint import Checkpointer
-from spatialflow.tta import TestTimeAugmentation
+from spatialflow.modeling.tta import TestTimeAugmentation
 
 
 class Predictor(DefaultPredictor):

@@ -10,16 +10,19 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
-from spatialflow.config_check import check_config, check_training_config
+from spatialflow.config.checks import check_config, check_training_config
 from spatialflow.data import ensure_metadata, register_panoptic
-from spatialflow.data.entry import DatasetEntry
-from spatialflow.data.generated import register_scenes
-from spatialflow.errors import DataError
+from spatialflow.data.dataset import DatasetEntry
+from spatialflow.data.synthetic.registration import register_scenes
+from spatialflow.engine.trainer import Trainer
+from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +30,19 @@ FOLDER_NAMES = ("folder_all", "folder_train", "folder_val")
 """The data sets that ``DATASETS.FOLDER`` makes."""
 
 
-def setup(args: argparse.Namespace, *, data: Sequence[str] = ("TRAIN", "TEST")) -> CfgNode:
+def setup(
+    args: argparse.Namespace,
+    *,
+    data: Sequence[str] = ("TRAIN", "TEST"),
+    trainer: type[Trainer] = Trainer,
+) -> CfgNode:
     """Read the config, register its data, complete it, and start logging.
 
     Args:
         args: From Detectron2's ``default_argument_parser``.
         data: Keys of ``DATASETS`` whose data have to be there; for an evaluation ``TEST`` alone.
+        trainer: What the config is for; its ``check`` is asked before anything is written. Unless
+            it ``writes_genotype``, a copy of the config's genotype is put into the run's folder.
 
     Returns:
         The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``; for
@@ -53,10 +63,11 @@ def setup(args: argparse.Namespace, *, data: Sequence[str] = ("TRAIN", "TEST")) 
         raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     if cfg.SEED < 0:
         cfg.SEED = _draw_seed(cfg.OUTPUT_DIR, resume=resume)
+    trainer.check(cfg)
     prepare_config(cfg)
     _check_data(cfg, ("TEST",) if evaluation else data)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
-    if not cfg.SEARCH.ENABLED:
+    if not trainer.writes_genotype:
         if resume:
             _check_genotype_of_run(cfg)
         _keep_genotype(cfg, log_folder)
@@ -151,7 +162,12 @@ def prepare_config(cfg: CfgNode) -> None:
         scenes = cfg.DATASETS.SCENES
         register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
     _complete_classes(cfg, names)
-    if cfg.MODEL.META_ARCHITECTURE == "SpatialFlow":
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
+            "expected, such as 'SpatialFlow'"
+        )
+    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow):
         check_config(cfg)
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import Batch, NonFiniteSteps, gradients_are_finite
-from spatialflow.randomness import mix_seeds, seed_generators
+from spatialflow.utils.randomness import mix_seeds, seed_generators
 
 
 class StepTrainer(SimpleTrainer):
@@ -57,47 +57,73 @@ class StepTrainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.non_finite = NonFiniteSteps(non_finite)
         self._bad_images = 0.0
-        self._ahead: Batch | None = None
+        self.batches: list[Batch] = []
+        """Batches of the step that is being taken."""
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype == torch.float16
         )
 
-    def peek(self) -> Batch:
-        """Return the first batch of the step that comes next."""
-        if self._ahead is None:
-            self._ahead = next(self._data_loader_iter)
-        return self._ahead
-
     def run_step(self) -> None:
-        """Draw the step's batches, accumulate their gradients, and step the optimiser.
+        """Take one step; :class:`spatialflow.engine.Trainer` calls the halves itself.
 
         Raises:
             NonFiniteError: If a loss or a gradient is not finite, unless such steps are skipped.
         """
+        if self.compute_gradients():
+            self.after_backward()
+            self.update_weights()
+
+    def seed_step(self) -> None:
+        """Seed the random numbers of this iteration's forward passes."""
         seed_generators(mix_seeds(self.seed, self.iter, comm.get_rank()))
+
+    def compute_gradients(self) -> bool:
+        """Draw the step's batches, and accumulate their gradients.
+
+        Returns:
+            False if a loss or a gradient is not finite and the step is left out.
+
+        Raises:
+            NonFiniteError: If one is not finite and such steps are not skipped.
+        """
+        self.seed_step()
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
-        batches: list[Batch] = []
+        self.batches = []
         data_time = 0.0
         for i in range(self.accumulation_steps):
             start = time.perf_counter()
-            batches.append(self.peek())
-            self._ahead = None
+            self.batches.append(next(self._data_loader_iter))
             data_time += time.perf_counter() - start
             last = i == self.accumulation_steps - 1
-            for name, value in self._backward(batches[-1], last=last).items():
+            for name, value in self._backward(self.batches[-1], last=last).items():
                 losses[name] = losses.get(name, 0) + value
         if not self._is_finite(losses):
             self.optimizer.zero_grad()
             bad = [f"{name} is {v.item()}" for name, v in losses.items() if not v.isfinite()]
-            self.non_finite.note(self.iter, bad, batches)
+            self.non_finite.note(self.iter, bad, self.batches)
             self._write_counts()
-            return
-        self.after_backward()
+            return False
         self.non_finite.note_finite()
         self._write_metrics(losses, data_time)
         self._write_counts()
+        return True
+
+    def unscale_gradients(self) -> bool:
+        """Undo the loss scale of float16.
+
+        Returns:
+            False if the scale was too large for the gradients, so that the optimiser will not step.
+        """
+        self.grad_scaler.unscale_(self.optimizer)
+        if not self.grad_scaler.is_enabled():
+            return True
+        weights = (p for group in self.optimizer.param_groups for p in group["params"])
+        return bool(gradients_are_finite(weights))
+
+    def update_weights(self) -> None:
+        """Step the optimiser with the gradients that are there."""
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

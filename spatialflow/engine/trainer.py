@@ -19,21 +19,25 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spatialflow.config_check import check_training_config
-from spatialflow.data.loader import TestLoader, TrainLoader, build_train_loader
+from spatialflow.config.checks import check_training_config
+from spatialflow.config.options import SUPERNET
+from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
-from spatialflow.files import write_atomically
-from spatialflow.precision import amp_dtype
-from spatialflow.tta import TestTimeAugmentation
+from spatialflow.modeling.tta import TestTimeAugmentation
+from spatialflow.utils.files import write_atomically
+from spatialflow.utils.precision import amp_dtype
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
     """Trains and evaluates SpatialFlow from a config."""
+
+    writes_genotype = False
+    """Whether a run writes a ``genotype.json`` of its own into its folder."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build model, optimiser, data and hooks.
@@ -51,9 +55,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        # A drawn path leaves the other candidates of its edge without a gradient.
-        drawn = cfg.SEARCH.ENABLED and cfg.SEARCH.RELAXATION == "gumbel"
-        model = _distributed(model, unused=drawn)
+        model = _distributed(model, unused=self.leaves_parameters_unused(cfg))
         self._trainer = StepTrainer(
             model,
             data_loader,
@@ -72,16 +74,37 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
-        """Check that a config is one of a training.
+        """Check what a config must be for this kind of run.
 
         Raises:
             ValueError: Naming the key.
         """
-        if cfg.SEARCH.ENABLED:
+        if cfg.MODEL.META_ARCHITECTURE == SUPERNET:
             raise ValueError(
-                "SEARCH.ENABLED: True given, False expected in a training; search_net.py searches, "
-                "and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json that it writes"
+                f"MODEL.META_ARCHITECTURE: {SUPERNET!r} given, the model of a search; "
+                "search_net.py searches, and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json "
+                "that it writes"
             )
+
+    @classmethod
+    def leaves_parameters_unused(cls, cfg: CfgNode) -> bool:
+        """Tell whether a training step may leave parameters without a gradient."""
+        return False
+
+    @property
+    def step_trainer(self) -> StepTrainer:
+        """What takes the steps of the weights."""
+        return self._trainer
+
+    def run_step(self) -> None:
+        """Take one step of the weights, and call ``after_backward`` of the hooks inside it.
+
+        Detectron2's ``DefaultTrainer`` calls that method of no hook that is registered with it.
+        """
+        self._trainer.iter = self.iter
+        if self._trainer.compute_gradients():
+            self.after_backward()
+            self._trainer.update_weights()
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
@@ -146,9 +169,9 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
         """Return the images of a data set, one a batch, in order."""
-        return TestLoader(cfg, dataset_name)
+        return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:

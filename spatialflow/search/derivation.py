@@ -25,14 +25,15 @@ from darts.history import history_svg
 from darts.relaxation import MixedEdge, choice_key
 from darts.space import Costs
 from spatialflow.config import get_cfg
-from spatialflow.files import read_json_lines, write_atomically
-from spatialflow.meta_arch import SpatialFlow
-from spatialflow.randomness import seeded
-from spatialflow.search.config import PERTURBATION
+from spatialflow.config.options import SUPERNET
 from spatialflow.search.hook import LOG_FILE
 from spatialflow.search.report import write_report
+from spatialflow.search.settings import PERTURBATION
 from spatialflow.search.space import flow_costs
-from spatialflow.search.weights import architecture_of, inherit
+from spatialflow.search.supernet import SpatialFlowSupernet
+from spatialflow.search.weights import inherit
+from spatialflow.utils.files import read_json_lines, write_atomically
+from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Derivation:
     """Derives a genotype from a supernet, and measures what that costs in held-out loss."""
 
     def __init__(
-        self, cfg: CfgNode, supernet: SpatialFlow, held_out: Callable[[], Any], *, seed: int
+        self, cfg: CfgNode, supernet: SpatialFlowSupernet, held_out: Callable[[], Any], *, seed: int
     ) -> None:
         """Keep the parts.
 
@@ -57,7 +58,7 @@ class Derivation:
         """
         self.cfg = cfg
         self.supernet = supernet
-        self.architecture = architecture_of(supernet)
+        self.architecture = supernet.architecture
         self.seed = seed
         self._held_out = held_out
         self._batches: list[Any] | None = None
@@ -71,7 +72,7 @@ class Derivation:
         keys = self.cfg.SEARCH
         costs, human = flow_costs(self.cfg, self.architecture.space.topology)
         self._settle()
-        if keys.RULE != PERTURBATION and self.architecture.relaxing.kind != "sigmoid":
+        if keys.RULE != PERTURBATION and self.architecture.relaxation.kind != "sigmoid":
             self._warn_of_ties()
         before = self._loss()
         genotype = derive(
@@ -145,7 +146,7 @@ class Derivation:
     @torch.no_grad()
     def _loss_of(self, genotype: Genotype) -> float:
         """Return the loss of a genotype with the supernet's weights, whose α are put back."""
-        with self.architecture.being(genotype):
+        with self.architecture.as_genotype(genotype):
             return self._loss()
 
     def write(self, iterations: int) -> Path:
@@ -202,6 +203,10 @@ def config_hash(cfg: CfgNode) -> str:
     """
     defaults, given = _leaves(get_cfg()), _leaves(cfg)
     given.pop("OUTPUT_DIR", None)
+    # Version 0.1 said so by another key, and hashes of its searches are kept.
+    if given.get("MODEL.META_ARCHITECTURE") == SUPERNET:
+        given["MODEL.META_ARCHITECTURE"] = defaults["MODEL.META_ARCHITECTURE"]
+        given["SEARCH.ENABLED"] = True
     changed = {n: v for n, v in given.items() if n not in defaults or defaults[n] != v}
     return hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:12]
 

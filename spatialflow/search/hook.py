@@ -1,26 +1,28 @@
-"""The architecture's step, as a hook before each step of the weights, or in the midst of it."""
+"""The architecture's step, as a hook: before each step of the weights, or inside it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from darts.learner import ArchitectureLearner, NotFiniteError
 from darts.relaxation import choice_key
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
-from spatialflow.engine.non_finite import Batch, NonFiniteSteps, gradients_are_finite
-from spatialflow.files import append_json_line
-from spatialflow.randomness import mix_seeds, seed_generators
+from spatialflow.engine.non_finite import Batch, NonFiniteSteps
+from spatialflow.engine.trainer import Trainer
+from spatialflow.search.supernet import FixedProposalBatch
+from spatialflow.utils.files import append_json_line
+from spatialflow.utils.randomness import mix_seeds, seed_generators
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +35,19 @@ COLLAPSED = 0.5
 class ArchitectureHook(HookBase):
     """Takes one step of the architecture on held-out images for each step of the weights.
 
-    One of first order comes before it. One of second order looks ahead by the step that the
-    weights are about to take, so it comes between their backward pass and their optimiser, where
-    :class:`InTheMidst` calls :meth:`look_ahead`. DARTS computes that gradient a second time, for
-    the step itself, after the architecture has changed.
+    A first-order step comes before that of the weights (:meth:`before_step`). A second-order step
+    looks ahead by the step that the weights are about to take, so it comes between their backward
+    pass and their update (:meth:`after_backward`). DARTS computes those gradients a second time,
+    after the architecture has changed.
 
     All processes take part alike: gradients are averaged, and parameters are compared at each step.
     """
 
+    trainer: Trainer
+
     def __init__(
         self,
         learner: ArchitectureLearner,
-        supernet: nn.Module,
         loader: TrainLoader,
         *,
         seed: int,
@@ -56,18 +59,16 @@ class ArchitectureHook(HookBase):
         """Keep the parts.
 
         Args:
-            learner: Of the supernet's architecture.
-            supernet: Holds its proposals still in a step of second order.
+            learner: Learner of the supernet's architecture.
             loader: Batches of held-out images.
-            seed: Of what is random in a step.
-            log_file: One line a log step is written to it.
-            non_finite: ``SOLVER.NON_FINITE``, of the architecture's steps.
+            seed: Seed of the random numbers in a step.
+            log_file: JSON lines, one for each log step.
+            non_finite: What happens to a step that is not finite, as ``SOLVER.NON_FINITE``.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
-            stop_ratio: Of :class:`darts.watch.CurvatureWatch`.
+            stop_ratio: Ratio of :class:`darts.watch.CurvatureWatch`; 0 for never.
         """
         self.learner = learner
-        self.supernet = supernet
         self.loader = loader
         self.seed = seed
         self.log_file = log_file
@@ -75,43 +76,46 @@ class ArchitectureHook(HookBase):
         self.eigenvalue_period = eigenvalue_period
         self.watch = CurvatureWatch(stop_ratio)
         self._eigenvalue: float | None = None
-        self._batches: Iterator[list[dict[str, Any]]] | None = None
-        self._waiting: tuple[Any, Any] | None = None
+        self._batches: Iterator[Batch] | None = None
+        self._learns = False
         self._differs: Tensor | None = None
 
     def before_step(self) -> None:
-        """Step the architecture, or prepare its step of second order, unless it is frozen."""
+        """Take the first-order step, unless the architecture is frozen."""
         iteration = self.trainer.iter
-        warmup = self.learner.learning.warmup
+        warmup = self.learner.settings.warmup
         if iteration == 0 and warmup:
             logger.info("the architecture is frozen until iteration %d", warmup)
-        if not self.learner.begin(iteration):
+        self._learns = self.learner.begin(iteration)
+        if self._learns and self.learner.settings.order == 1:
+            held_out = self._held_out(iteration)
+            self._step(iteration, held_out)
+            self._conclude(iteration, held_out)
+
+    def after_backward(self) -> None:
+        """Take the second-order step, with the weights' gradients and optimiser as they are now."""
+        if not self._learns or self.learner.settings.order == 1:
             return
+        weights, iteration = self.trainer.step_trainer, self.trainer.iter
+        held_out = self._held_out(iteration)
+        # With too large a loss scale neither weights nor architecture step.
+        if weights.unscale_gradients():
+            # The random numbers of the pass that gave the gradients are drawn again.
+            weights.seed_step()
+            self._step(
+                iteration,
+                FixedProposalBatch(held_out),
+                train=FixedProposalBatch(weights.batches[0]),
+                optimizer=weights.optimizer,
+            )
+        self._conclude(iteration, held_out)
+
+    def _held_out(self, iteration: int) -> Batch:
+        """Seed the architecture's step, and return its batch."""
         seed_generators(mix_seeds(self.seed, iteration, comm.get_rank(), 3))
         if self._batches is None:
             self._batches = iter(self.loader)
-        batch = next(self._batches)
-        if self.learner.learning.order == 1:
-            self._step(iteration, batch)
-            self._conclude(iteration, batch)
-        else:
-            self._waiting = self.trainer._trainer.peek(), batch
-
-    def look_ahead(self) -> None:
-        """Take the step of second order that waits for the weights' gradients, if one does."""
-        if self._waiting is None:
-            return
-        (train, held_out), self._waiting = self._waiting, None
-        inner, iteration = self.trainer._trainer, self.trainer.iter
-        inner.grad_scaler.unscale_(inner.optimizer)
-        # With too large a scale neither weights nor architecture step.
-        weights = (p for group in inner.optimizer.param_groups for p in group["params"])
-        if not inner.grad_scaler.is_enabled() or gradients_are_finite(weights):
-            # What was random in the pass that gave the gradients is so again.
-            seed_generators(mix_seeds(inner.seed, iteration, comm.get_rank()))
-            with self.supernet.holding_proposals():
-                self._step(iteration, held_out, train=train, optimizer=inner.optimizer)
-        self._conclude(iteration, held_out)
+        return next(self._batches)
 
     def _step(
         self,
@@ -131,7 +135,7 @@ class ArchitectureHook(HookBase):
                 "skipped_architecture_steps", self.non_finite.skipped, smoothing_hint=False
             )
 
-    def _conclude(self, iteration: int, batch: list[dict[str, Any]]) -> None:
+    def _conclude(self, iteration: int, batch: Batch) -> None:
         """Compare, measure and write after a step."""
         self._compare_processes()
         if self.eigenvalue_period and (iteration + 1) % self.eigenvalue_period == 0:
@@ -152,10 +156,10 @@ class ArchitectureHook(HookBase):
         differs = (extremes != torch.cat([values, -values])).any()
         self._differs = differs if self._differs is None else self._differs | differs
 
-    def _watch_curvature(self, iteration: int, batch: list[dict[str, Any]]) -> None:
+    def _watch_curvature(self, iteration: int, batch: Batch) -> None:
         """Measure the dominant eigenvalue; freeze the architecture where it grows too fast."""
-        with self.supernet.holding_proposals():
-            eigenvalue = float(self.learner.architect.dominant_eigenvalue(batch))
+        fixed = FixedProposalBatch(batch)
+        eigenvalue = float(self.learner.architect.dominant_eigenvalue(fixed))
         # One number for all: a process that froze the architecture alone would wait for ever.
         eigenvalue = comm.all_gather(eigenvalue)[0]
         if not math.isfinite(eigenvalue):
@@ -248,18 +252,6 @@ class ArchitectureHook(HookBase):
         self._eigenvalue = state_dict["eigenvalue"]
         self.loader.load_state_dict(state_dict["data"])
         self._batches = None
-
-
-class InTheMidst(HookBase):
-    """A hook of the trainer that takes the step: ``after_backward`` fires for no other."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        """Do some work between the backward pass and the optimiser."""
-        self.work = work
-
-    def after_backward(self) -> None:
-        """Do it."""
-        self.work()
 
 
 def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:

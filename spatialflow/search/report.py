@@ -17,16 +17,16 @@ from darts.relaxation import Architecture
 from darts.space import SearchSpace, Topology
 from spatialflow.data.loader import dataset_dicts
 from spatialflow.data.mapper import PanopticMapper
-from spatialflow.data.register import ensure_metadata
+from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.segments import checked_segments
-from spatialflow.errors import DataError
-from spatialflow.files import read_json_lines
-from spatialflow.meta_arch import SpatialFlow
-from spatialflow.report import Page, beside, charts, details, drawing, paragraph, picture, table
-from spatialflow.report.samples import Samples
+from spatialflow.evaluation.samples import Samples
 from spatialflow.search.space import flow_costs, human_genotype
-from spatialflow.search.split import part
-from spatialflow.search.weights import architecture_of
+from spatialflow.search.split import split_filter
+from spatialflow.search.supernet import SpatialFlowSupernet
+from spatialflow.utils import charts
+from spatialflow.utils.errors import DataError
+from spatialflow.utils.files import read_json_lines
+from spatialflow.utils.html import Page, beside, details, drawing, paragraph, picture, table
 
 REPORT_FILE = "report.html"
 DRAWN = 3
@@ -35,7 +35,9 @@ DRAWN = 3
 Lines = Sequence[Mapping[str, Any]]
 
 
-def write_report(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, lines: Lines) -> Path:
+def write_report(
+    cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype, lines: Lines
+) -> Path:
     """Write ``report.html`` into a search's folder.
 
     Args:
@@ -47,7 +49,7 @@ def write_report(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, lines:
     Returns:
         The path of the page.
     """
-    architecture = architecture_of(supernet)
+    architecture = supernet.architecture
     page = Page(f"Search of flows: {genotype.name}", _lead(genotype))
     page.section("Searched and human", compared(genotype, architecture.space.topology))
     page.section("Flows", _flows(cfg, genotype, architecture))
@@ -147,7 +149,9 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
 
 def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
     """Yield the architecture's images of the first data set, of which a search may skip some."""
-    for image in filter(part(cfg, architecture=True), dataset_dicts(cfg.DATASETS.TRAIN[0], cfg)):
+    for image in filter(
+        split_filter(cfg, architecture=True), dataset_dicts(cfg.DATASETS.TRAIN[0], cfg)
+    ):
         if cfg.DATALOADER.BAD_DATA == "skip":
             try:
                 mapper(dict(image))
@@ -157,19 +161,19 @@ def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
         yield image
 
 
-def _samples(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype) -> Iterator[str]:
+def _samples(cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype) -> Iterator[str]:
     """Evaluate the supernet's weights with the searched and the human flows, and draw some."""
     mapper = PanopticMapper(cfg, is_train=False)
     images = list(itertools.islice(_held_out(cfg, mapper), cfg.SEARCH.REPORT_IMAGES))
     if not images:
         return
     samples = Samples(images, ensure_metadata(cfg.DATASETS.TRAIN[0]))
-    architecture, training = architecture_of(supernet), supernet.training
+    architecture, training = supernet.architecture, supernet.training
     supernet.eval()
     results = {}
     for title, one in (("human", human_genotype()), ("searched", genotype)):
         if _within(architecture.space, one):
-            with architecture.being(one):
+            with architecture.as_genotype(one):
                 results[title] = samples.results_of(supernet, mapper)
     supernet.train(training)
     yield paragraph(

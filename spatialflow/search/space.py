@@ -12,11 +12,12 @@ from detectron2.config import CfgNode
 from darts.derive import random_genotype
 from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS, multiply_adds
-from darts.relaxation import Relaxing, choice_key
+from darts.relaxation import Relaxation, choice_key
 from darts.space import Costs, SearchSpace, Topology
 from spatialflow.config import load_genotype
-from spatialflow.flows import conv_choice, known_choices, spatialflow_topology
-from spatialflow.heads.attention import OPTIONS, SITES, attention_multiply_adds
+from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+from spatialflow.modeling.flow_graph import conv_choice, known_choices, topology_from_config
+from spatialflow.modeling.heads.attention import attention_channels, attention_multiply_adds
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +30,6 @@ SEARCHED_PORTS = ("input", "gate")
 
 HUMAN = "spatialflow"
 """The genotype whose flows' cost is the unit of a budget."""
-
-
-def topology_of(cfg: CfgNode) -> Topology:
-    """Return the branches that a config describes."""
-    return spatialflow_topology(
-        box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
-        stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
-        mask_levels=cfg.MODEL.SPATIALFLOW.MASK_IN_FEATURES,
-        stages=cfg.MODEL.RETINANET.NUM_CONVS,
-    )
 
 
 def search_space(cfg: CfgNode) -> SearchSpace:
@@ -61,7 +52,7 @@ def search_space(cfg: CfgNode) -> SearchSpace:
         )
     if keys.MAX_INPUTS < 0:
         raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
-    topology = topology_of(cfg)
+    topology = topology_from_config(cfg)
     try:
         return SearchSpace.build(
             topology,
@@ -88,19 +79,13 @@ def _choices(given: list[str], topology: Topology) -> dict[str, list[str]]:
         if unknown or len(set(choices[name])) < max(2, len(choices[name])):
             raise ValueError(
                 f"CHOICES: {text!r} given, '<name>=<option>,<option>' expected, one of "
-                f"{[*SITES, '<node>.conv']} with two or more of "
-                f"{list(known.get(name, OPTIONS))}"
+                f"{[*ATTENTION_SITES, '<node>.conv']} with two or more of "
+                f"{list(known.get(name, ATTENTION_OPTIONS))}"
             )
     return choices
 
 
-def site_channels(cfg: CfgNode, site: str) -> int:
-    """Return the channels of a block of attention at ``levels`` or ``merged``."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS if site == "levels" else cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM
-    return int(channels)
-
-
-def relaxing(cfg: CfgNode) -> Relaxing:
+def relaxation_from_config(cfg: CfgNode) -> Relaxation:
     """Return how a config relaxes the space.
 
     Raises:
@@ -108,7 +93,7 @@ def relaxing(cfg: CfgNode) -> Relaxing:
     """
     keys = cfg.SEARCH
     try:
-        return Relaxing(keys.RELAXATION, keys.EDGE_WEIGHTS, keys.PARTIAL_CHANNELS)
+        return Relaxation(keys.RELAXATION, keys.EDGE_WEIGHTS, keys.PARTIAL_CHANNELS)
     except ValueError as error:
         raise ValueError(f"SEARCH: {error}") from error
 
@@ -137,11 +122,11 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Of each map that a block sees, its share of the image's positions.
     maps = {
-        SITES[0]: [_area([level]) for level in head.IN_FEATURES],
-        SITES[1]: [head.COMMON_STRIDE**-2],
+        ATTENTION_SITES[0]: [_area([level]) for level in head.IN_FEATURES],
+        ATTENTION_SITES[1]: [head.COMMON_STRIDE**-2],
     }
-    for name, option in itertools.product(SITES, OPTIONS):
-        width = site_channels(cfg, name.rpartition(".")[2])
+    for name, option in itertools.product(ATTENTION_SITES, ATTENTION_OPTIONS):
+        width = attention_channels(cfg, name)
         each = [attention_multiply_adds(option, width, 1e6 * area) for area in maps[name]]
         costs[choice_key(name), option] = sum(each) / 1e6
     for node in topology.nodes:

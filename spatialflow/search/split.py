@@ -8,12 +8,17 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from spatialflow.data.source import in_validation_split
-from spatialflow.randomness import mix_seeds
+from spatialflow.data.dataset_spec import in_validation_split
+from spatialflow.utils.randomness import mix_seeds
 
 
-def part(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
-    """Tell which images are the architecture's, or the weights', by a hash of seed and name.
+def split_filter(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any]], bool]:
+    """Return a test for the images of one side of a search, by a hash of seed and name.
+
+    Args:
+        cfg: ``SEARCH.ARCHITECTURE_FRACTION`` and ``SEARCH.SPLIT_SEED``.
+        architecture: True for the images that the architecture learns from, False for those of the
+            weights.
 
     Raises:
         ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves one of them nothing.

@@ -17,20 +17,22 @@ from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
 from spatialflow.engine.trainer import Trainer
-from spatialflow.meta_arch import SpatialFlow
-from spatialflow.randomness import mix_seeds
-from spatialflow.search.config import check_search_config, learning
 from spatialflow.search.derivation import Derivation
-from spatialflow.search.hook import LOG_FILE, ArchitectureHook, InTheMidst
+from spatialflow.search.hook import LOG_FILE, ArchitectureHook
+from spatialflow.search.settings import check_search_config, learner_settings
 from spatialflow.search.space import flow_costs, human_genotype
-from spatialflow.search.split import part
-from spatialflow.search.weights import architecture_of, start_from
+from spatialflow.search.split import split_filter
+from spatialflow.search.supernet import SpatialFlowSupernet
+from spatialflow.search.weights import start_from
+from spatialflow.utils.randomness import mix_seeds
 
 logger = logging.getLogger(__name__)
 
 
 class SearchTrainer(Trainer):
     """Trains a supernet and its architecture in turn (Liu et al. 2019, DARTS, alg. 1)."""
+
+    writes_genotype = True
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
@@ -41,18 +43,23 @@ class SearchTrainer(Trainer):
         """
         check_search_config(cfg)
 
+    @classmethod
+    def leaves_parameters_unused(cls, cfg: CfgNode) -> bool:
+        """Tell whether a step may skip parameters: a drawn candidate leaves out its rivals."""
+        return bool(cfg.SEARCH.RELAXATION == "gumbel")
+
     @property
-    def supernet(self) -> SpatialFlow:
+    def supernet(self) -> SpatialFlowSupernet:
         """The model without a wrapper for several processes."""
         model = self.model
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        assert isinstance(inner, SpatialFlow)
+        assert isinstance(inner, SpatialFlowSupernet)
         return inner
 
     @property
     def architecture(self) -> Architecture:
         """The architecture parameters."""
-        return architecture_of(self.supernet)
+        return self.supernet.architecture
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -81,7 +88,7 @@ class SearchTrainer(Trainer):
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Return the batches that the weights learn from."""
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        return build_train_loader(cfg, seed, keep=part(cfg, architecture=False))
+        return build_train_loader(cfg, seed, keep=split_filter(cfg, architecture=False))
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return the trainer's hooks, with the architecture's step after the scheduler's."""
@@ -97,28 +104,25 @@ class SearchTrainer(Trainer):
         learner = ArchitectureLearner(
             self.supernet,
             self.architecture,
-            learning(self.cfg),
+            learner_settings(self.cfg),
             costs=costs,
             budget=keys.BUDGET * human,
             average=_mean_over_processes if comm.get_world_size() > 1 else None,
         )
-        hook = ArchitectureHook(
+        return ArchitectureHook(
             learner,
-            self.supernet,
             self._held_out(2),
-            seed=self._trainer.seed,
+            seed=self.step_trainer.seed,
             log_file=Path(self.cfg.OUTPUT_DIR, LOG_FILE),
             non_finite=self.cfg.SOLVER.NON_FINITE,
             eigenvalue_period=keys.EIGENVALUE_PERIOD,
             stop_ratio=keys.STOP_RATIO,
         )
-        self._trainer.register_hooks([InTheMidst(hook.look_ahead)])
-        return hook
 
     def _held_out(self, stream: int) -> TrainLoader:
         """Return batches that the weights never see; each stream has an order of its own."""
-        seed = mix_seeds(self._trainer.seed, stream)
-        return build_train_loader(self.cfg, seed, keep=part(self.cfg, architecture=True))
+        seed = mix_seeds(self.step_trainer.seed, stream)
+        return build_train_loader(self.cfg, seed, keep=split_filter(self.cfg, architecture=True))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint, or start from ``MODEL.WEIGHTS`` or ``SEARCH.WEIGHTS``."""
@@ -131,7 +135,7 @@ class SearchTrainer(Trainer):
     def derivation(self) -> Derivation:
         """What derives a genotype from the supernet as it is."""
         return Derivation(
-            self.cfg, self.supernet, lambda: iter(self._held_out(4)), seed=self._trainer.seed
+            self.cfg, self.supernet, lambda: iter(self._held_out(4)), seed=self.step_trainer.seed
         )
 
     def write_genotype(self) -> Path:

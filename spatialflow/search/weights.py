@@ -13,11 +13,12 @@ from torch import nn
 from darts.choice import MixedChoice
 from darts.genotype import Genotype
 from darts.inheritance import inherited, warm_start
-from darts.relaxation import Architecture, MixedEdge
+from darts.relaxation import MixedEdge
 from spatialflow.config import genotype_of
 from spatialflow.engine.checkpoint import Checkpointer
-from spatialflow.flows import default_option
-from spatialflow.meta_arch import SpatialFlow
+from spatialflow.modeling.flow_graph import default_option
+from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.search.supernet import SpatialFlowSupernet
 
 logger = logging.getLogger(__name__)
 
@@ -34,26 +35,22 @@ def network(cfg: CfgNode, genotype: str) -> SpatialFlow:
     """
     clone = cfg.clone()
     clone.defrost()
-    clone.SEARCH.ENABLED = False
+    clone.MODEL.META_ARCHITECTURE = "SpatialFlow"
     clone.MODEL.SPATIALFLOW.GENOTYPE = genotype
     clone.MODEL.DEVICE = "cpu"
     model: SpatialFlow = build_model(clone)
     return model
 
 
-def architecture_of(supernet: SpatialFlow) -> Architecture:
-    """Return the architecture parameters of a supernet."""
-    assert supernet.architecture is not None
-    return supernet.architecture
-
-
-def _mixed(supernet: SpatialFlow, key: str) -> MixedEdge:
+def _mixed(supernet: SpatialFlowSupernet, key: str) -> MixedEdge:
     found = supernet.flow_graph.flows[key]
     assert isinstance(found, MixedEdge)
     return found
 
 
-def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, path: Path) -> SpatialFlow:
+def inherit(
+    cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype, path: Path
+) -> SpatialFlow:
     """Return the network of a genotype with a supernet's weights.
 
     It computes what the supernet does with one-hot architecture parameters.
@@ -75,7 +72,7 @@ def inherit(cfg: CfgNode, supernet: SpatialFlow, genotype: Genotype, path: Path)
 
 
 def _chosen(
-    single: SpatialFlow, supernet: SpatialFlow, choices: Mapping[str, str]
+    single: SpatialFlow, supernet: SpatialFlowSupernet, choices: Mapping[str, str]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield every node and block of attention of a network with what is its own in a supernet."""
     for theirs, ours in (
@@ -89,7 +86,7 @@ def _chosen(
             yield block, found
 
 
-def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
+def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
     """Make a supernet compute what the network of ``SEARCH.WEIGHTS`` does.
 
     Raises:
@@ -97,7 +94,7 @@ def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
         ValueError: If the genotype is no point of the space.
     """
     name, genotype = cfg.MODEL.SPATIALFLOW.GENOTYPE, genotype_of(cfg)
-    searched = architecture_of(supernet).space.choices
+    searched = supernet.architecture.space.choices
     for choice, option in genotype.choices.items():
         if choice not in searched and option != default_option(choice):
             raise ValueError(
@@ -109,7 +106,7 @@ def start_from(cfg: CfgNode, supernet: SpatialFlow) -> None:
     Checkpointer(trained.eval(), save_to_disk=False).load(cfg.SEARCH.WEIGHTS)
     operations = {flow.key: flow.operation for flow in genotype.flows}
     _copy_shared(trained, supernet)
-    for edge in architecture_of(supernet).space.edges:
+    for edge in supernet.architecture.space.edges:
         known = edge.key in operations
         state = trained.flow_graph.flows[edge.key].state_dict() if known else {}
         warm_start(_mixed(supernet, edge.key), operations.get(edge.key), state)

@@ -22,7 +22,7 @@ from spatialflow.data import (
     register_panoptic,
     unregister,
 )
-from spatialflow.errors import DataError
+from spatialflow.utils.errors import DataError
 
 NAME = "broken"
 REPORTED = "reported by name"

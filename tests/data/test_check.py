@@ -12,7 +12,7 @@ from PIL import Image
 
 from spatialflow.data import PanopticMapper, check
 from spatialflow.data.panoptic_png import write_panoptic_png
-from spatialflow.errors import DataError
+from spatialflow.utils.errors import DataError
 
 IDS = np.repeat([[1, 2, 3]], 6, axis=0).repeat(4, axis=1)  # (6, 12)
 CLASSES = {1: 9, 2: 7, 3: (7, 1)}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spatialflow.data import check
-from spatialflow.data.file_rules import png_damage
-from spatialflow.data.json_rules import json_problems
+from spatialflow.data.validation.file_rules import png_damage
+from spatialflow.data.validation.json_rules import json_problems
 
 
 @pytest.fixture(scope="module")

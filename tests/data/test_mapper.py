@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from spatialflow.data import PanopticMapper
-from spatialflow.errors import DataError
+from spatialflow.utils.errors import DataError
 
 SIZE = (40, 60)
 

@@ -15,8 +15,8 @@ import threading
 import torch
 from detectron2.engine import default_argument_parser
 
-from spatialflow.engine.program import Work, run
-from spatialflow.errors import DataError
+from spatialflow.cli.launch import Work, run
+from spatialflow.utils.errors import DataError
 
 
 def compute() -> None:

@@ -15,8 +15,8 @@ import torch
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from spatialflow.cli.launch import Work, run
 from spatialflow.engine import StepTrainer, Trainer, setup
-from spatialflow.engine.program import Work, run
 
 
 def prepare(args: argparse.Namespace) -> Work:
@@ -40,7 +40,7 @@ def prepare(args: argparse.Namespace) -> Work:
 def work(trainer: Trainer, steps: list[dict[str, torch.Tensor]], folder: str) -> None:
     """Train, check that the processes agree, and write the gradients."""
     trainer.train()
-    for name, value in trainer._trainer.model.state_dict().items():
+    for name, value in trainer.step_trainer.model.state_dict().items():
         others = comm.all_gather(value)
         assert all(torch.equal(value, other) for other in others), name
     if comm.is_main_process():

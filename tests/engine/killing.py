@@ -27,8 +27,8 @@ from darts.genotype import Genotype
 from search_net import parse_arguments as search_arguments
 from search_net import prepare as prepare_search
 from spatialflow import files
+from spatialflow.cli.launch import run
 from spatialflow.engine import StepTrainer
-from spatialflow.engine.program import run
 from spatialflow.evaluation import PanopticEvaluator
 from tests.conftest import TINY_RUN
 from train_net import prepare as prepare_training

@@ -16,8 +16,8 @@ from torch import nn
 
 from spatialflow.engine import Checkpointer
 from spatialflow.engine.checkpoint import load_numpy_pickle
-from spatialflow.errors import CheckpointError
-from spatialflow.files import remove_partial_files, write_atomically
+from spatialflow.utils.errors import CheckpointError
+from spatialflow.utils.files import remove_partial_files, write_atomically
 
 
 class State:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from darts.genotype import Genotype
+from spatialflow.cli.launch import WORKING, one_line
 from spatialflow.data import generate_scenes
-from spatialflow.engine.program import WORKING, one_line
 from tests.conftest import TINY_RUN
 
 CONFIG = "generated/spatialflow.yaml"
@@ -160,7 +160,7 @@ def test_errors_of_another_kind_keep_their_trace(monkeypatch, processes, message
 def test_a_process_that_loses_another_says_so_in_a_line(monkeypatch):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("spatialflow.engine.program.TURN_SECONDS", 0)
+    monkeypatch.setattr("spatialflow.cli.launch.TURN_SECONDS", 0)
     message = "Connection closed by peer"
     with pytest.raises(SystemExit, match=f"process has ended: {message}$"), one_line(WORKING):
         raise RuntimeError(message)

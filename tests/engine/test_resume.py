@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from spatialflow.data.loader import TrainLoader
-from spatialflow.data.stream import BatchStream
+from spatialflow.data.sampler import BatchStream
 from spatialflow.engine import StepTrainer, Trainer
 from tests.conftest import GROUP_NORM
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.non_finite import MAX_SKIPPED_IN_A_ROW
-from spatialflow.errors import NonFiniteError
-from spatialflow.randomness import seeded
-from tests.test_trainer import Batches
+from spatialflow.utils.errors import NonFiniteError
+from spatialflow.utils.randomness import seeded
+from tests.engine.test_trainer import Batches
 
 
 @pytest.fixture

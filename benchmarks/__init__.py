@@ -1,0 +1,1 @@
+"""Benchmarks of speed, memory, recovery and peers; each is a program."""

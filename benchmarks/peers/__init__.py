@@ -1,0 +1,1 @@
+"""Training beside Detectron2's Panoptic FPN."""

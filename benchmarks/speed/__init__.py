@@ -1,0 +1,1 @@
+"""Speed beside Detectron2's own networks and functions."""

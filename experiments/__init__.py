@@ -1,0 +1,1 @@
+"""Studies: plan, code and kept results, each in a folder."""

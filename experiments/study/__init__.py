@@ -1,0 +1,1 @@
+"""The study of searched flows against human ones."""

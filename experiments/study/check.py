@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+r"""Train the study's finalists beside the human flows on COCO in 27 supercategories: a third check.
+
+    python -m experiments.study.check --data coco_panoptic_train100 --threads 1 \
+        --write experiments/study/RUNS.md
+
+Nothing is searched or chosen here. Results are kept as those of run.py, and a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.study.analysis import outcomes
+from experiments.study.keep import ROOT, keep, restore
+from experiments.study.settings import HUMAN, PARALLEL
+from spatialflow.analysis.tables import parser_of
+from spatialflow.analysis.trials import ROOT as REPOSITORY
+from spatialflow.analysis.trials import run_apart
+
+NAME = "coco27"
+SEEDS = range(3)
+KEYS = (
+    *("DATASETS.FOLDER.VAL_FRACTION", 0.5),
+    *("SOLVER.MAX_ITER", 400, "SOLVER.WARMUP_ITERS", 40, "SOLVER.BASE_LR", 0.001),
+)
+
+
+def finalists(kept: Path) -> list[str]:
+    """Return the genotypes that the last round of each data set has chosen.
+
+    Raises:
+        ValueError: If there is none yet.
+    """
+    last: dict[str, str] = {}
+    for outcome in outcomes(kept):
+        if outcome.chosen:
+            path = outcome.folder / "genotypes" / f"{outcome.chosen}.json"
+            last[outcome.base] = str(path)
+    found = list(last.values())
+    if not found:
+        raise ValueError(f"{kept}: no finalist.json of a data set, one or more expected")
+    return found
+
+
+def main() -> None:
+    """Train what is missing, and write the table."""
+    args = parse_arguments()
+    folder, kept = args.output.absolute() / NAME, args.kept / NAME
+    try:
+        chosen = finalists(args.kept)
+        restore(kept, folder)
+        words = [REPOSITORY / "tools/compare_genotypes.py"]
+        words += ["--config-file", REPOSITORY / "benchmarks/peers/coco27.yaml"]
+        words += ["--genotypes", HUMAN, PARALLEL, *chosen, "--seeds", *SEEDS]
+        words += ["--threads", args.threads, "--output", folder / "check", "--no-speed"]
+        if args.write:
+            words += ["--write", *args.write, "--mark", f"study {NAME}"]
+        words += ["--opts", "DATASETS.FOLDER.PATH", args.data.absolute(), *KEYS]
+        run_apart("check on COCO", words)
+    except ValueError as error:
+        sys.exit(f"study: {error}")
+    finally:
+        keep(folder, kept)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
+    parser.add_argument("--output", type=Path, default=Path("output/study"))
+    parser.add_argument("--kept", type=Path, default=ROOT, help="results to go on from and add to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

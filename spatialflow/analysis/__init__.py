@@ -1,0 +1,1 @@
+"""Measurements and comparisons of models, shared by tools, benchmarks and experiments."""

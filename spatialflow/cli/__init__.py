@@ -1,0 +1,1 @@
+"""Command-line programs: parsers, launching, errors in one line, the doctor."""

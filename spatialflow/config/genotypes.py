@@ -1,0 +1,56 @@
+"""Genotypes by name, and the genotype of a config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from darts.genotype import Genotype
+from spatialflow.config.loading import configs_root
+from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+
+
+def builtin_genotypes() -> list[str]:
+    """Return the names of the genotypes in ``configs/genotypes``."""
+    return sorted(path.stem for path in (configs_root() / "genotypes").glob("*.json"))
+
+
+def load_genotype(name: str) -> Genotype:
+    """Return the genotype of ``MODEL.SPATIALFLOW.GENOTYPE``, a name or a path.
+
+    Raises:
+        ValueError: If there is none, or it is not valid.
+    """
+    for path in (configs_root() / "genotypes" / f"{name}.json", Path(name).expanduser()):
+        if path.is_file():
+            return Genotype.load(path)
+    known = ", ".join(builtin_genotypes())
+    raise ValueError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")
+
+
+def genotype_of(cfg: CfgNode) -> Genotype:
+    """Return the genotype of a config, with what ``STUFF_ATTENTION`` puts in the place of choices.
+
+    Raises:
+        ValueError: If there is no such genotype, or the key is not understood.
+    """
+    own = cfg.MODEL.SPATIALFLOW
+    genotype = load_genotype(own.GENOTYPE)
+    if own.STUFF_ATTENTION == "from_genotype":
+        return genotype
+    replaced = dict.fromkeys(ATTENTION_SITES, "none")
+    for part in own.STUFF_ATTENTION.split(","):
+        site, _, option = part.strip().partition("=")
+        name = f"stuff.attention.{site}"
+        if name not in ATTENTION_SITES or option not in ATTENTION_OPTIONS:
+            sites = [known.rpartition(".")[2] for known in ATTENTION_SITES]
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {own.STUFF_ATTENTION!r} given, "
+                f"'from_genotype' or '<site>=<option>' expected, sites {sites}, options "
+                f"{list(ATTENTION_OPTIONS)}"
+            )
+        replaced[name] = option
+    provenance = {**genotype.provenance, "choices_replaced_by_config": replaced}
+    return replace(genotype, choices={**genotype.choices, **replaced}, provenance=provenance)

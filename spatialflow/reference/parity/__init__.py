@@ -1,0 +1,89 @@
+"""Checks that this network computes what the authors' code computes, from a fixture of theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from spatialflow.reference.conversion import (
+    Conversion,
+    ReferenceLayout,
+    convert_reference,
+    default_things_other_index,
+    stuff_outputs,
+)
+from spatialflow.reference.parity.fixture import Fixture, read_fixture
+from spatialflow.reference.parity.fusion import check_fusion
+from spatialflow.reference.parity.network import check_final, check_network
+from spatialflow.reference.parity.report import COMPACT, FULL, Row, format_table, rows_not_compared
+from spatialflow.reference.parity.training import check_training
+
+__all__ = ["ParityResult", "check_parity", "format_table", "read_fixture", "things_other_index"]
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Rows of the table, how the checkpoint was converted, and whether weights are rounded."""
+
+    rows: list[Row]
+    conversion: Conversion
+    things_other_index: int
+    compact: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether every row holds."""
+        return all(row.holds for row in self.rows)
+
+
+def check_parity(
+    fixture: Fixture, cfg: CfgNode, *, things_other: int | None = None
+) -> ParityResult:
+    """Convert a fixture's checkpoint and compares everything that the fixture holds.
+
+    Args:
+        fixture: the authors' checkpoint and values.
+        cfg: describes the model; it runs on the CPU.
+        things_other: index of things-other among the authors' stuff classes; found in the fixture
+            if absent.
+
+    Raises:
+        ValueError: if the fixture lacks something or the checkpoint does not fit the model.
+    """
+    if things_other is None:
+        things_other = things_other_index(fixture)
+    layout = ReferenceLayout.from_config(cfg, fixture.checkpoint, things_other)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model: nn.Module = build_model(cfg)
+    conversion = convert_reference(fixture.checkpoint, model.state_dict(), layout)
+    model.load_state_dict(conversion.state, strict=False)
+    limits = COMPACT if fixture.compact else FULL
+    rows = check_network(model, fixture, layout, limits)
+    rows += check_final(model, fixture, limits)
+    rows += check_training(model, fixture, layout, limits, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    rows += check_fusion(fixture, layout, stuff_outputs(fixture.checkpoint))
+    rows += rows_not_compared(fixture)
+    return ParityResult(rows, conversion, things_other, fixture.compact)
+
+
+def things_other_index(fixture: Fixture) -> int:
+    """Find the authors' index of things-other.
+
+    It is the stuff label under the thing masks of the training ground truth where that is one
+    label, else 36 in a model with 54 stuff outputs, else the last.
+    """
+    if "train.gt_masks" in fixture and "train.gt_semantic" in fixture:
+        things = fixture.arrays["train.gt_masks"].astype(bool).any(axis=0)
+        labels = np.unique(fixture.arrays["train.gt_semantic"][things])
+        labels = labels[labels != 255]
+        if len(labels) == 1:
+            return int(labels[0])
+    outputs = stuff_outputs(fixture.checkpoint)
+    default = default_things_other_index(outputs)
+    return outputs - 1 if default is None else default

@@ -1,0 +1,1 @@
+"""Helpers without a layer above them: errors, files, precision, randomness, pictures, pages."""

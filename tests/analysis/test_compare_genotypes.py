@@ -1,0 +1,90 @@
+"""tools/compare_genotypes.py: genotypes under one harness."""
+
+import argparse
+import json
+
+import pytest
+
+from darts.genotype import Flow, Genotype
+from tests.benchmarks.test_compare_peers import random_counts, result
+from tools import compare_genotypes as tool
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.json"
+    Genotype("mine", (Flow("box.1", "cls.1", "input", "conv_1x1"),)).save(path)
+    return path
+
+
+def arguments(tmp_path, *genotypes, opts=()):
+    return argparse.Namespace(
+        config_file="generated/spatialflow.yaml",
+        genotypes=[str(g) for g in genotypes],
+        seeds=[0, 1],
+        output=tmp_path / "out",
+        opts=list(opts),
+    )
+
+
+@pytest.mark.slow
+def test_genotypes_are_trained_once_and_compared(program, mine, tmp_path):
+    small = {
+        "DATASETS.SCENES.TRAIN": 4,
+        "DATASETS.SCENES.VAL": 2,
+        "DATASETS.SCENES.SIZE": 64,
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "INPUT.MIN_SIZE_TRAIN": [64],
+        "INPUT.MIN_SIZE_TEST": 64,
+    }
+    words = ["--config-file", "generated/spatialflow.yaml", "--genotypes", "parallel", mine]
+    words += ["--seeds", 3, "--output", tmp_path / "out", "--opts"]
+    words += [item for pair in small.items() for item in pair]
+    done = program("tools/compare_genotypes.py", *words)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert table.strip() in done.stdout
+    rows = [line.split(" | ") for line in table.splitlines()]
+    assert [row[0] for row in rows[2:4]] == ["| parallel", "| mine"]
+    assert rows[-1][0] == "| mine − parallel"
+    one = json.loads((tmp_path / "out" / "mine-seed3.json").read_text())
+    assert one["iterations"] == 2
+    assert one["seed"] == 3
+    before = (tmp_path / "out" / "mine-seed3.json").stat().st_mtime_ns
+    again = program("tools/compare_genotypes.py", *words)
+    assert table.strip() in again.stdout
+    assert (tmp_path / "out" / "mine-seed3.json").stat().st_mtime_ns == before
+
+
+def test_results_of_other_settings_or_genotypes_are_not_mixed_in(mine, tmp_path):
+    args = arguments(tmp_path, "parallel", mine)
+    args.output.mkdir()
+    path = args.output / "mine-seed0.json"
+    path.write_text(json.dumps(tool.identity(args, "mine", 0)))
+    assert tool.result(args, "mine", 0) is not None
+    assert tool.result(args, "mine", 1) is None
+    other = arguments(tmp_path, "parallel", mine, opts=["SOLVER.MAX_ITER", "7"])
+    with pytest.raises(ValueError, match=r"mine-seed0\.json: result with settings"):
+        tool.result(other, "mine", 0)
+    Genotype("mine", (Flow("box.2", "cls.2", "input", "conv_1x1"),)).save(mine)
+    with pytest.raises(ValueError, match=r"mine-seed0\.json: result with genotype"):
+        tool.result(args, "mine", 0)
+
+
+def test_mistakes_are_found_before_the_first_run(mine, tmp_path):
+    with pytest.raises(ValueError, match="a second one named 'mine'"):
+        tool.train_all(arguments(tmp_path, mine, mine))
+    with pytest.raises(ValueError, match="absent"):
+        tool.train_all(arguments(tmp_path, "absent.json"))
+
+
+def test_the_table_pairs_with_the_first():
+    results = {
+        name: [result(name, seed, random_counts(seed)) for seed in range(2)]
+        for name in ("human", "searched")
+    }
+    cost = {"GFLOPs": 1.5, "time": 1.0, "time seconds": [0.25, 0.2, 0.3]}
+    text = tool.comparison(results, {"human": cost, "searched": {**cost, "time": 0.8}})
+    assert "| searched − human | +0.0 (+0.0 to +0.0) |" in text
+    assert "| 1.50 | 250 | 0.80 |" in text

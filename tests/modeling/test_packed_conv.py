@@ -1,0 +1,208 @@
+"""Packed convolutions give what PyTorch's give, and notice when their weights change."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from spatialflow.modeling.layers import packed_conv
+from spatialflow.modeling.layers.packed_conv import (
+    SHAPES,
+    PackedConv2d,
+    PackedDetectron2Conv2d,
+    pack_convolutions,
+)
+
+pytestmark = pytest.mark.skipif(
+    not packed_conv._supports(torch.float32), reason="weights are packed on x86 with oneDNN only"
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, torch.Size]]:
+    """Count what is packed_conv."""
+    made: list[tuple[torch.dtype, torch.Size]] = []
+    pack = packed_conv._Packing._pack
+
+    def counted(self: nn.Module, dtype: torch.dtype, shape: torch.Size, norm: object) -> object:
+        made.append((dtype, shape))
+        return pack(self, dtype, shape, norm)
+
+    monkeypatch.setattr(packed_conv._Packing, "_pack", counted)
+    return made
+
+
+def norm(kind: type[nn.Module], channels: int) -> nn.Module:
+    """A norm that does something."""
+    layer = kind(channels)
+    for tensor in (layer.weight, layer.bias, layer.running_mean):
+        nn.init.normal_(tensor)
+    nn.init.uniform_(layer.running_var, 0.5, 2)
+    return layer
+
+
+def layers() -> dict[str, nn.Module]:
+    """Convolutions of all kinds, from 8 channels."""
+    return {
+        "plain": nn.Conv2d(8, 6, 3, padding=1),
+        "strided": nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False),
+        "1x1 strided": nn.Conv2d(8, 16, 1, stride=2),
+        "grouped": nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        "dilated": nn.Conv2d(8, 6, 3, padding=2, dilation=2),
+        "same": nn.Conv2d(8, 6, 3, padding="same"),
+        "circular": nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"),
+        "frozen": Conv2d(8, 6, 3, bias=False, norm=norm(FrozenBatchNorm2d, 6)),
+        "batch norm": Conv2d(8, 6, 3, norm=norm(nn.BatchNorm2d, 6), activation=torch.relu),
+        "bare norm": Conv2d(8, 6, 3, norm=nn.BatchNorm2d(6, affine=False)),
+        "no statistics": Conv2d(8, 6, 3, norm=nn.BatchNorm2d(6, track_running_stats=False)),
+        "group norm": Conv2d(8, 6, 3, norm=nn.GroupNorm(2, 6), activation=torch.relu),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", layers())
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_same_as_pytorch(name: str, channels_last: bool) -> None:
+    layer = layers()[name].eval()
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    images = [torch.randn(n, 8, h, 13).contiguous(memory_format=form) for n, h in ((1, 9), (2, 5))]
+    expected = [layer(image) for image in images]
+    halves = [layer(image.bfloat16().float()) for image in images]
+    pack_convolutions(layer)
+    assert isinstance(layer, (PackedConv2d, PackedDetectron2Conv2d))
+    for _ in range(2):
+        for image, right, half in zip(images, expected, halves, strict=True):
+            torch.testing.assert_close(layer(image), right, rtol=1e-5, atol=1e-5)
+            with torch.autocast("cpu", torch.bfloat16):
+                short = layer(image)
+            torch.testing.assert_close(short.float(), half, rtol=0.03, atol=0.06)
+
+
+@torch.no_grad()
+def test_a_change_of_weights_is_noticed(calls: list[object]) -> None:
+    layer = Conv2d(4, 4, 1, bias=False, norm=norm(FrozenBatchNorm2d, 4)).eval()
+    pack_convolutions(layer)
+    image = torch.randn(1, 4, 6, 6)
+
+    def check(packings: int) -> None:
+        result = layer(image)
+        right = layer.norm(nn.functional.conv2d(image, layer.weight))
+        torch.testing.assert_close(result, right, rtol=1e-5, atol=1e-5)
+        assert len(calls) == packings
+
+    check(1)
+    check(1)
+    layer.weight.mul_(2)
+    check(2)
+    layer.norm.running_var.add_(1)
+    check(3)
+    layer.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+    check(4)
+    layer.load_state_dict({name: x + 1 for name, x in layer.state_dict().items()})
+    check(5)
+    layer.weight.data.mul_(3)
+    layer.eval()
+    check(6)
+    layer.half().float()
+    check(7)
+    check(7)
+
+
+@torch.no_grad()
+def test_statistics_that_a_norm_takes_are_noticed() -> None:
+    layer = Conv2d(4, 4, 1, norm=norm(nn.BatchNorm2d, 4)).eval()
+    pack_convolutions(layer)
+    image = torch.randn(2, 4, 6, 6)
+    layer(image)
+    layer.norm.train()
+    layer(5 + image)
+    layer.norm.eval()
+    right = layer.norm(nn.functional.conv2d(image, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(image), right, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_how_many_shapes_are_kept(calls: list[object]) -> None:
+    layer = nn.Conv2d(2, 2, 1).eval()
+    pack_convolutions(layer)
+    for size in range(1, SHAPES + 1):
+        layer(torch.ones(1, 2, size, size))
+    layer(torch.ones(1, 2, 1, 1))
+    assert len(calls) == SHAPES
+    layer(torch.ones(1, 2, SHAPES + 1, 1))  # instead of size 2, not used for longest
+    layer(torch.ones(1, 2, 1, 1))
+    assert len(calls) == SHAPES + 1
+    layer(torch.ones(1, 2, 2, 2))
+    assert len(calls) == SHAPES + 2
+
+
+def test_gradients_go_pytorchs_way(calls: list[object]) -> None:
+    layer = nn.Conv2d(2, 2, 3, padding=1)
+    pack_convolutions(layer)
+    image = torch.randn(1, 2, 4, 4, requires_grad=True)
+    for training in (True, False):
+        layer.train(training)(image).sum().backward()
+    assert image.grad is not None
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        layer.train()(image)
+    layer.eval().requires_grad_(False)
+    assert layer(image).requires_grad
+    layer.bias.requires_grad_(True)
+    assert layer(image.detach()).requires_grad
+    layer.bias.requires_grad_(False)
+    assert not calls
+    layer(image.detach())
+    assert len(calls) == 1
+
+
+def test_inference_mode_and_fx() -> None:
+    image = torch.randn(1, 2, 4, 4)
+    with torch.inference_mode():
+        layer = nn.Conv2d(2, 3, 1).eval()
+        expected = layer(image)
+        pack_convolutions(layer)
+        torch.testing.assert_close(layer(image), expected)
+    traced = torch.fx.symbolic_trace(layer)
+    with torch.inference_mode():
+        torch.testing.assert_close(traced(image), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "image", [torch.ones(0, 2, 4, 4), torch.ones(2, 4, 4)], ids=["empty batch", "no batch"]
+)
+def test_unusual_inputs_go_pytorchs_way(image: Tensor, calls: list[object]) -> None:
+    layer = nn.Conv2d(2, 3, 1).eval()
+    expected = layer(image)
+    pack_convolutions(layer)
+    torch.testing.assert_close(layer(image), expected)
+    with pytest.raises(RuntimeError, match="channels"):
+        layer(torch.ones(1, 5, 4, 4))
+    double = copy.deepcopy(layer).double()
+    assert double(torch.ones(1, 2, 4, 4).double()).dtype == torch.float64
+
+
+@torch.no_grad()
+def test_copies_files_and_counts_know_nothing_of_it() -> None:
+    layer = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU()).eval()
+    names = list(layer.state_dict())
+    pack_convolutions(layer)
+    image = torch.randn(1, 2, 4, 4)
+    expected = layer(image)
+    assert list(layer.state_dict()) == names
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for other in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(other(image), expected)
+        other[0].weight.zero_()
+        assert (other(image) == other[0].bias.relu()[:, None, None]).all()
+    torch.testing.assert_close(layer(image), expected)
+    assert FlopCountAnalysis(layer, image).total() == 2 * 3 * 16

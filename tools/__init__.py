@@ -1,0 +1,1 @@
+"""Tools of the command line; each is a program."""
