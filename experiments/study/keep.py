@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spatialflow.search.derivation import read_log
-from spatialflow.search.hook import LOG_FILE
+from spatialflow.search.log import LOG_FILE, read_log
 from spatialflow.utils.files import write_atomically
 
 ROOT = Path(__file__).parents[1] / "results" / "study"

@@ -1,1 +1,1 @@
-"""The search: the space of a config, the trainer that alternates, and what it writes."""
+"""The search: space, supernet, alternating trainer, derivation and report."""

@@ -1,4 +1,4 @@
-"""From a trained supernet to what a search leaves: genotype, pictures, weights, and the gap."""
+"""Derivation of a genotype from a trained supernet, and the files that a search writes."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from darts.relaxation import MixedEdge, choice_key
 from darts.space import Costs
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
-from spatialflow.search.hook import LOG_FILE
+from spatialflow.search.log import LOG_FILE, read_log
 from spatialflow.search.report import write_report
 from spatialflow.search.settings import PERTURBATION
 from spatialflow.search.space import flow_costs
 from spatialflow.search.supernet import SpatialFlowSupernet
 from spatialflow.search.weights import inherit
-from spatialflow.utils.files import read_json_lines, write_atomically
+from spatialflow.utils.files import write_atomically
 from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
 UNDECIDED = 1.25
-"""How much likelier than uniform the likeliest candidates are where that is worth a warning."""
+"""Ratio of the likeliest candidates' mean share to the uniform one, below which a warning follows."""
 
 
 class Derivation:
-    """Derives a genotype from a supernet, and measures what that costs in held-out loss."""
+    """Derives a genotype from a supernet, and measures the held-out loss before and after."""
 
     def __init__(
         self, cfg: CfgNode, supernet: SpatialFlowSupernet, held_out: Callable[[], Any], *, seed: int
@@ -51,10 +51,10 @@ class Derivation:
         """Keep the parts.
 
         Args:
-            cfg: Of the search.
-            supernet: Trained, with its ``architecture``.
-            held_out: Starts a stream of held-out batches, always the same.
-            seed: Of the search.
+            cfg: Config of the search.
+            supernet: Trained supernet.
+            held_out: Returns an iterator over held-out batches, the same ones at each call.
+            seed: Seed of the search.
         """
         self.cfg = cfg
         self.supernet = supernet
@@ -64,14 +64,14 @@ class Derivation:
         self._batches: list[Any] | None = None
 
     def derive(self, iterations: int) -> Genotype:
-        """Return the genotype that the architecture stands for now, by ``SEARCH.RULE``.
+        """Derive a genotype from the current architecture parameters, by ``SEARCH.RULE``.
 
         Args:
-            iterations: Of the search until now.
+            iterations: Number of iterations that the search has done, for the provenance.
         """
         keys = self.cfg.SEARCH
         costs, human = flow_costs(self.cfg, self.architecture.space.topology)
-        self._settle()
+        self._finish_fading()
         if keys.RULE != PERTURBATION and self.architecture.relaxation.kind != "sigmoid":
             self._warn_of_ties()
         before = self._loss()
@@ -103,7 +103,7 @@ class Derivation:
         )
 
     def _warn_of_ties(self) -> None:
-        """Say so where the shares that a rule compares have hardly left uniform."""
+        """Log a warning if the probabilities that the rule compares are nearly uniform."""
         shares = [self.architecture.probabilities(e.key) for e in self.architecture.space.edges]
         likeliest = fmean(float(each.max()) for each in shares)
         uniform = fmean(1 / len(each) for each in shares)
@@ -122,8 +122,8 @@ class Derivation:
             return by_perturbation(self.architecture, self._loss, seed=self.seed)
         return RULES[rule](self.architecture)
 
-    def _settle(self) -> None:
-        """Take away what has not quite faded at the end of a search."""
+    def _finish_fading(self) -> None:
+        """Set temperature and auxiliary skips to their values at the end of a search."""
         self.architecture.temperature = 1.0
         for module in self.supernet.modules():
             if isinstance(module, MixedEdge):
@@ -132,30 +132,33 @@ class Derivation:
 
     @torch.no_grad()
     def _loss(self) -> float:
-        """Return the supernet's loss as it is now, on ``SEARCH.PERTURBATION_BATCHES`` batches."""
+        """Return the supernet's mean loss on ``SEARCH.PERTURBATION_BATCHES`` held-out batches."""
         if self._batches is None:
             count = self.cfg.SEARCH.PERTURBATION_BATCHES
             self._batches = list(itertools.islice(self._held_out(), count))
-        # The storage is where Detectron2's mask head leaves its numbers.
+        # Detectron2's mask head writes metrics to the current event storage.
         with seeded(self.seed, self.supernet.device), EventStorage():
             losses = [sum(self.supernet(batch).values()) for batch in self._batches]
-        # Of all processes, so that they decide alike.
+        # The mean over processes, so that all of them decide alike.
         means = comm.all_gather(float(sum(losses)) / len(losses))
         return sum(means) / len(means)
 
     @torch.no_grad()
     def _loss_of(self, genotype: Genotype) -> float:
-        """Return the loss of a genotype with the supernet's weights, whose α are put back."""
+        """Return the loss of a genotype with the supernet's weights; α is restored afterwards."""
         with self.architecture.as_genotype(genotype):
             return self._loss()
 
     def write(self, iterations: int) -> Path:
-        """Derive; write ``genotype.json``, its pictures, the report, and what else is asked for.
+        """Derive a genotype, and write it with its drawings, the report and inherited weights.
 
-        All processes derive, as the model may speak to the others; the main one writes.
+        All processes derive, as the forward passes may communicate; the main process writes.
+
+        Args:
+            iterations: Number of iterations that the search has done.
 
         Returns:
-            The path of the genotype.
+            Path of ``genotype.json``.
         """
         topology = self.architecture.space.topology
         genotype = self.derive(iterations)
@@ -184,22 +187,17 @@ class Derivation:
 
 
 def cost_of(genotype: Genotype, costs: Costs) -> float:
-    """Return what a genotype's flows and choices cost, in the unit of ``costs``."""
+    """Return the cost of a genotype's flows and choices, in the unit of ``costs``."""
     flows = sum(costs[flow.key, flow.operation] for flow in genotype.flows)
     choices = (costs.get((choice_key(n), option), 0.0) for n, option in genotype.choices.items())
     return flows + sum(choices)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``search.jsonl`` by iteration; of one that a resume repeats, the last."""
-    lines = {line["iteration"]: line for line in read_json_lines(path)}
-    return [line for _, line in sorted(lines.items())]
-
-
 def config_hash(cfg: CfgNode) -> str:
-    """Return twelve hex digits that name what a config sets other than the defaults.
+    """Return twelve hex digits that identify the values of a config that are not defaults.
 
-    Where it writes does not count; nor does a key, with its default, that a later version adds.
+    ``OUTPUT_DIR`` does not count. A key that a later version adds does not change the hash while it
+    has its default.
     """
     defaults, given = _leaves(get_cfg()), _leaves(cfg)
     given.pop("OUTPUT_DIR", None)
@@ -222,7 +220,7 @@ def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a search depends on."""
+    """Return the versions of the project, of Detectron2 and of PyTorch."""
     return {
         "spatialflow": spatialflow.__version__,
         "detectron2": detectron2.__version__,

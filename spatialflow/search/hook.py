@@ -1,46 +1,41 @@
-"""The architecture's step, as a hook: before each step of the weights, or inside it."""
+"""The hook that alternates steps of the architecture with those of the weights."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from darts.learner import ArchitectureLearner, NotFiniteError
-from darts.relaxation import choice_key
 from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import Batch, NonFiniteSteps
 from spatialflow.engine.trainer import Trainer
+from spatialflow.search.log import SearchLog
 from spatialflow.search.supernet import FixedProposalBatch
-from spatialflow.utils.files import append_json_line
 from spatialflow.utils.randomness import mix_seeds, seed_generators
 
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
-LOG_FILE = "search.jsonl"
-COLLAPSED = 0.5
-"""Share of edges without weights, of those that are present, that is worth a warning."""
+"""Iterations between two lines of the log."""
 
 
 class ArchitectureHook(HookBase):
-    """Takes one step of the architecture on held-out images for each step of the weights.
+    """Takes one step of the architecture, on held-out images, for each step of the weights.
 
-    A first-order step comes before that of the weights (:meth:`before_step`). A second-order step
-    looks ahead by the step that the weights are about to take, so it comes between their backward
-    pass and their update (:meth:`after_backward`). DARTS computes those gradients a second time,
-    after the architecture has changed.
+    A first-order step comes before the weights' step (:meth:`before_step`). A second-order step
+    (arXiv 1806.09055, eq. 6) needs the gradients of the weights' step, so it comes between their
+    backward pass and their update (:meth:`after_backward`); the authors' code computes these
+    gradients a second time instead.
 
-    All processes take part alike: gradients are averaged, and parameters are compared at each step.
+    All processes do the same: gradients are averaged, and parameters are compared at each step.
     """
 
     trainer: Trainer
@@ -51,7 +46,7 @@ class ArchitectureHook(HookBase):
         loader: TrainLoader,
         *,
         seed: int,
-        log_file: Path,
+        log: SearchLog,
         non_finite: str = "stop",
         eigenvalue_period: int = 0,
         stop_ratio: float = 0.0,
@@ -62,7 +57,7 @@ class ArchitectureHook(HookBase):
             learner: Learner of the supernet's architecture.
             loader: Batches of held-out images.
             seed: Seed of the random numbers in a step.
-            log_file: JSON lines, one for each log step.
+            log: Log that a line is written to every :data:`LOG_PERIOD` iterations.
             non_finite: What happens to a step that is not finite, as ``SOLVER.NON_FINITE``.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
@@ -71,7 +66,7 @@ class ArchitectureHook(HookBase):
         self.learner = learner
         self.loader = loader
         self.seed = seed
-        self.log_file = log_file
+        self.log = log
         self.non_finite = NonFiniteSteps(non_finite, what="step of the architecture")
         self.eigenvalue_period = eigenvalue_period
         self.watch = CurvatureWatch(stop_ratio)
@@ -81,7 +76,7 @@ class ArchitectureHook(HookBase):
         self._differs: Tensor | None = None
 
     def before_step(self) -> None:
-        """Take the first-order step, unless the architecture is frozen."""
+        """Take a first-order step, unless the architecture is frozen."""
         iteration = self.trainer.iter
         warmup = self.learner.settings.warmup
         if iteration == 0 and warmup:
@@ -93,14 +88,14 @@ class ArchitectureHook(HookBase):
             self._conclude(iteration, held_out)
 
     def after_backward(self) -> None:
-        """Take the second-order step, with the weights' gradients and optimiser as they are now."""
+        """Take a second-order step: the weights' gradients are computed, the update is not done."""
         if not self._learns or self.learner.settings.order == 1:
             return
         weights, iteration = self.trainer.step_trainer, self.trainer.iter
         held_out = self._held_out(iteration)
         # With too large a loss scale neither weights nor architecture step.
         if weights.unscale_gradients():
-            # The random numbers of the pass that gave the gradients are drawn again.
+            # Repeat the random numbers of the pass that computed the gradients.
             weights.seed_step()
             self._step(
                 iteration,
@@ -111,7 +106,7 @@ class ArchitectureHook(HookBase):
         self._conclude(iteration, held_out)
 
     def _held_out(self, iteration: int) -> Batch:
-        """Seed the architecture's step, and return its batch."""
+        """Seed the random numbers of the architecture's step, and return its batch."""
         seed_generators(mix_seeds(self.seed, iteration, comm.get_rank(), 3))
         if self._batches is None:
             self._batches = iter(self.loader)
@@ -125,7 +120,7 @@ class ArchitectureHook(HookBase):
         train: Batch | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        """Step, or leave the step out where it is not finite."""
+        """Take the learner's step, or handle one that is not finite."""
         try:
             self.learner.step(iteration, held_out, train=train, optimizer=optimizer)
             self.non_finite.note_finite()
@@ -136,7 +131,7 @@ class ArchitectureHook(HookBase):
             )
 
     def _conclude(self, iteration: int, batch: Batch) -> None:
-        """Compare, measure and write after a step."""
+        """Compare the processes, watch the curvature and write the log, each when it is due."""
         self._compare_processes()
         if self.eigenvalue_period and (iteration + 1) % self.eigenvalue_period == 0:
             self._watch_curvature(iteration, batch)
@@ -144,9 +139,9 @@ class ArchitectureHook(HookBase):
             self._write(iteration)
 
     def _compare_processes(self) -> None:
-        """Note whether the processes' parameters differ; asked at each log, as it waits for them.
+        """Note whether the processes' parameters differ: whether a maximum is above a minimum.
 
-        The largest and the smallest of each value over processes are the same where all are.
+        The answer is read when the log is written, so that no step waits for a GPU.
         """
         if comm.get_world_size() == 1:
             return
@@ -157,10 +152,10 @@ class ArchitectureHook(HookBase):
         self._differs = differs if self._differs is None else self._differs | differs
 
     def _watch_curvature(self, iteration: int, batch: Batch) -> None:
-        """Measure the dominant eigenvalue; freeze the architecture where it grows too fast."""
+        """Measure the dominant eigenvalue, and freeze the architecture if it grows too fast."""
         fixed = FixedProposalBatch(batch)
         eigenvalue = float(self.learner.architect.dominant_eigenvalue(fixed))
-        # One number for all: a process that froze the architecture alone would wait for ever.
+        # One number for all processes: one that froze the architecture alone would wait for ever.
         eigenvalue = comm.all_gather(eigenvalue)[0]
         if not math.isfinite(eigenvalue):
             return
@@ -181,7 +176,7 @@ class ArchitectureHook(HookBase):
         )
 
     def _write(self, iteration: int) -> None:
-        """Write a line of ``search.jsonl``, and the same to the trainer's storage.
+        """Measure the search, and log it.
 
         Raises:
             RuntimeError: If the processes' architectures have differed since the last time.
@@ -191,53 +186,10 @@ class ArchitectureHook(HookBase):
         measured = self.learner.measure()
         if self._eigenvalue is not None:
             measured["eigenvalue"] = self._eigenvalue
-        self._say(iteration, measured)
-        storage = self.trainer.storage
-        storage.put_scalars(
-            smoothing_hint=False, **{f"search/{name}": value for name, value in measured.items()}
-        )
-        if not comm.is_main_process():
-            return
-        architecture = self.learner.architecture
-        space = architecture.space
-        keys = {str(edge): edge.key for edge in space.edges}
-        keys |= {name: choice_key(name) for name in space.choices}
-        probabilities = {what: architecture.probabilities(k).cpu() for what, k in keys.items()}
-        storage.put_image("search/probabilities", _image(list(probabilities.values())))
-        line = {
-            "iteration": iteration,
-            **measured,
-            "alpha": {name: p.tolist() for name, p in self.learner.parameters.items()},
-            "probabilities": {what: p.tolist() for what, p in probabilities.items()},
-        }
-        append_json_line(self.log_file, line)
-
-    def _say(self, iteration: int, measured: dict[str, float]) -> None:
-        """Tell how the search is doing, and what does not look well."""
-        edges = len(self.learner.architecture.space.edges)
-        logger.info(
-            "architecture after iteration %d: entropy %.3f, expected cost %.2f of the budget, "
-            "%d of %d edges absent, %d flips, none for %d iterations%s",
-            iteration,
-            measured["entropy"],
-            measured["expected_cost"],
-            round(measured["absent"] * edges),
-            edges,
-            measured["flips"],
-            measured["unchanged"],
-            f", eigenvalue {measured['eigenvalue']:.3g}" if "eigenvalue" in measured else "",
-        )
-        present = 1 - measured["absent"]
-        if measured["parameter_free"] > COLLAPSED * present > 0:
-            logger.warning(
-                "%d of %d present edges are likeliest to be carried by an operation without "
-                "weights: a search that collapses looks like this (SEARCH.AUXILIARY_SKIP, WARMUP)",
-                round(measured["parameter_free"] * edges),
-                round(present * edges),
-            )
+        self.log.write(iteration, measured, self.trainer.storage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the learner and of the watch, and the position in the data."""
+        """Return the state of learner, curvature and data loader, for a checkpoint."""
         return {
             "learner": self.learner.state_dict(),
             "watch": self.watch.state_dict(),
@@ -252,10 +204,3 @@ class ArchitectureHook(HookBase):
         self._eigenvalue = state_dict["eigenvalue"]
         self.loader.load_state_dict(state_dict["data"])
         self._batches = None
-
-
-def _image(rows: list[Tensor], *, cell: int = 12) -> Tensor:
-    """Return edges × candidates as a grey image, (3, H, W) in 0 to 1, ``cell`` pixels a number."""
-    table = pad_sequence(rows, batch_first=True)  # (E, O + 1)
-    pixels = table.repeat_interleave(cell, dim=0).repeat_interleave(cell, dim=1)
-    return pixels.expand(3, -1, -1)

@@ -21,22 +21,22 @@ from spatialflow.modeling.heads.attention import attention_channels, attention_m
 
 logger = logging.getLogger(__name__)
 
-DEFORMING = 27 * 9 + 4 * 9
-"""What a deformable convolution costs beyond a plain one, a channel and position: 27 predictions by
-3 × 3 convolution, and nine bilinear samples."""
+DEFORMABLE_EXTRA = 27 * 9 + 4 * 9
+"""Multiply-adds of a deformable convolution beyond those of a plain one, for each channel and
+position: a 3×3 convolution to 27 channels, and nine bilinear samples of four pixels."""
 
 SEARCHED_PORTS = ("input", "gate")
-"""Those of a space; an offset needs a deformable target, which is a choice of its own."""
+"""Ports that a space may have. An offset port needs a deformable target, which is a choice."""
 
 HUMAN = "spatialflow"
-"""The genotype whose flows' cost is the unit of a budget."""
+"""Name of the published genotype; the cost of its flows is the unit of a budget."""
 
 
 def search_space(cfg: CfgNode) -> SearchSpace:
-    """Return the space of ``SEARCH.SPACE``.
+    """Return the search space of ``SEARCH.SPACE``.
 
     Raises:
-        ValueError: If it names something unknown, or is empty.
+        ValueError: If a key names something unknown, or the space is empty.
     """
     keys = cfg.SEARCH.SPACE
     pairs = [tuple(pair.split(">")) for pair in keys.PAIRS]
@@ -86,7 +86,7 @@ def _choices(given: list[str], topology: Topology) -> dict[str, list[str]]:
 
 
 def relaxation_from_config(cfg: CfgNode) -> Relaxation:
-    """Return how a config relaxes the space.
+    """Return the relaxation of ``SEARCH.RELAXATION``, ``EDGE_WEIGHTS`` and ``PARTIAL_CHANNELS``.
 
     Raises:
         ValueError: If a key has a value that is not allowed.
@@ -99,15 +99,18 @@ def relaxation_from_config(cfg: CfgNode) -> Relaxation:
 
 
 def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
-    """Return what flows cost, and the cost of the human flows.
+    """Return the cost of every flow and option, and the cost of the human flows.
 
-    A flow's cost is its multiply-adds on the levels where both of its ends exist, for an image of
-    one megapixel; an option's, those of its block where it stands.
+    The unit is a million multiply-adds for an image of one megapixel. A flow is counted on the
+    levels where source and target both exist.
+
+    Args:
+        cfg: Config of a search or a training.
+        topology: Branches of the network.
 
     Returns:
-        (key of an edge or choice, operation or option) → millions, for every causal edge, whatever
-        of it the space has, and every option of attention; and the sum over the flows of
-        :data:`HUMAN`.
+        (key of an edge or choice, operation or option) → cost, for all causal edges of the topology
+        and all options; and the sum over the flows of :data:`HUMAN`.
     """
     channels = cfg.MODEL.FPN.OUT_CHANNELS
 
@@ -120,7 +123,7 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
             flow = Flow(source.name, target.name, port, operation)
             costs[flow.key, operation] = cost(flow)
     head = cfg.MODEL.SEM_SEG_HEAD
-    # Of each map that a block sees, its share of the image's positions.
+    # Size of each map that a block sees, over the number of pixels.
     maps = {
         ATTENTION_SITES[0]: [_area([level]) for level in head.IN_FEATURES],
         ATTENTION_SITES[1]: [head.COMMON_STRIDE**-2],
@@ -130,13 +133,13 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
         each = [attention_multiply_adds(option, width, 1e6 * area) for area in maps[name]]
         costs[choice_key(name), option] = sum(each) / 1e6
     for node in topology.nodes:
-        cost_of_deforming = DEFORMING * channels * _area(node.branch.levels)
+        cost_of_deforming = DEFORMABLE_EXTRA * channels * _area(node.branch.levels)
         costs[choice_key(conv_choice(node)), "deformable"] = cost_of_deforming
     return costs, sum(cost(flow) for flow in human_genotype().flows)
 
 
 def _area(levels: Iterable[str]) -> float:
-    """Return how many positions levels have together, for each of the image's."""
+    """Return the number of positions of all levels together, over the number of pixels."""
     return sum(4.0 ** -int(level.removeprefix("p")) for level in levels)
 
 
@@ -146,17 +149,17 @@ def human_genotype() -> Genotype:
 
 
 def random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Genotype]:
-    """Return random points of a config's space, named ``random_<seed>`` and so on.
+    """Return random genotypes of a config's space, named ``random_<seed>``.
 
-    Each costs at most ``SEARCH.BUDGET`` times what the human flows cost.
+    Each costs at most ``SEARCH.BUDGET`` times the cost of the human flows.
 
     Args:
-        cfg: Of a search.
-        count: How many, 1 or more.
-        seed: Of the first; the others have the numbers that follow.
+        cfg: Config of a search.
+        count: Number of genotypes, 1 or more.
+        seed: Seed of the first genotype; the others take the numbers after it.
 
     Raises:
-        ValueError: If the count is wrong, or the config is not one of a search.
+        ValueError: If count or seed is too small, or the config does not describe a space.
     """
     if count < 1 or seed < 0:
         raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
@@ -170,7 +173,7 @@ def random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Genotype]:
 
 
 def write_genotypes(genotypes: Iterable[Genotype], folder: Path) -> list[Path]:
-    """Write genotypes to a folder, each to a file of its name."""
+    """Write each genotype to ``<folder>/<name>.json``, and return the paths."""
     paths = []
     for genotype in genotypes:
         paths.append(folder / f"{genotype.name}.json")

@@ -1,4 +1,4 @@
-"""Which training images the weights learn from in a search, and which the architecture."""
+"""The split of the training images between the weights and the architecture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def split_filter(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any
         ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves one of them nothing.
     """
     fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
-    # Another draw than that of DATASETS.FOLDER, which takes the same images away at equal seeds.
+    # The validation split of DATASETS.FOLDER hashes the same names: with an equal seed it would
+    # remove just the images of one side.
     seed = mix_seeds(cfg.SEARCH.SPLIT_SEED, 5)
     if not 0 < fraction < 1:
         raise ValueError(

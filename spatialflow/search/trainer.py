@@ -1,4 +1,4 @@
-"""The search trainer: weights and architecture learn in turn, on images of their own."""
+"""The trainer of a search: weights and architecture learn in turn, on separate images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
 from spatialflow.engine.trainer import Trainer
 from spatialflow.search.derivation import Derivation
-from spatialflow.search.hook import LOG_FILE, ArchitectureHook
+from spatialflow.search.hook import ArchitectureHook
+from spatialflow.search.log import LOG_FILE, SearchLog
 from spatialflow.search.settings import check_search_config, learner_settings
 from spatialflow.search.space import flow_costs, human_genotype
 from spatialflow.search.split import split_filter
@@ -30,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 class SearchTrainer(Trainer):
-    """Trains a supernet and its architecture in turn (Liu et al. 2019, DARTS, alg. 1)."""
+    """Trains the weights and the architecture of a supernet in turn (arXiv 1806.09055, alg. 1).
+
+    It differs from :class:`spatialflow.engine.Trainer` in one hook, the architecture's, and in the
+    images that the weights learn from.
+    """
 
     writes_genotype = True
 
@@ -45,12 +50,12 @@ class SearchTrainer(Trainer):
 
     @classmethod
     def leaves_parameters_unused(cls, cfg: CfgNode) -> bool:
-        """Tell whether a step may skip parameters: a drawn candidate leaves out its rivals."""
+        """Return whether a step may leave parameters without a gradient: Gumbel draws do."""
         return bool(cfg.SEARCH.RELAXATION == "gumbel")
 
     @property
     def supernet(self) -> SpatialFlowSupernet:
-        """The model without a wrapper for several processes."""
+        """The model without the wrapper of distributed training."""
         model = self.model
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         assert isinstance(inner, SpatialFlowSupernet)
@@ -63,7 +68,7 @@ class SearchTrainer(Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Return the supernet, with ``SEARCH.HUMAN_PRIOR`` in its architecture."""
+        """Build the supernet, and add ``SEARCH.HUMAN_PRIOR`` to its architecture parameters."""
         model = super().build_model(cfg)
         if cfg.SEARCH.HUMAN_PRIOR:
             model.architecture.favour(human_genotype(), cfg.SEARCH.HUMAN_PRIOR)
@@ -75,7 +80,7 @@ class SearchTrainer(Trainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser of the weights, to which no architecture parameter belongs."""
+        """Build the optimiser of the weights, which owns no architecture parameter."""
         architecture = architecture_parameters(model).values()
         for parameter in architecture:
             parameter.requires_grad_(False)
@@ -86,15 +91,15 @@ class SearchTrainer(Trainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Return the batches that the weights learn from."""
+        """Build the loader of the images that the weights learn from."""
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         return build_train_loader(cfg, seed, keep=split_filter(cfg, architecture=False))
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return the trainer's hooks, with the architecture's step after the scheduler's."""
+        """Return the trainer's hooks, with the architecture's after the learning rate's."""
         built = super().build_hooks()
         position = next(i for i, h in enumerate(built) if isinstance(h, hooks.LRScheduler))
-        # By type, as the main process has hooks that others lack.
+        # By type, since only the main process has hooks that write.
         built.insert(position + 1, self._architecture_hook())
         return built
 
@@ -113,40 +118,44 @@ class SearchTrainer(Trainer):
             learner,
             self._held_out(2),
             seed=self.step_trainer.seed,
-            log_file=Path(self.cfg.OUTPUT_DIR, LOG_FILE),
+            log=SearchLog(self.architecture, Path(self.cfg.OUTPUT_DIR, LOG_FILE)),
             non_finite=self.cfg.SOLVER.NON_FINITE,
             eigenvalue_period=keys.EIGENVALUE_PERIOD,
             stop_ratio=keys.STOP_RATIO,
         )
 
     def _held_out(self, stream: int) -> TrainLoader:
-        """Return batches that the weights never see; each stream has an order of its own."""
+        """Build a loader of the architecture's images.
+
+        Args:
+            stream: Number that distinguishes the orders of several loaders.
+        """
         seed = mix_seeds(self.step_trainer.seed, stream)
         return build_train_loader(self.cfg, seed, keep=split_filter(self.cfg, architecture=True))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint, or start from ``MODEL.WEIGHTS`` or ``SEARCH.WEIGHTS``."""
+        """Resume from the last checkpoint, or load ``MODEL.WEIGHTS`` or ``SEARCH.WEIGHTS``."""
         super().resume_or_load(resume=resume)
-        going_on = resume and self.checkpointer.has_checkpoint()
-        if self.cfg.SEARCH.WEIGHTS and not going_on:
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if self.cfg.SEARCH.WEIGHTS and not resumes:
             start_from(self.cfg, self.supernet)
 
     @property
     def derivation(self) -> Derivation:
-        """What derives a genotype from the supernet as it is."""
+        """The derivation of a genotype from the current supernet."""
         return Derivation(
             self.cfg, self.supernet, lambda: iter(self._held_out(4)), seed=self.step_trainer.seed
         )
 
     def write_genotype(self) -> Path:
-        """Derive the genotype, write it with its pictures, and return its path."""
-        # The last one's number, of a checkpoint; of a search that has just ended, one more.
+        """Derive the genotype, write it with its drawings and report, and return its path."""
+        # After training ``iter`` is max_iter; from a checkpoint it is the last iteration done.
         return self.derivation.write(min(self.iter + 1, self.max_iter))
 
 
 def _mean_over_processes(named: Named) -> Named:
-    # One copy: what is reduced is changed in place, and may be a view of a loss; and a gradient's
-    # layout in memory, which a reduction goes by, need not be the same in all processes.
+    # One flat copy: a reduction works in place, and a gradient's memory layout may differ between
+    # processes.
     total = torch.cat([value.flatten() for value in named.values()])
     torch.distributed.all_reduce(total)
     means = (total / comm.get_world_size()).split([value.numel() for value in named.values()])

@@ -1,4 +1,4 @@
-"""Weights between a supernet and the network of one of its genotypes."""
+"""Copying of weights between a supernet and the network of one of its genotypes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from spatialflow.search.supernet import SpatialFlowSupernet
 
 logger = logging.getLogger(__name__)
 
-APART = ("flow_graph.", "stuff_head.attention.", "architecture.")
-"""Parts whose weights a supernet has under other names than a derived network."""
+DIFFERENT_PARTS = ("flow_graph.", "stuff_head.attention.", "architecture.")
+"""Prefixes of the parameters whose names differ between a supernet and a derived network."""
 
 
-def network(cfg: CfgNode, genotype: str) -> SpatialFlow:
-    """Build the network of a genotype, on the CPU, with everything else as in a search.
+def build_network(cfg: CfgNode, genotype: str) -> SpatialFlow:
+    """Build the network of a genotype on the CPU, with all other keys of a search's config.
 
     Args:
-        cfg: Of a search.
-        genotype: Name or path.
+        cfg: Config of a search.
+        genotype: Name or path of the genotype.
     """
     clone = cfg.clone()
     clone.defrost()
@@ -53,15 +53,15 @@ def inherit(
 ) -> SpatialFlow:
     """Return the network of a genotype with a supernet's weights.
 
-    It computes what the supernet does with one-hot architecture parameters.
+    Its outputs equal those of the supernet with one-hot architecture parameters.
 
     Args:
-        cfg: Of the search.
-        supernet: Trained.
-        genotype: A point of its space.
-        path: Where it is stored.
+        cfg: Config of the search.
+        supernet: Trained supernet.
+        genotype: Genotype of the supernet's space.
+        path: File of that genotype.
     """
-    derived = network(cfg, str(path))
+    derived = build_network(cfg, str(path))
     _copy_shared(supernet, derived)
     for flow in genotype.flows:
         state = inherited(_mixed(supernet, flow.key), flow.operation)
@@ -74,7 +74,7 @@ def inherit(
 def _chosen(
     single: SpatialFlow, supernet: SpatialFlowSupernet, choices: Mapping[str, str]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield every node and block of attention of a network with what is its own in a supernet."""
+    """Yield each node and attention block of a network, with its counterpart in a supernet."""
     for theirs, ours in (
         (single.flow_graph.nodes, supernet.flow_graph.nodes),
         (single.stuff_head.attention, supernet.stuff_head.attention),
@@ -87,11 +87,15 @@ def _chosen(
 
 
 def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
-    """Make a supernet compute what the network of ``SEARCH.WEIGHTS`` does.
+    """Initialise a supernet so that its outputs equal those of the network of ``SEARCH.WEIGHTS``.
+
+    Args:
+        cfg: Config of the search, whose genotype is that of the network.
+        supernet: Supernet to be changed in place.
 
     Raises:
-        CheckpointError: If the checkpoint is not one of ``MODEL.SPATIALFLOW.GENOTYPE``.
-        ValueError: If the genotype is no point of the space.
+        CheckpointError: If the checkpoint does not fit ``MODEL.SPATIALFLOW.GENOTYPE``.
+        ValueError: If the genotype is not in the search space.
     """
     name, genotype = cfg.MODEL.SPATIALFLOW.GENOTYPE, genotype_of(cfg)
     searched = supernet.architecture.space.choices
@@ -101,7 +105,7 @@ def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
                 f"SEARCH.WEIGHTS: the genotype {name!r} has {choice!r}: {option!r}, which is not "
                 "searched; SEARCH.SPACE.CHOICES with it expected"
             )
-    trained = network(cfg, name)
+    trained = build_network(cfg, name)
     # In eval mode weights of other flows are refused.
     Checkpointer(trained.eval(), save_to_disk=False).load(cfg.SEARCH.WEIGHTS)
     operations = {flow.key: flow.operation for flow in genotype.flows}
@@ -116,11 +120,11 @@ def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
 
 
 def _copy_shared(source: nn.Module, target: nn.Module) -> None:
-    """Copy everything that both have under one name."""
-    state = {k: v for k, v in source.state_dict().items() if not k.startswith(APART)}
+    """Copy the tensors that have the same name in both modules."""
+    state = {k: v for k, v in source.state_dict().items() if not k.startswith(DIFFERENT_PARTS)}
     training = target.training
     result = target.train().load_state_dict(state, strict=False)
     target.train(training)
-    missing = [key for key in result.missing_keys if not key.startswith(APART)]
+    missing = [key for key in result.missing_keys if not key.startswith(DIFFERENT_PARTS)]
     assert not missing, missing
     assert not result.unexpected_keys, result.unexpected_keys

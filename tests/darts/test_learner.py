@@ -13,7 +13,7 @@ from darts.genotype import Flow, Genotype
 from darts.learner import ArchitectureLearner, LearnerSettings, NotFiniteError
 from darts.relaxation import Architecture, Relaxation, architecture_parameters
 from darts.watch import WINDOW, CurvatureWatch
-from spatialflow.search.derivation import read_log
+from spatialflow.search.log import read_log
 from tests.darts.test_architect import Supernet, batch
 
 
