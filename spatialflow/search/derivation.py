@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
 UNDECIDED = 1.25
-"""Ratio of the likeliest candidates' mean share to the uniform one, below which a warning follows."""
+"""Ratio of the likeliest candidates' mean share to the uniform one, below which a warning comes."""
 
 
 class Derivation:

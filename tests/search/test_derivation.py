@@ -216,7 +216,7 @@ def test_a_search_says_how_it_is_doing(scenes_cfg, tmp_path, caplog):
         trainer.train()
     assert "the architecture is frozen until iteration 2" in caplog.text
     assert "0 of 36 edges absent, 0 flips, none for 1 iterations, eigenvalue " in caplog.text
-    assert "36 of 36 present edges are likeliest to be carried by an operation" in caplog.text
+    assert "36 of 36 present edges prefer an operation without weights" in caplog.text
     assert "nearly tied" not in caplog.text
     with torch.no_grad():
         for logits in trainer.architecture.edges.values():
