@@ -38,6 +38,8 @@ from spatialflow.utils.randomness import seeded
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
+SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
+"""Keys that change the speed of a run and not its result."""
 UNDECIDED = 1.25
 """How much likelier than uniform the likeliest candidates are where that is worth a warning."""
 
@@ -199,10 +201,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def config_hash(cfg: CfgNode) -> str:
     """Return twelve hex digits that name what a config sets other than the defaults.
 
-    Where it writes does not count; nor does a key, with its default, that a later version adds.
+    Where it writes does not count, nor what changes its speed alone; nor does a key, with its
+    default, that a later version adds.
     """
     defaults, given = _leaves(get_cfg()), _leaves(cfg)
-    given.pop("OUTPUT_DIR", None)
+    for name in ("OUTPUT_DIR", *SPEED_KEYS):
+        given.pop(name, None)
     # Version 0.1 said so by another key, and hashes of its searches are kept.
     if given.get("MODEL.META_ARCHITECTURE") == SUPERNET:
         given["MODEL.META_ARCHITECTURE"] = defaults["MODEL.META_ARCHITECTURE"]
