@@ -31,7 +31,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 Sources = tuple[Tensor | None, ...]
 """Weight and bias of a convolution. Where its norm is folded in, also the norm's weight, bias,
-running mean and running variance."""
+running mean, running variance and count of batches."""
 
 
 class _Packing(nn.Conv2d):
@@ -49,8 +49,8 @@ class _Packing(nn.Conv2d):
         Returns:
             (N, C', H', W'), as the layer's own class returns it.
         """
-        # The device comes first: a model that moved to a GPU pays for this one question.
-        if not self.training and self.weight.device.type == "cpu":
+        # The device comes first, so that a model which moved to a GPU pays for nothing else.
+        if not self.training and isinstance(x, Tensor) and x.device.type == "cpu":
             sources = self._sources()
             dtype = self._packed_dtype(x, sources)
             if dtype is not None:
@@ -77,14 +77,14 @@ class _Packing(nn.Conv2d):
         """Return the tensors from which packed weights are computed."""
         norm = self.norm
         if _is_foldable(norm):
-            of_norm = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            # A norm in training mode writes its statistics without a new version, but counts.
+            count = getattr(norm, "num_batches_tracked", None)
+            of_norm = (norm.weight, norm.bias, norm.running_mean, norm.running_var, count)
             return (self.weight, self.bias, *of_norm)
         return (self.weight, self.bias)
 
     def _packed_dtype(self, x: Tensor, sources: Sources) -> torch.dtype | None:
         """Return the type in which to convolve, or None to leave the input to PyTorch."""
-        if not isinstance(x, Tensor):  # a proxy of torch.fx
-            return None
         if torch.jit.is_tracing() or torch.compiler.is_compiling():
             return None
         tensors = [x, *(t for t in sources if t is not None)]
@@ -99,7 +99,7 @@ class _Packing(nn.Conv2d):
             dtype in packable_dtypes()
             and self.weight.dtype == torch.float32
             and not any(t.is_inference() for t in tensors[1:])  # they do not count their changes
-            and x.device.type == "cpu"
+            and self.weight.device.type == "cpu"
             and x.ndim == 4
             and x.shape[1] == self.in_channels
         )
@@ -262,7 +262,7 @@ def _pack(
     weight, bias, *of_norm = sources
     assert weight is not None
     if of_norm:
-        norm_weight, norm_bias, mean, variance = of_norm
+        norm_weight, norm_bias, mean, variance, _ = of_norm
         scale = norm_weight * (variance + eps).rsqrt()
         shift = -mean if bias is None else bias - mean
         weight, bias = weight * scale[:, None, None, None], norm_bias + shift * scale
