@@ -45,7 +45,8 @@ def build(name: str, opts: tuple[object, ...] = (), device: str = "cpu") -> nn.M
         return build_model(cfg)
     genotype = {PARALLEL: "parallel", SPATIALFLOW: "spatialflow"}[name]
     keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.SPATIALFLOW.GENOTYPE", genotype]
-    return build_model(get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *opts]))
+    packed = ["MODEL.SPATIALFLOW.PACK_CONVOLUTIONS", True]
+    return build_model(get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *packed, *opts]))
 
 
 @torch.no_grad()
@@ -83,9 +84,9 @@ def _spatialflow_counter(
 ) -> tuple[Callable[[float], None], Callable[[], int]]:
     head = model.box_head
     images = model.preprocess_image([item])
-    dense = model.dense(images)
+    maps = model.predict_maps(images)
     ((boxes, scores),) = head.candidates(
-        dense.anchors, dense.logits, dense.deltas, images.image_sizes
+        maps.anchors, maps.class_logits, maps.box_deltas, images.image_sizes
     )
 
     def set_threshold(value: float) -> None:
@@ -141,7 +142,7 @@ def _scale(model: nn.Module, layer: nn.Module, deviation: float, item: Item) -> 
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.flatten()))
     if isinstance(model, SpatialFlow):
         # Without a threshold its untrained head would suppress among all pairs.
-        model.dense(model.preprocess_image([item]))
+        model.predict_maps(model.preprocess_image([item]))
     else:
         model([item])
     handle.remove()

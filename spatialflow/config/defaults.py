@@ -32,6 +32,8 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     own.LOSS_NORMALIZER = "per_process"
     # Detections whose box is still empty to at least THRESH after fusion take the empty pixels.
     own.BOX_FILL = CfgNode({"ENABLED": False, "THRESH": 0.5})
+    # Convolutions keep their weights in oneDNN's layout at inference on x86 CPUs.
+    own.PACK_CONVOLUTIONS = False
 
     # One folder in COCO panoptic layout (images/, panoptic/, panoptic.json), registered as
     # "folder_train" and "folder_val" (a split by hash of the image names) and "folder_all".

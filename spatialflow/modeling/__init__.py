@@ -1,4 +1,4 @@
-"""The network: backbone, flow graph, heads, fusion, and the meta-architecture that wires them."""
+"""The network: backbone, flow graph, heads, fusion and the meta-architecture."""
 
 from spatialflow.modeling.backbone import FeaturePyramid, build_spatialflow_fpn_backbone
 from spatialflow.modeling.flow_graph import FlowGraph

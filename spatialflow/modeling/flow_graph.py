@@ -1,6 +1,6 @@
-"""The four branches and the flows between them.
+"""The four branches of SpatialFlow and the flows between them.
 
-Shape legend: N images, C channels, H and W the size of a pyramid level.
+Shape legend: N images, C channels of pyramid and branches, H and W the size of a pyramid level.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def spatialflow_topology(
     mask_levels: Sequence[str] = ("p3", "p4", "p5"),
     stages: int = 4,
 ) -> Topology:
-    """Return SpatialFlow's graph: box, stuff, mask and cls, in causal order.
+    """Return SpatialFlow's branches in the order in which they run: box, stuff, mask, cls.
 
     Args:
-        box_levels: Levels of the box and cls branches.
-        stuff_levels: Levels of the stuff branch.
-        mask_levels: Levels of the mask branch.
-        stages: Nodes of the box, cls and stuff branches; the mask branch has one, at the last.
+        box_levels: Pyramid levels of the box branch and of the cls branch.
+        stuff_levels: Pyramid levels of the stuff branch.
+        mask_levels: Pyramid levels of the mask branch.
+        stages: Number of nodes in the box, stuff and cls branches. The mask branch has one node,
+            at the last stage.
     """
     return Topology(
         [
@@ -48,7 +49,13 @@ def spatialflow_topology(
 
 
 def topology_from_config(cfg: CfgNode) -> Topology:
-    """Return the branches of a config: ``RETINANET``, ``SEM_SEG_HEAD`` and ``MASK_IN_FEATURES``."""
+    """Return the branches that a config describes.
+
+    Args:
+        cfg: A config. ``MODEL.RETINANET.IN_FEATURES``, ``MODEL.SEM_SEG_HEAD.IN_FEATURES`` and
+            ``MODEL.SPATIALFLOW.MASK_IN_FEATURES`` are the levels of the branches,
+            ``MODEL.RETINANET.NUM_CONVS`` is the number of stages.
+    """
     return spatialflow_topology(
         box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
         stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
@@ -58,31 +65,41 @@ def topology_from_config(cfg: CfgNode) -> Topology:
 
 
 class FlowGraph(nn.Module):
-    """Four branches side by side on a feature pyramid, joined by flows (arXiv 1910.08787, sec. 3).
+    """Branches that run in parallel on a feature pyramid, connected by flows.
 
-    The published design at stage i, on each pyramid level (``f`` is the operation of a flow)::
+    The design of the paper (arXiv 1910.08787, section 3). Each row is a branch. A vertical arrow is
+    a flow, which carries the output of a node through its operation, a 3×3 convolution, and adds it
+    to the input of another node. Crossing lines do not meet::
 
-        pyramid ──┬── box.1 ───── box.2 ── … ── box.4 ──────────→ boxes
-                  │     │ f         │ f           │ f   ╲ f
-                  ├── stuff.1 ─── stuff.2 ─ … ── stuff.4 ─╲─────→ stuff
-                  │     ╎           ╎             │ f      ╲
-                  ├─────╎───────────╎───────────── mask.1 ←─╯───→ masks
-                  │     ╎ f         ╎ f           ╎ f
-                  └── cls.1 ───── cls.2 ── … ── cls.4 ──────────→ classes
+                    stage 1        stage 2             stage 4
 
-    (the dotted flows start at the box branch.) Inside a node x, the output of the node before it
-    in its branch or the pyramid map, passes the node's ports in this order::
+        pyramid ─┬─→ cls.1 ───────→ cls.2 ───→ … ─────→ cls.4 ───────────→ classes
+                 │     ↑              ↑                   ↑
+                 ├─→ box.1 ───────→ box.2 ───→ … ─────→ box.4 ──────┬────→ boxes
+                 │     ↓              ↓                   ↓         │
+                 ├─→ stuff.1 ─────→ stuff.2 ─→ … ─────→ stuff.4 ─┬──┼────→ stuff
+                 │                                               ↓  ↓
+                 └────────────────────────────────────────────→ mask.1 ──→ masks
 
-        x ──→ × (1 + tanh(f(source))) ──→ + f(source) ──→ conv 3×3 ──→ norm ──→ ReLU ──→
-        │          gate ports                input ports      ↑
-        └──→ + source ──→ conv 3×3: 27 offset channels ───────┘  (deformable nodes only)
-               offset ports
+    Every node runs on each pyramid level of its branch, with the same weights on all levels. Its
+    input x is the output of the node before it, or the pyramid map. Flows arrive at three ports::
 
-    Gate operations start at zero, so a gate starts as the identity. A node without a norm has none.
-    Weights are shared over levels. Gradients run back through every flow into its source.
+              operation(source)    operation(source)
+                     │ gate               │ input
+                     ↓                    ↓
+        x ─┬─→ x · (1 + tanh(·)) ───→ x + (·) ───→ conv 3×3 ──→ norm ──→ ReLU ──→ output
+           │                                          ↑
+           └─→ x + (·) ───→ offset conv 3×3 ──────────┘
+                   ↑
+                   │ offset
+                 source
 
-    The graph does not know what the branches are for. Nodes and flows are built modules, so that
-    a search can put relaxed ones in their place.
+    Several flows may arrive at one port: all gates come first, then all sums. A gate starts as the
+    identity, as its operation starts at zero. Only deformable nodes have the lower path, whose
+    convolution predicts the offsets and modulations of DCNv2 (arXiv 1811.11168). The norm is
+    optional. Gradients run back through every flow into its source.
+
+    The graph takes built modules for nodes and flows, so a search can pass mixtures instead.
     """
 
     def __init__(
@@ -92,15 +109,15 @@ class FlowGraph(nn.Module):
         nodes: Mapping[str, nn.Module],
         flows: Mapping[Flow, nn.Module],
     ) -> None:
-        """Wire nodes and flows.
+        """Connect nodes and flows.
 
         Args:
-            topology: Branches and their order; every flow must be an edge of it.
-            nodes: Node name → its convolution with norm and activation, (N, C, H, W) →
-                (N, C, H, W). A module with a true attribute ``takes_offset_input`` is called with a
-                second map of the same shape, from which it predicts offsets.
-            flows: Flow → the module that carries it, (N, C, H, W) → (N, C, H, W). A module with a
-                method ``forward_levels`` is given the maps of all levels in one call.
+            topology: Branches and their order. Every flow must be an edge of it.
+            nodes: Node name → convolution with norm and activation, (N, C, H, W) → (N, C, H, W). A
+                module whose attribute ``takes_offset_input`` is true gets a second map of the same
+                shape, from which it predicts offsets.
+            flows: Flow → module that computes its operation, (N, C, H, W) → (N, C, H, W). A module
+                with a method ``forward_levels`` gets the maps of all levels in one call.
         """
         super().__init__()
         self.topology = topology
@@ -122,13 +139,13 @@ class FlowGraph(nn.Module):
         """Build the graph that a genotype describes.
 
         Args:
-            genotype: Flows and choices.
+            genotype: Flows, and choices of the nodes' convolutions.
             channels: C, the width of the pyramid and of every branch.
-            topology: Branches and their order; None takes SpatialFlow's on P3 to P7.
+            topology: Branches and their order; None for SpatialFlow's branches on P3 to P7.
             norm: Norm of every node, by Detectron2's name; "" for none.
 
         Raises:
-            ValueError: If a flow is not an edge of the topology, its operation does not fit its
+            ValueError: If a flow is not an edge of the topology, an operation does not fit its
                 port, or a choice is unknown.
         """
         topology = topology or spatialflow_topology()
@@ -150,18 +167,18 @@ class FlowGraph(nn.Module):
         """Run all branches.
 
         Args:
-            features: The pyramid, level name → (N, C, H, W).
+            features: Feature pyramid, level name → (N, C, H, W).
 
         Returns:
-            Branch name → level name → (N, C, H, W), the output of the branch's last node.
+            Branch name → level name → output of the branch's last node, (N, C, H, W).
         """
         outputs: dict[str, dict[str, Tensor]] = {}
         for node in self.topology.nodes:
             first = node.index == 1
             inputs = features if first else outputs[f"{node.branch.name}.{node.index - 1}"]
-            carried = self._carried(node, outputs)
+            signals = self._signals(node, outputs)
             outputs[node.name] = {
-                level: self._run_node(node, level, inputs[level], carried)
+                level: self._run_node(node, level, inputs[level], signals)
                 for level in node.branch.levels
             }
         return {
@@ -172,10 +189,13 @@ class FlowGraph(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Refuse, in eval mode, weights of a graph with other flows.
+        """Refuse weights of a graph with other flows in eval mode.
 
-        Detectron2's checkpointer only warns of missing and unexpected keys, and a network with
-        random flows still gives results. Training may start from another graph's weights.
+        Detectron2's checkpointer only warns about missing and unexpected keys, and a network with
+        random flows would still return results. Training may start from another graph's weights.
+
+        Raises:
+            ValueError: If the flows differ; lists those on one side only.
         """
         stored = {
             key.removeprefix(f"{prefix}flows.").split(".")[0]
@@ -183,7 +203,7 @@ class FlowGraph(nn.Module):
             if key.startswith(f"{prefix}flows.")
         }
         own = {key for key, flow in self.flows.items() if list(flow.parameters())}
-        # An offset convolution counts as a flow, as offset ports write to it.
+        # An offset flow has no weights of its own: the node's offset convolution counts as one.
         stored |= {key.split(".")[-3] for key in state_dict if _is_offset(key, prefix)}
         own |= {key.split(".")[-3] for key in self.state_dict() if _is_offset(key, "")}
         graph_is_stored = any(key.startswith(f"{prefix}nodes.") for key in state_dict)
@@ -195,24 +215,25 @@ class FlowGraph(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _carried(
+    def _signals(
         self, node: Node, outputs: Mapping[str, Mapping[str, Tensor]]
     ) -> list[tuple[Flow, dict[str, Tensor]]]:
-        """Return what every flow brings to a node, on the levels where both ends exist."""
-        carried = []
+        """Return every flow into a node with its output on the levels that both ends have."""
+        signals = []
         for flow in self._incoming[node.name]:
             source, module = outputs[flow.source], self.flows[flow.key]
             maps = {level: source[level] for level in node.branch.levels if level in source}
             if hasattr(module, "forward_levels"):
-                carried.append((flow, module.forward_levels(maps)))
+                signals.append((flow, module.forward_levels(maps)))
             else:
-                carried.append((flow, {level: module(x) for level, x in maps.items()}))
-        return carried
+                signals.append((flow, {level: module(x) for level, x in maps.items()}))
+        return signals
 
     def _run_node(
-        self, node: Node, level: str, x: Tensor, carried: Sequence[tuple[Flow, dict[str, Tensor]]]
+        self, node: Node, level: str, x: Tensor, signals: Sequence[tuple[Flow, dict[str, Tensor]]]
     ) -> Tensor:
-        arriving = [(flow.port, maps[level]) for flow, maps in carried if level in maps]
+        """Run a node on one level, (N, C, H, W) → (N, C, H, W)."""
+        arriving = [(flow.port, maps[level]) for flow, maps in signals if level in maps]
         offset_input = x
         for port, signal in arriving:
             if port == "offset":
@@ -230,29 +251,31 @@ class FlowGraph(nn.Module):
 
 
 def _is_offset(key: str, prefix: str) -> bool:
+    """Return whether a key of a state dict is the weight of a node's offset convolution."""
     return key.startswith(f"{prefix}nodes.") and key.endswith(".offset.weight")
 
 
 def _key(node_name: str) -> str:
+    """Return a node's name as a module's name, which may not contain a dot."""
     return node_name.replace(".", "_")
 
 
 def default_option(choice: str) -> str:
-    """Return what a choice is where a genotype does not name it."""
+    """Return the option of a choice that a genotype does not name."""
     return NODE_CONVS[0] if choice.endswith(".conv") else ATTENTION_OPTIONS[0]
 
 
 def known_choices(topology: Topology) -> dict[str, tuple[str, ...]]:
-    """Return the options of every choice that can be built, here or in the heads."""
+    """Return choice → options, for the nodes' convolutions and the stuff head's attention."""
     known: dict[str, tuple[str, ...]] = dict.fromkeys(ATTENTION_SITES, ATTENTION_OPTIONS)
     return known | {conv_choice(node): NODE_CONVS for node in topology.nodes}
 
 
 def check_choices(genotype: Genotype, topology: Topology) -> None:
-    """Check that every choice of a genotype can be built, here or in the heads.
+    """Check that every choice of a genotype is known and has a known option.
 
     Raises:
-        ValueError: Naming the first that cannot.
+        ValueError: If one is unknown; names the first of them and what is expected.
     """
     known = known_choices(topology)
     for name, option in genotype.choices.items():
@@ -269,17 +292,17 @@ def check_choices(genotype: Genotype, topology: Topology) -> None:
 
 
 def conv_choice(node: Node) -> str:
-    """Return the name of the choice of a node's convolution."""
+    """Return the name of the choice of a node's convolution, such as ``cls.1.conv``."""
     return f"{node.name}.conv"
 
 
 def build_node(conv: str, channels: int, norm: str) -> Conv2d:
-    """Build a node's convolution, with norm and ReLU.
+    """Build a node: a 3×3 convolution with norm and ReLU, (N, C, H, W) → (N, C, H, W).
 
     Args:
-        conv: One of :data:`NODE_CONVS`.
-        channels: C.
-        norm: A name that Detectron2 knows; "" for none.
+        conv: Type of the convolution, one of :data:`NODE_CONVS`.
+        channels: C, the channels of input and output.
+        norm: Norm after the convolution, by Detectron2's name; "" for none.
     """
     node = (DeformableNode if conv == "deformable" else Conv2d)(
         channels,
@@ -295,6 +318,11 @@ def build_node(conv: str, channels: int, norm: str) -> Conv2d:
 
 
 def _flow_module(flow: Flow, channels: int, genotype_name: str, *, deformable: bool) -> nn.Module:
+    """Build the operation of a flow; ``deformable`` says whether its target is.
+
+    Raises:
+        ValueError: If the operation does not exist or does not fit the flow's port.
+    """
     where = f"genotype {genotype_name!r}: flow {flow}"
     if flow.port == "offset":
         if flow.operation != "identity":

@@ -1,6 +1,6 @@
-"""Panoptic fusion: detections and stuff labels to one segment a pixel.
+"""Panoptic fusion: from detections and stuff labels to one segment per pixel.
 
-Shape legend: M instances, H and W the size of the original image.
+Shape legend: M detections, H and W the size of the original image.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ Segments = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class PanopticFusion:
-    """Paints instances by score, then stuff, then (optionally) fills boxes that stayed empty.
+    """Merge detections and stuff labels into one panoptic map.
 
-    The first two steps give what Detectron2's ``combine_semantic_and_instance_outputs`` gives. It
-    looks at the whole image for each segment; on the CPU each is looked at where it is, which takes
-    an eighth of the time. On a GPU they are Detectron2's own, so that the masks of whole images do
-    not have to come to the CPU. Box filling is the reference's: a detection whose box is still
-    mostly empty takes the empty pixels of it.
+    Paint instances from the best score to the worst, then stuff, then optionally fill boxes that
+    are still mostly empty. The first two steps follow Panoptic FPN (arXiv 1901.02446, section 3)
+    and give the same results as Detectron2's ``combine_semantic_and_instance_outputs``. On the CPU
+    they read each mask in its box only, which takes an eighth of the time. On a GPU Detectron2's
+    function runs, so that masks of whole images are not copied to the CPU. Box filling follows the
+    reference: a detection takes the empty pixels of its box.
 
     Attributes:
-        score_threshold: Detections below it take no part.
-        overlap_threshold: An instance with a larger share of its mask already taken is dropped.
-        stuff_area_limit: Stuff segments of fewer pixels are dropped.
+        score_threshold: Lowest score of a detection that takes part.
+        overlap_threshold: Largest share of an instance's mask that other instances may already
+            cover; an instance with more is dropped.
+        stuff_area_limit: Smallest number of pixels of a stuff segment; smaller ones are dropped.
         box_fill: Whether to fill boxes.
-        box_fill_threshold: The empty share of a box from which it is filled.
+        box_fill_threshold: Smallest share of empty pixels in a box that is filled.
     """
 
     score_threshold: float
@@ -47,14 +49,16 @@ class PanopticFusion:
         """Fuse one image.
 
         Args:
-            instances: ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks`` (M, H, W).
-            stuff_labels: (H, W), 0 for things.
+            instances: Detections with ``pred_boxes``, ``scores``, ``pred_classes`` and
+                ``pred_masks`` (M, H, W).
+            stuff_labels: Stuff class of each pixel, (H, W); 0 for things.
 
         Returns:
-            Segment ids (H, W) int32, 0 where nothing is, and Detectron2's ``segments_info``.
+            Segment ids (H, W) in int32, 0 for pixels without a segment, and Detectron2's
+            ``segments_info``, one dictionary per segment.
         """
         order = torch.argsort(-instances.scores)
-        # In double precision, as Detectron2 compares them.
+        # Detectron2 compares scores in double precision.
         order = order[instances.scores[order].double() >= self.score_threshold]
         detections = _Detections(
             positions=order.tolist(),
@@ -67,20 +71,20 @@ class PanopticFusion:
             segments = self._paint_things(ids, masks, detections)
             self._paint_stuff(ids, stuff_labels.numpy(), segments)
         else:
-            ids, segments = self._painted_there(instances, stuff_labels)
+            ids, segments = self._paint_by_detectron2(instances, stuff_labels)
         if self.box_fill:
             boxes = instances.pred_boxes.tensor[order].cpu()
             self._fill_boxes(ids, segments, boxes, detections)
-        # With an overlap limit of 1 or an area limit of 0, there are segments for which no pixel is
-        # left; the evaluator refuses them.
+        # With an overlap limit of 1 or an area limit of 0, some segments have no pixel left. The
+        # evaluator refuses these.
         areas = np.bincount(ids.ravel(), minlength=len(segments) + 1)
         present = [info for info in segments if areas[info["id"]] > 0]
         return torch.from_numpy(ids).to(stuff_labels.device), present
 
-    def _painted_there(
+    def _paint_by_detectron2(
         self, instances: Instances, stuff_labels: Tensor
     ) -> tuple[np.ndarray, Segments]:
-        """Paint instances and stuff on the device where they are."""
+        """Paint instances and stuff on the inputs' device, and return ids (H, W) and segments."""
         ids, segments = combine_semantic_and_instance_outputs(
             instances,
             stuff_labels,
@@ -93,14 +97,15 @@ class PanopticFusion:
     def _paint_things(
         self, ids: np.ndarray, masks: np.ndarray, detections: _Detections
     ) -> Segments:
+        """Paint instances into ids (H, W), from masks (M, H, W), and return their segments."""
         segments: Segments = []
         for i, mask in enumerate(masks):
             left, top, right, bottom = mask_box(mask)
-            mine, painted = mask[top:bottom, left:right], ids[top:bottom, left:right]
-            area = np.count_nonzero(mine)
+            inside, painted = mask[top:bottom, left:right], ids[top:bottom, left:right]
+            area = np.count_nonzero(inside)
             if area == 0:
                 continue
-            free = mine & (painted == 0)
+            free = inside & (painted == 0)
             if (area - np.count_nonzero(free)) / area > self.overlap_threshold:
                 continue
             segments.append(detections.segment(i, len(segments) + 1))
@@ -108,9 +113,10 @@ class PanopticFusion:
         return segments
 
     def _paint_stuff(self, ids: np.ndarray, labels: np.ndarray, segments: Segments) -> None:
+        """Paint stuff, by labels (H, W), into the empty pixels of ids (H, W); add its segments."""
         free = ids == 0
         areas = np.bincount(labels[free], minlength=int(labels.max(initial=0)) + 1)
-        # 0 is for things; a class under things everywhere still counts, with an area of 0.
+        # Label 0 is for things. A class that things cover everywhere still counts, with area 0.
         present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(areas)))
         id_of = np.zeros(len(areas), dtype=np.int32)
         for label in present[present > 0].tolist():
@@ -130,6 +136,7 @@ class PanopticFusion:
     def _fill_boxes(
         self, ids: np.ndarray, segments: Segments, boxes: Tensor, detections: _Detections
     ) -> None:
+        """Fill boxes (M, 4) that are mostly empty in ids (H, W); add segments of new instances."""
         height, width = ids.shape
         limits = torch.as_tensor([width, height, width, height])
         corners = boxes.long().clamp(min=0).minimum(limits).tolist()
@@ -137,7 +144,7 @@ class PanopticFusion:
         for i, (left, top, right, bottom) in enumerate(corners):
             window = ids[top:bottom, left:right]
             empty = window == 0
-            # A box without pixels, which the reference divides by, fills nothing.
+            # A box without pixels fills nothing. The reference divides by zero here.
             count = np.count_nonzero(empty)
             if count == 0 or count / empty.size < self.box_fill_threshold:
                 continue
@@ -154,12 +161,12 @@ def _on_cpu(tensor: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Detections:
-    """What is said of the detections that take part, best score first.
+    """The detections that take part, best score first.
 
     Attributes:
-        positions: In the instances given.
-        scores: Of each.
-        classes: Of each.
+        positions: Index of each detection in the given instances.
+        scores: Score of each detection.
+        classes: Thing class of each detection.
     """
 
     positions: list[int]
@@ -167,7 +174,7 @@ class _Detections:
     classes: list[int]
 
     def segment(self, i: int, segment_id: int) -> dict[str, Any]:
-        """Return a segment's description, as Detectron2 gives it."""
+        """Return the entry of a detection's segment in Detectron2's ``segments_info``."""
         return {
             "id": segment_id,
             "isthing": True,

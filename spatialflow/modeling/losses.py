@@ -1,4 +1,4 @@
-"""What the losses of all heads share: how their sums are normalised."""
+"""Normalisation of the losses of all heads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from spatialflow.config.options import LOSS_NORMALIZERS
 
 
 class LossNormalizer:
-    """Turns a count of this process's batch into the denominator of a summed loss.
+    """Compute the denominator of a summed loss from a count of this process's batch.
 
     ``per_process`` is the reference's rule: each process divides by its own count, at least 1.
-    ``global`` divides by the mean count over processes. As distributed training averages
-    gradients, the result is then that of one process with the combined batch.
+    ``global`` divides by the mean count over processes. Distributed training averages gradients, so
+    the result is that of one process with the combined batch.
     """
 
     def __init__(self, mode: str = "per_process") -> None:
+        """Keep the mode.
+
+        Args:
+            mode: ``per_process`` or ``global``.
+
+        Raises:
+            ValueError: If the mode is unknown.
+        """
         if mode not in LOSS_NORMALIZERS:
             raise ValueError(
                 f"MODEL.SPATIALFLOW.LOSS_NORMALIZER: {mode!r} given, {LOSS_NORMALIZERS} expected"
@@ -25,10 +33,10 @@ class LossNormalizer:
         self.mode = mode
 
     def __call__(self, count: Tensor) -> Tensor:
-        """Return the denominator, a float scalar on the device of ``count``.
+        """Return the denominator, a scalar in float32 on the device of ``count``.
 
         Args:
-            count: How many units (anchors, pixels) this process's batch has, a scalar.
+            count: Number of anchors, proposals or pixels in this process's batch, a scalar.
         """
         count = count.float()
         world_size = comm.get_world_size()

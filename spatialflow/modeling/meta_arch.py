@@ -1,47 +1,41 @@
-"""The meta-architecture: wiring of backbone, flow graph, heads and fusion.
+"""The meta-architecture: backbone, flow graph, heads and fusion, wired.
 
-Shape legend: N images, C channels, H and W the size of the padded network input, K thing classes,
-S stuff classes + 1.
+Shape legend: N images, h and w the size of an image before padding, C channels, H and W the size of
+a map, A anchors per position, K thing classes, S stuff classes + 1 (class 0 is "things").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import move_device_like
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spatialflow.config.checks import check_config
-from spatialflow.config.genotypes import genotype_of
-from spatialflow.config.options import ATTENTION_SITES, STUFF_SOURCES
-from spatialflow.modeling.backbone import FeaturePyramid
-from spatialflow.modeling.flow_graph import FlowGraph, topology_from_config
+from spatialflow.config.options import STUFF_SOURCES
+from spatialflow.modeling.build import genotype_parts, network_parts
+from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
-from spatialflow.modeling.heads.attention import attention_channels, build_attention
-from spatialflow.modeling.layers.packed_conv import pack_convolutions
-from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.errors import NonFiniteError
-from spatialflow.utils.precision import amp_dtype, autocast
+from spatialflow.utils.precision import autocast
 
 
 class PredictionMaps(NamedTuple):
-    """Predictions at every position of a batch, before any box is selected.
+    """Predictions at every position of a batch, before boxes are selected.
 
     Attributes:
-        anchors: Anchors of each level.
-        class_logits: (N, A·K, H, W) of each level, A anchors per position.
-        box_deltas: (N, A·4, H, W) of each level.
-        mask_features: (N, C, H, W) of each level of the mask branch.
-        stuff_logits: (N, S, H', W') at the common stride of the stuff head.
+        anchors: The anchors of each level of the box branch, H · W · A boxes per level.
+        class_logits: One map per level of the cls branch, (N, A·K, H, W).
+        box_deltas: One map per level of the box branch, (N, A·4, H, W).
+        mask_features: One map per level of the mask branch, (N, C, H, W).
+        stuff_logits: Stuff logits (N, S, H, W) at the common stride of the stuff head.
     """
 
     anchors: list[Boxes]
@@ -51,21 +45,14 @@ class PredictionMaps(NamedTuple):
     stuff_logits: Tensor
 
 
-class FlowParts(NamedTuple):
-    """The parts of the network that a genotype decides.
-
-    Attributes:
-        modules: Arguments of the network's constructor, among them ``flow_graph``.
-        attention: Site of the stuff head, ``levels`` or ``merged`` → its attention block.
-    """
-
-    modules: dict[str, nn.Module]
-    attention: dict[str, nn.Module]
-
-
 @META_ARCH_REGISTRY.register()
 class SpatialFlow(nn.Module):
-    """Panoptic segmentation by four parallel branches joined by flows (arXiv 1910.08787)."""
+    """Panoptic segmentation with four parallel branches, connected by flows (arXiv 1910.08787).
+
+    Inference runs in this order: :meth:`preprocess_image`, :meth:`predict_maps`, :meth:`propose`,
+    the mask head on the detections, :meth:`postprocess`. Training runs the first three steps in the
+    same order, then :meth:`losses`.
+    """
 
     @configurable
     def __init__(
@@ -83,22 +70,25 @@ class SpatialFlow(nn.Module):
         inference_dtype: torch.dtype | None = None,
         input_format: str = "RGB",
     ) -> None:
-        """Put the parts together.
+        """Keep the parts, which the constructor does not change.
 
         Args:
-            backbone: Gives the pyramid that the flow graph runs on.
-            flow_graph: Branches ``box``, ``cls``, ``stuff`` and ``mask``.
-            box_head: On ``cls`` and ``box``.
-            mask_head: On ``mask``.
-            stuff_head: On ``stuff``.
-            fusion: Of detections and stuff.
-            pixel_mean: Of each channel, 0 to 255.
-            pixel_std: Of each channel.
-            stuff_from: What the fusion takes: ``labels`` at the network's scale, resized to the
-                original size by nearest neighbour as in the reference, or the argmax of bilinear
-                ``logits`` at the original size.
-            inference_dtype: Of autocast outside of training; None for the caller's, if any.
-            input_format: Channel order of the input images.
+            backbone: Computes the pyramid, (N, 3, H, W) → level name → (N, C, H, W).
+            flow_graph: Runs the branches ``box``, ``cls``, ``stuff`` and ``mask`` on the pyramid.
+            box_head: Predicts classes from the cls branch and boxes from the box branch.
+            mask_head: Predicts the masks of detections from the mask branch.
+            stuff_head: Predicts stuff logits from the stuff branch.
+            fusion: Merges detections and stuff labels into one panoptic map.
+            pixel_mean: Mean of each image channel on the scale 0 to 255, subtracted first.
+            pixel_std: Standard deviation of each image channel, by which pixels are divided.
+            stuff_from: Source of the stuff labels for the fusion. ``labels`` takes the argmax at
+                the network's scale and resizes it by nearest neighbour, as the reference does.
+                ``logits`` takes the argmax of logits, resized to the original size bilinearly.
+            inference_dtype: Autocast type outside of training; None for the caller's autocast.
+            input_format: Channel order of the input images, for Detectron2's visualisation.
+
+        Raises:
+            ValueError: If ``stuff_from`` has another value.
         """
         super().__init__()
         if stuff_from not in STUFF_SOURCES:
@@ -116,11 +106,10 @@ class SpatialFlow(nn.Module):
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        pack_convolutions(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that a config describes.
+        """Build the constructor's arguments from a config.
 
         Raises:
             ValueError: If a key has a value that is not allowed.
@@ -132,27 +121,28 @@ class SpatialFlow(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model's parameters."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Run a batch, in Detectron2's format.
 
         Args:
-            batched_inputs: For each image ``image`` (3, h, w) in the model's channel order;
-                in training ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``) and
-                ``sem_seg`` (h, w); at test time optionally ``height`` and ``width``, the size
-                that results should have.
+            batched_inputs: One dictionary per image with ``image``, (3, h, w) in the model's
+                channel order. Training also needs ``instances`` (``gt_boxes``, ``gt_classes``,
+                ``gt_masks``) and ``sem_seg``, stuff labels (h, w). Inference also reads ``height``
+                and ``width``, the size of the results in pixels; (h, w) where they are absent.
 
         Returns:
-            In training ``{"loss_cls", "loss_box", "loss_mask", "loss_stuff"}``; else for each
-            image ``instances``, ``sem_seg`` ((S, height, width) logits) and ``panoptic_seg``
-            (ids (height, width) and ``segments_info``).
+            In training, a dictionary of the scalars ``loss_cls``, ``loss_box``, ``loss_mask`` and
+            ``loss_stuff``. In inference, one dictionary per image with ``instances``, ``sem_seg``
+            (logits (S, height, width)) and ``panoptic_seg`` (segment ids (height, width) and
+            Detectron2's ``segments_info``).
 
         Raises:
-            NonFiniteError: If, at test time, an image holds NaN or infinity. In training it gives
-                losses of NaN, which :class:`spatialflow.engine.StepTrainer` reports.
-            ValueError: If there is no image, or one without pixels.
+            NonFiniteError: If an image contains NaN or infinity at inference. In training such an
+                image leads to losses of NaN, which :class:`spatialflow.engine.StepTrainer` reports.
+            ValueError: If the batch is empty, or an image has no pixels.
         """
         with self.precision():
             if self.training:
@@ -160,17 +150,17 @@ class SpatialFlow(nn.Module):
             return self.inference(batched_inputs)
 
     def precision(self) -> AbstractContextManager[object]:
-        """Return the autocast of inference; in training none, which is the trainer's."""
+        """Return the autocast context of inference; in training the trainer sets its own."""
         return autocast(self.device, None if self.training else self.inference_dtype)
 
     def training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the four losses of a batch; see :meth:`forward`."""
+        """Return the four losses of a batch, as :meth:`forward` does in training."""
         images = self.preprocess_image(batched_inputs)
         maps = self.predict_maps(images)
         return self.losses(maps, self.propose(maps, images.image_sizes), batched_inputs)
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the results of each image; see :meth:`forward`."""
+        """Return the results of each image, as :meth:`forward` does at inference."""
         images = self.preprocess_image(batched_inputs)
         maps = self.predict_maps(images)
         detections = self.propose(maps, images.image_sizes)
@@ -184,10 +174,10 @@ class SpatialFlow(nn.Module):
         ]
 
     def predict_maps(self, images: ImageList) -> PredictionMaps:
-        """Run backbone, flow graph and the heads that predict at every position.
+        """Run backbone, flow graph, box predictors and stuff head.
 
         Args:
-            images: Normalised and padded images, as :meth:`preprocess_image` returns them.
+            images: Normalised and padded images (N, 3, H, W), from :meth:`preprocess_image`.
         """
         branches = self.flow_graph(self.backbone(images.tensor))
         class_logits, box_deltas = self.box_head(
@@ -202,7 +192,16 @@ class SpatialFlow(nn.Module):
         )
 
     def propose(self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]) -> list[Instances]:
-        """Select the detections of each image, which in training are the mask head's proposals."""
+        """Select the detections of each image. In training they are the mask head's proposals.
+
+        Args:
+            maps: Predictions from :meth:`predict_maps`.
+            image_sizes: (h, w) of each image.
+
+        Returns:
+            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, in
+            pixels of the network's input.
+        """
         return self.box_head.inference(
             maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
         )
@@ -213,7 +212,13 @@ class SpatialFlow(nn.Module):
         proposals: list[Instances],
         batched_inputs: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        """Return the four losses, given the predictions and the mask head's proposals."""
+        """Return the four losses.
+
+        Args:
+            maps: Predictions from :meth:`predict_maps`.
+            proposals: Boxes of each image for the mask head, from :meth:`propose`.
+            batched_inputs: The batch with its ground truth, as for :meth:`forward`.
+        """
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
         return {
@@ -223,11 +228,17 @@ class SpatialFlow(nn.Module):
         }
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images, and pad them to one size that the pyramid divides.
+        """Normalise the images and pad them to one size, a multiple of the largest stride.
+
+        Args:
+            batched_inputs: The batch, as for :meth:`forward`.
+
+        Returns:
+            Detectron2's ``ImageList``: ``tensor`` (N, 3, H, W), and ``image_sizes`` (h, w).
 
         Raises:
-            NonFiniteError: As :meth:`forward`.
-            ValueError: As :meth:`forward`.
+            NonFiniteError: If an image contains NaN or infinity at inference.
+            ValueError: If the batch is empty, or an image has no pixels.
         """
         if not batched_inputs:
             raise ValueError("a batch of one or more images expected, none given")
@@ -239,9 +250,9 @@ class SpatialFlow(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
-        # Every layer keeps the memory format of what comes in, and this one saves convolutions in
-        # 16 bits and the argmax over classes much copying. Not in training: some backward pass of
-        # PyTorch 2.14 on CPUs destroys memory with it, where maps have few pixels.
+        # Every layer keeps the memory format of its input. This format saves copies in bfloat16
+        # convolutions and in the argmax over classes. Training leaves it out: on CPUs a backward
+        # pass of PyTorch 2.14 destroys memory with it where maps have few pixels.
         if not self.training:
             padded.tensor = padded.tensor.contiguous(memory_format=torch.channels_last)
         return padded
@@ -250,7 +261,7 @@ class SpatialFlow(nn.Module):
         image, name = item["image"], item.get("file_name", position)
         if image.numel() == 0:
             raise ValueError(f"{name}: an image of shape {tuple(image.shape)} has no pixels")
-        # Bytes are finite. In training the answer is not waited for.
+        # Bytes are finite. In training the check would make the CPU wait for the GPU.
         if not self.training and image.is_floating_point() and not image.isfinite().all():
             raise NonFiniteError(f"{name}: the image holds NaN or infinity")
 
@@ -261,7 +272,17 @@ class SpatialFlow(nn.Module):
         image_size: tuple[int, int],
         item: dict[str, Any],
     ) -> dict[str, Any]:
-        """Bring one image's results to the original size and fuse them."""
+        """Resize one image's results to the original size and fuse them.
+
+        Args:
+            detections: Detections with masks, in pixels of the network's input.
+            stuff_logits: (S, H, W) at the size of the padded input.
+            image_size: (h, w) of the image.
+            item: The image's dictionary, whose ``height`` and ``width`` give the original size.
+
+        Returns:
+            ``instances``, ``sem_seg`` and ``panoptic_seg``, as :meth:`forward` returns them.
+        """
         size = (item.get("height", image_size[0]), item.get("width", image_size[1]))
         sem_seg = resize_logits(stuff_logits, image_size, size)
         if self.stuff_from == "labels":
@@ -275,65 +296,3 @@ class SpatialFlow(nn.Module):
             "sem_seg": sem_seg,
             "panoptic_seg": self.fusion(instances, labels),
         }
-
-
-def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]) -> dict[str, Any]:
-    """Build the arguments of :class:`SpatialFlow` from a config.
-
-    Args:
-        cfg: A config with SpatialFlow's keys.
-        build_flow_parts: Builds flow graph and attention from the config.
-
-    Raises:
-        ValueError: If a key has a value that is not allowed.
-    """
-    check_config(cfg)
-    own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
-    backbone = build_backbone(cfg)
-    shapes = backbone.output_shape()
-    normalizer = LossNormalizer(own.LOSS_NORMALIZER)
-    modules, attention = build_flow_parts(cfg)
-    if isinstance(backbone, FeaturePyramid):
-        branches = topology_from_config(cfg).branches
-        backbone.freeze_unread({level for branch in branches for level in branch.levels})
-    return {
-        **modules,
-        "backbone": backbone,
-        "box_head": DenseBoxHead(cfg, shapes, normalizer),
-        "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
-        "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
-        "fusion": PanopticFusion(
-            score_threshold=combine.INSTANCES_CONFIDENCE_THRESH,
-            overlap_threshold=combine.OVERLAP_THRESH,
-            stuff_area_limit=combine.STUFF_AREA_LIMIT,
-            box_fill=own.BOX_FILL.ENABLED,
-            box_fill_threshold=own.BOX_FILL.THRESH,
-        ),
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-        "stuff_from": own.STUFF_FROM,
-        "inference_dtype": amp_dtype(cfg.TEST.AMP),
-        "input_format": cfg.INPUT.FORMAT,
-    }
-
-
-def genotype_parts(cfg: CfgNode) -> FlowParts:
-    """Build the flow graph and the attention of a config's genotype.
-
-    Raises:
-        ValueError: If there is no such genotype, or it cannot be built.
-    """
-    genotype = genotype_of(cfg)
-    graph = FlowGraph.from_genotype(
-        genotype,
-        channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        topology=topology_from_config(cfg),
-        norm=cfg.MODEL.RETINANET.NORM,
-    )
-    attention = {
-        site.rpartition(".")[2]: build_attention(
-            genotype.choices.get(site, "none"), attention_channels(cfg, site)
-        )
-        for site in ATTENTION_SITES
-    }
-    return FlowParts({"flow_graph": graph}, attention)

@@ -1,6 +1,7 @@
-"""Test-time augmentation: one image at several sizes, also mirrored, and one result.
+"""Test-time augmentation: one result from views of an image at several sizes, also mirrored.
 
-Shape legend: N images, C channels, V views, M instances, K thing classes, S stuff classes + 1.
+Shape legend: C channels, H and W the size of a map, R candidate boxes, M detections, K thing
+classes, S stuff classes + 1.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from spatialflow.modeling.meta_arch import SpatialFlow
 
 
 class TestTimeAugmentation(nn.Module):
-    """A model that sees every image in several views, as the authors' code does.
+    """Run a model on several views of each image, as the authors' code does.
 
-    Candidate boxes of all views, brought to the image, pass one non-maximum suppression; masks of
-    what is left are predicted in each view, and their probabilities averaged; stuff logits are
-    brought to the image's size and averaged. Views are Detectron2's, by ``TEST.AUG``.
+    Map the candidate boxes of all views back to the image and select detections by one non-maximum
+    suppression. Predict their masks in each view and average the probabilities. Resize the stuff
+    logits of each view to the image's size and average them. Detectron2's ``DatasetMapperTTA``
+    makes the views that ``TEST.AUG`` describes.
     """
 
-    __test__ = False  # the name is no test's
+    __test__ = False  # pytest collects classes by the prefix "Test"
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        """Take a model.
+        """Wrap a model.
 
         Args:
-            cfg: ``TEST.AUG`` and ``INPUT.FORMAT``.
-            model: A :class:`spatialflow.SpatialFlow`, in eval mode when it is used.
+            cfg: A config; ``TEST.AUG`` and ``INPUT.FORMAT`` are read.
+            model: A :class:`spatialflow.SpatialFlow`. It must be in eval mode when views are run.
 
         Raises:
-            ValueError: If it is another model, or there is no size.
+            ValueError: If the model has another class, or ``TEST.AUG.MIN_SIZES`` is empty.
         """
         super().__init__()
         if not isinstance(model, SpatialFlow):
@@ -55,48 +57,50 @@ class TestTimeAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Run a batch in Detectron2's format, image by image.
+        """Run a batch in Detectron2's format, one image at a time.
 
         Args:
-            batched_inputs: As :class:`spatialflow.SpatialFlow` takes them at test time. An image
-                with a ``file_name`` is read from there, at its own size; without one, the views are
-                made of ``image`` as it is.
+            batched_inputs: The batch, as for :meth:`spatialflow.SpatialFlow.forward` at inference.
+                The views of an image with a ``file_name`` are made from that file at its own size,
+                those of other images from ``image``.
 
         Returns:
-            For each image what the model itself returns.
+            One dictionary per image, as the model returns it.
         """
         with self.model.precision():
-            return [self._combine(self._read(item)) for item in batched_inputs]
+            return [self._run_image(self._read(item)) for item in batched_inputs]
 
     def _read(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return ``image`` (C, H, W) on the CPU, and ``height`` and ``width`` of the results."""
         if "file_name" not in item:
-            size = item["image"].shape[-2:]
-            return {"height": size[0], "width": size[1], **item, "image": item["image"].cpu()}
+            height, width = item["image"].shape[-2:]
+            return {"height": height, "width": width, **item, "image": item["image"].cpu()}
         pixels = read_image(item["file_name"], self.input_format)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"image": image, "height": image.shape[1], "width": image.shape[2]}
 
-    def _combine(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _run_image(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return the result of one image from all its views."""
         size = (item["height"], item["width"])
         views = self.views({key: item[key] for key in ("image", "height", "width")})
-        boxes, scores, masks_of, stuff = [], [], [], []
+        boxes, scores, mask_features, stuff_logits = [], [], [], []
         for view in views:
             images = self.model.preprocess_image([view])
-            seen = self.model.dense(images)
+            maps = self.model.predict_maps(images)
             ((view_boxes, view_scores),) = self.model.box_head.candidates(
-                seen.anchors, seen.logits, seen.deltas, images.image_sizes
+                maps.anchors, maps.class_logits, maps.box_deltas, images.image_sizes
             )
-            boxes.append(_moved(view_boxes.tensor, view["transforms"].inverse()))
+            boxes.append(_transform_boxes(view_boxes.tensor, view["transforms"].inverse()))
             scores.append(view_scores)
-            masks_of.append(seen.mask_features)
-            (logits,) = self.model.stuff_head.upsample(seen.stuff_logits)
+            mask_features.append(maps.mask_features)
+            (logits,) = self.model.stuff_head.upsample(maps.stuff_logits)
             logits = resize_logits(logits, images.image_sizes[0], size)
-            stuff.append(logits.flip(-1) if _mirrors(view) else logits)
-        joined = Boxes(torch.cat(boxes))
-        joined.clip(size)
-        detections = self.model.box_head.select(joined, torch.cat(scores), size)
-        detections.pred_masks = self._masks(detections.pred_boxes, detections, views, masks_of)
-        sem_seg = torch.stack(stuff).mean(dim=0)
+            stuff_logits.append(logits.flip(-1) if _is_mirrored(view) else logits)
+        candidates = Boxes(torch.cat(boxes))
+        candidates.clip(size)
+        detections = self.model.box_head.select(candidates, torch.cat(scores), size)
+        detections.pred_masks = self._mean_masks(detections, views, mask_features)
+        sem_seg = torch.stack(stuff_logits).mean(dim=0)
         instances = detector_postprocess(detections, *size)
         return {
             "instances": instances,
@@ -104,32 +108,40 @@ class TestTimeAugmentation(nn.Module):
             "panoptic_seg": self.model.fusion(instances, sem_seg.argmax(dim=0)),
         }
 
-    def _masks(
+    def _mean_masks(
         self,
-        boxes: Boxes,
         detections: Instances,
         views: Sequence[dict[str, Any]],
-        features: Sequence[list[Tensor]],
+        mask_features: Sequence[list[Tensor]],
     ) -> Tensor:
-        """Return the mean over views of the masks' probabilities in their boxes, (M, 1, h, w)."""
-        predicted = []
-        for view, levels in zip(views, features, strict=True):
-            seen = Instances(
+        """Return the mean over views of mask probabilities inside the boxes, (M, 1, 28, 28).
+
+        Args:
+            detections: The detections of the image, M boxes in its pixels.
+            views: The views of the image.
+            mask_features: The levels of the mask branch, one list per view, each (1, C, H, W).
+        """
+        masks = []
+        for view, levels in zip(views, mask_features, strict=True):
+            view_detections = Instances(
                 tuple(view["image"].shape[-2:]),
-                pred_boxes=Boxes(_moved(boxes.tensor, view["transforms"])),
+                pred_boxes=Boxes(
+                    _transform_boxes(detections.pred_boxes.tensor, view["transforms"])
+                ),
                 pred_classes=detections.pred_classes,
             )
-            (seen,) = self.model.mask_head(levels, [seen])
-            masks = seen.pred_masks
-            predicted.append(masks.flip(-1) if _mirrors(view) else masks)
-        return torch.stack(predicted).mean(dim=0)
+            (view_detections,) = self.model.mask_head(levels, [view_detections])
+            view_masks = view_detections.pred_masks
+            masks.append(view_masks.flip(-1) if _is_mirrored(view) else view_masks)
+        return torch.stack(masks).mean(dim=0)
 
 
-def _moved(boxes: Tensor, transforms: TransformList) -> Tensor:
-    """Transform boxes, (R, 4)."""
-    moved = transforms.apply_box(boxes.double().cpu().numpy())
-    return torch.as_tensor(moved, dtype=boxes.dtype, device=boxes.device)
+def _transform_boxes(boxes: Tensor, transforms: TransformList) -> Tensor:
+    """Return boxes (R, 4) after a view's transforms."""
+    transformed = transforms.apply_box(boxes.double().cpu().numpy())
+    return torch.as_tensor(transformed, dtype=boxes.dtype, device=boxes.device)
 
 
-def _mirrors(view: dict[str, Any]) -> bool:
+def _is_mirrored(view: dict[str, Any]) -> bool:
+    """Return whether a view is flipped from left to right."""
     return any(isinstance(t, HFlipTransform) for t in view["transforms"].transforms)

@@ -38,6 +38,8 @@ from spatialflow.utils.randomness import seeded
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
+SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
+"""Keys that change the speed of a run and not its result."""
 UNDECIDED = 1.25
 """Ratio of the likeliest candidates' mean share to the uniform one, below which a warning comes."""
 
@@ -196,11 +198,12 @@ def cost_of(genotype: Genotype, costs: Costs) -> float:
 def config_hash(cfg: CfgNode) -> str:
     """Return twelve hex digits that identify the values of a config that are not defaults.
 
-    ``OUTPUT_DIR`` does not count. A key that a later version adds does not change the hash while it
-    has its default.
+    ``OUTPUT_DIR`` and :data:`SPEED_KEYS` do not count. A key that a later version adds does not
+    change the hash while it has its default.
     """
     defaults, given = _leaves(get_cfg()), _leaves(cfg)
-    given.pop("OUTPUT_DIR", None)
+    for name in ("OUTPUT_DIR", *SPEED_KEYS):
+        given.pop(name, None)
     # Version 0.1 said so by another key, and hashes of its searches are kept.
     if given.get("MODEL.META_ARCHITECTURE") == SUPERNET:
         given["MODEL.META_ARCHITECTURE"] = defaults["MODEL.META_ARCHITECTURE"]

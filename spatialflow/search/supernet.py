@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from darts.choice import MixedChoice
 from darts.relaxation import Architecture, MixedEdge
 from spatialflow.config.options import ATTENTION_SITES
+from spatialflow.modeling.build import FlowParts, network_parts
 from spatialflow.modeling.flow_graph import FlowGraph, build_node, conv_choice
 from spatialflow.modeling.heads.attention import attention_channels, build_attention
-from spatialflow.modeling.meta_arch import FlowParts, SpatialFlow, network_parts
+from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.search.space import relaxation_from_config, search_space
 
 

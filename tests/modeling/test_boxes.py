@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from spatialflow.modeling.heads.boxes import BoxSelection, DenseBoxHead, match_anchors
+from spatialflow.modeling.heads.anchor_matching import match_anchors
+from spatialflow.modeling.heads.boxes import BoxSelection, DenseBoxHead
 from spatialflow.modeling.losses import LossNormalizer
 
 IGNORED, NEGATIVE, POSITIVE = -1, 0, 1

@@ -1,41 +1,65 @@
-"""Packed convolutions give what PyTorch's give, and notice when their weights change."""
+"""Packed convolutions return what PyTorch's return, and are used only where somebody asks."""
 
 from __future__ import annotations
 
 import copy
 import io
+import logging
+import platform
+from collections.abc import Iterator
 
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
+from spatialflow import SpatialFlow
 from spatialflow.modeling.layers import packed_conv
 from spatialflow.modeling.layers.packed_conv import (
     SHAPES,
     PackedConv2d,
     PackedDetectron2Conv2d,
     pack_convolutions,
+    packable_dtypes,
 )
 
+PACKED = (PackedConv2d, PackedDetectron2Conv2d)
+KEY = "MODEL.SPATIALFLOW.PACK_CONVOLUTIONS"
+
 pytestmark = pytest.mark.skipif(
-    not packed_conv._supports(torch.float32), reason="weights are packed on x86 with oneDNN only"
+    platform.machine().lower() not in ("x86_64", "amd64")
+    or not torch.backends.mkldnn.is_available(),
+    reason="weights are packed on x86 with oneDNN only",
 )
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.dtype, torch.Size]]:
-    """Count what is packed_conv."""
+    """Record type and input shape of each packing."""
     made: list[tuple[torch.dtype, torch.Size]] = []
-    pack = packed_conv._Packing._pack
+    pack = packed_conv._pack
 
-    def counted(self: nn.Module, dtype: torch.dtype, shape: torch.Size, norm: object) -> object:
-        made.append((dtype, shape))
-        return pack(self, dtype, shape, norm)
+    def counted(*args: object, **kwargs: object) -> object:
+        made.append((kwargs["dtype"], kwargs["shape"]))
+        return pack(*args, **kwargs)
 
-    monkeypatch.setattr(packed_conv._Packing, "_pack", counted)
+    monkeypatch.setattr(packed_conv, "_pack", counted)
     return made
+
+
+@pytest.fixture
+def fresh_self_test() -> Iterator[None]:
+    """Forget the self-test's answer before and after a test."""
+    packable_dtypes.cache_clear()
+    yield
+    packable_dtypes.cache_clear()
+
+
+def packed(model: nn.Module) -> list[nn.Module]:
+    """Return a model's packed convolutions."""
+    return [module for module in model.modules() if isinstance(module, PACKED)]
 
 
 def norm(kind: type[nn.Module], channels: int) -> nn.Module:
@@ -75,7 +99,7 @@ def test_same_as_pytorch(name: str, channels_last: bool) -> None:
     expected = [layer(image) for image in images]
     halves = [layer(image.bfloat16().float()) for image in images]
     pack_convolutions(layer)
-    assert isinstance(layer, (PackedConv2d, PackedDetectron2Conv2d))
+    assert isinstance(layer, PACKED) == (name not in ("same", "circular"))
     for _ in range(2):
         for image, right, half in zip(images, expected, halves, strict=True):
             torch.testing.assert_close(layer(image), right, rtol=1e-5, atol=1e-5)
@@ -206,3 +230,80 @@ def test_copies_files_and_counts_know_nothing_of_it() -> None:
         assert (other(image) == other[0].bias.relu()[:, None, None]).all()
     torch.testing.assert_close(layer(image), expected)
     assert FlopCountAnalysis(layer, image).total() == 2 * 3 * 16
+
+
+def test_off_by_default_and_on_by_key(tiny_cfg, monkeypatch):
+    assert not packed(build_model(tiny_cfg()))
+    model = build_model(tiny_cfg({KEY: True}))
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Conv2d)}
+    assert kinds == set(PACKED)
+    assert not packed(SpatialFlow(tiny_cfg({KEY: True, "MODEL.DEVICE": "meta"})))
+
+
+def test_the_key_changes_neither_weights_nor_results(tiny_cfg, make_input):
+    models = []
+    for on in (False, True):
+        torch.manual_seed(3)
+        models.append(build_model(tiny_cfg({KEY: on})).eval())
+    plain, fast = models
+    for (name, theirs), ours in zip(
+        plain.state_dict().items(), fast.state_dict().values(), strict=True
+    ):
+        assert torch.equal(theirs, ours), name
+    images = plain.preprocess_image([make_input()])
+    with torch.no_grad():
+        expected, found = (model.predict_maps(images) for model in models)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-4)
+    assert any("_packed" in module.__dict__ for module in packed(fast))
+
+
+def test_parts_that_a_caller_built_keep_their_class(tiny_cfg):
+    plain = build_model(tiny_cfg())
+    own = plain.box_head
+    model = SpatialFlow(tiny_cfg({KEY: True}), box_head=own)
+    assert model.box_head is own
+    assert not packed(own)
+    assert packed(model.flow_graph)
+
+
+def raises(*args: object) -> Tensor:
+    raise RuntimeError("unknown operator")
+
+
+@pytest.mark.parametrize("name", ["_convolution_pointwise", "_reorder_convolution_weight"])
+@pytest.mark.parametrize("change", [raises, "differs", "absent"])
+def test_failing_operators_leave_pytorchs_way(
+    name: str,
+    change: object,
+    tiny_cfg,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fresh_self_test: None,
+) -> None:
+    operators = torch.ops.mkldnn
+    right = getattr(operators, name)
+    if change == "absent":
+        monkeypatch.setattr(operators, name, None)
+    elif change == "differs":
+        monkeypatch.setattr(operators, name, lambda *args: 1.001 * right(*args).to_dense())
+    else:
+        monkeypatch.setattr(operators, name, change)
+    caplog.set_level(logging.WARNING, packed_conv.__name__)
+    for _ in range(2):
+        assert not packed(build_model(tiny_cfg({KEY: True})))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{KEY} has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_self_test_does_not_depend_on_the_callers_mode(
+    autocast: bool, fresh_self_test: None
+) -> None:
+    expected = packable_dtypes()
+    packable_dtypes.cache_clear()
+    torch.manual_seed(0)
+    drawn = torch.rand(())
+    torch.manual_seed(0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert packable_dtypes() == expected
+    assert torch.rand(()) == drawn

@@ -147,4 +147,4 @@ def test_masks_of_mirrored_views_are_mirrored_back(build, image, monkeypatch):
     found = Instances((64, 96), pred_boxes=box, pred_classes=kind)
     seen = augmented.views({"image": image, "height": 64, "width": 96})
     assert len(seen) == 2
-    assert torch.equal(augmented._masks(box, found, seen, [None, None]), ramp)
+    assert torch.equal(augmented._mean_masks(found, seen, [None, None]), ramp)

@@ -172,6 +172,8 @@ def test_the_hash_of_a_config_is_not_of_where_it_writes(tiny_cfg):
     cfg = tiny_cfg({"OUTPUT_DIR": "here"})
     assert config_hash(cfg) == config_hash(tiny_cfg({"OUTPUT_DIR": "there"}))
     assert config_hash(cfg) != config_hash(tiny_cfg({"OUTPUT_DIR": "here", "SEED": 77}))
+    packed = {"OUTPUT_DIR": "here", "MODEL.SPATIALFLOW.PACK_CONVOLUTIONS": True}
+    assert config_hash(cfg) == config_hash(tiny_cfg(packed))
 
 
 def test_a_search_freezes_where_the_curvature_grows(scenes_cfg, tmp_path, monkeypatch):

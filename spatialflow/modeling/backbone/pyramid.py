@@ -1,4 +1,7 @@
-"""Feature pyramids P3 to P7 as SpatialFlow has them, on Detectron2's ResNets or other trunks."""
+"""SpatialFlow's feature pyramid, P3 to P7, on Detectron2's ResNets or other trunks.
+
+Shape legend: N images, C channels of the pyramid, H and W the size of a map.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,17 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatialflow.config.checks import TRUNK_FEATURES, check_backbone_config
+from spatialflow.modeling.backbone.trunks import (
+    TIMM_PREFIX,
+    build_trunk,
+    preferred_pixel_statistics,
+)
 from spatialflow.modeling.layers.deformable import DeformableBottleneck
 from spatialflow.modeling.layers.norms import norm_builder
 
 logger = logging.getLogger(__name__)
 
+# Depth of a ResNet → number of blocks in each of its four stages (arXiv 1512.03385, table 1).
 BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -31,50 +40,56 @@ BLOCKS = {
 
 
 class ExtraLevels(nn.Module):
-    """P6 from C5 and P7 from P6, 3×3 convolutions of stride 2.
+    """Compute P6 from C5 and P7 from P6, by 3×3 convolutions of stride 2.
 
-    Detectron2's ``LastLevelP6P7`` has a ReLU before P7; the reference has none.
+    RetinaNet (arXiv 1708.02002) and Detectron2's ``LastLevelP6P7`` have a ReLU before P7. The
+    reference has none.
     """
 
     num_levels = 2
     in_feature = "res5"
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build the convolutions from the channels of C5 and of the pyramid."""
+        """Build the convolutions.
+
+        Args:
+            in_channels: Channels of C5, the trunk's ``res5``.
+            out_channels: C of the pyramid.
+        """
         super().__init__()
         self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, c5: Tensor) -> list[Tensor]:
-        """Return P6 and P7 from C5, (N, C, H, W)."""
-        p6 = self.p6(_two_wide(c5))
-        return [p6, self.p7(_two_wide(p6))]
+        """Return P6 (N, C, H / 2, W / 2) and P7 (N, C, H / 4, W / 4) from C5 (N, C', H, W)."""
+        p6 = self.p6(_widen_single_column(c5))
+        return [p6, self.p7(_widen_single_column(p6))]
 
 
-def _two_wide(x: Tensor) -> Tensor:
-    """Give a map of one column, which small images have, a second one of zeros.
+def _widen_single_column(x: Tensor) -> Tensor:
+    """Add a second column of zeros to a map of one column, as small images have.
 
-    The next convolution pads with zeros and halves either width to one, so its output is the same;
-    but PyTorch (2.14) leaves the weights' gradient uninitialised where the input has one column and
-    the CPU computes in bfloat16.
+    The next convolution pads with zeros and halves either width to one, so its output is the same.
+    Without the second column PyTorch 2.14 leaves the gradient of the weights uninitialised in
+    bfloat16 on CPUs.
     """
     return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
 
 
 class FeaturePyramid(FPN):
-    """Detectron2's FPN with the reference's extra levels, initialisation and batch norm.
+    """Detectron2's FPN (arXiv 1612.03144) with the reference's extra levels and initial weights.
 
-    With ``eval_norm`` the trunk's batch norms keep their running statistics in training while
-    their affine parameters learn; ``FrozenBatchNorm2d``, Detectron2's way, would freeze both.
+    With ``eval_norm`` the trunk's batch norms use their running statistics in training, and their
+    affine parameters learn. Detectron2's ``FrozenBatchNorm2d`` freezes both.
     """
 
     def __init__(self, trunk: Backbone, *, channels: int, norm: str, eval_norm: bool) -> None:
         """Build a pyramid.
 
         Args:
-            trunk: Gives ``res3``, ``res4`` and ``res5`` at strides 8, 16 and 32.
+            trunk: Backbone with the maps ``res3``, ``res4`` and ``res5`` at strides 8, 16 and 32.
             channels: C of the pyramid.
-            norm: Of the pyramid's own convolutions, a name that Detectron2 knows; "" for none.
+            norm: Norm of the pyramid's own convolutions, by Detectron2's name; "" for none.
             eval_norm: Whether the trunk's batch norms always run in eval mode.
         """
         top = ExtraLevels(trunk.output_shape()["res5"].channels, channels)
@@ -86,15 +101,15 @@ class FeaturePyramid(FPN):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        self.train()  # a new module is in training mode without this having been called
+        self.train()  # new modules are in training mode; this puts the norms into eval mode
 
     def freeze_unread(self, levels: Iterable[str]) -> None:
-        """Freeze what no level of the pyramid that is read depends on.
+        """Freeze the convolutions on which none of the given levels depends.
 
-        In distributed training a parameter that learns must get a gradient in every step.
+        Distributed training needs a gradient of every learning parameter in every step.
 
         Args:
-            levels: Names of the levels that are read.
+            levels: Names of the levels that some branch reads, such as ``p3``.
         """
         read = {int(level.removeprefix("p")) for level in levels}
         for i, lateral, output in zip(
@@ -106,7 +121,7 @@ class FeaturePyramid(FPN):
         self.top_block.p7.requires_grad_(7 in read)
 
     def train(self, mode: bool = True) -> FeaturePyramid:
-        """Switch modes, with the trunk's batch norms left in eval mode where asked for."""
+        """Switch modes; with ``eval_norm`` the trunk's batch norms stay in eval mode."""
         super().train(mode)
         if self.eval_norm:
             for module in self.bottom_up.modules():
@@ -118,6 +133,10 @@ class FeaturePyramid(FPN):
 @BACKBONE_REGISTRY.register()
 def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
     """Build the pyramid that ``MODEL.SPATIALFLOW.TRUNK`` and ``MODEL.RESNETS`` describe.
+
+    Args:
+        cfg: A config with SpatialFlow's keys.
+        input_shape: Channels of the image.
 
     Raises:
         ValueError: If a key has a value that is not allowed.
@@ -134,9 +153,9 @@ def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Feat
 
 
 def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build a ResNet of Detectron2's blocks, at any width.
+    """Build a ResNet of any width from Detectron2's blocks.
 
-    Detectron2's own builder fixes the widths of ResNet-18 and 34.
+    Detectron2's own builder allows one width only for ResNet-18 and ResNet-34.
     """
     keys = cfg.MODEL.RESNETS
     if keys.DEPTH < 50 and keys.RES2_OUT_CHANNELS != keys.STEM_OUT_CHANNELS:
@@ -147,7 +166,7 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             keys.DEPTH,
             keys.STEM_OUT_CHANNELS,
         )
-    # To the blocks EvalBN is ordinary batch norm; FeaturePyramid keeps it in eval mode.
+    # EvalBN is ordinary batch norm that FeaturePyramid keeps in eval mode.
     norm = "BN" if keys.NORM == "EvalBN" else keys.NORM
     stem = BasicStem(
         in_channels=input_shape.channels, out_channels=keys.STEM_OUT_CHANNELS, norm=norm
@@ -175,14 +194,9 @@ def _resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 
 def _other_trunk(cfg: CfgNode) -> Backbone:
-    from spatialflow.modeling.backbone.trunks import (
-        TIMM_PREFIX,
-        build_trunk,
-        preferred_pixel_statistics,
-    )
-
+    """Build a trunk by name; warn where the config does not fit its weights."""
     name = cfg.MODEL.SPATIALFLOW.TRUNK
-    # A checkpoint that is to be loaded brings the trunk's weights with it.
+    # A checkpoint contains the trunk's weights.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
     trunk = build_trunk(name, pretrained=pretrained)
     if name.startswith(TIMM_PREFIX) and pretrained and cfg.MODEL.BACKBONE.FREEZE_AT:

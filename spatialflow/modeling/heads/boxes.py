@@ -1,17 +1,19 @@
-"""Dense boxes and classes in the manner of RetinaNet, with the reference's assignment rules.
+"""Box head: classes and boxes of anchors as in RetinaNet, with the reference's assignment rules.
 
-Shape legend: N images, C channels, A anchors per location, R anchors of all levels, K thing
-classes, M ground-truth boxes of an image.
+Shape legend: N images, C channels, H and W the size of a level, A anchors per position, R anchors
+of all levels, K thing classes, M ground-truth boxes of an image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from detectron2.config import configurable
-from detectron2.layers import batched_nms, cat
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec, batched_nms, cat
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -21,19 +23,20 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spatialflow.modeling.heads.anchor_matching import match_anchors
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import full_precision
 
 
 @dataclass(frozen=True, slots=True)
 class BoxSelection:
-    """How raw predictions become detections.
+    """Thresholds and limits for the selection of detections from raw predictions.
 
     Attributes:
-        score_threshold: A (box, class) pair needs a higher score.
-        candidates: Anchors kept per level before NMS, ranked by their best class.
-        nms_threshold: Boxes of one class that overlap more (IoU) are suppressed.
-        detections: Boxes kept per image.
+        score_threshold: Score that a pair of box and class must exceed.
+        candidates: Largest number of anchors per level that enter NMS, ranked by their best class.
+        nms_threshold: IoU above which NMS suppresses a box of the same class.
+        detections: Largest number of detections per image.
     """
 
     score_threshold: float
@@ -43,7 +46,10 @@ class BoxSelection:
 
 
 class DenseBoxHead(nn.Module):
-    """Predictors on the cls and box branches, their losses, and detections from them."""
+    """Predict classes and boxes of anchors (RetinaNet, arXiv 1708.02002) and select detections.
+
+    RetinaNet's convolutions before the two predictors are the cls and box branches of the graph.
+    """
 
     @configurable
     def __init__(
@@ -64,18 +70,18 @@ class DenseBoxHead(nn.Module):
         """Build the predictors.
 
         Args:
-            channels: C of both branches.
-            num_classes: K.
-            anchor_generator: Detectron2's; the same number of anchors on every level.
-            box2box_transform: Coding of boxes against anchors.
-            anchor_matcher: IoU thresholds; without low-quality matches, which
-                :func:`match_anchors` adds in the reference's way.
-            selection: How detections are chosen.
-            normalizer: Of both losses, given the number of positive anchors.
-            focal_alpha: α of the focal loss (Lin et al. 2017, eq. 5).
-            focal_gamma: γ of the focal loss.
-            prior_probability: Score of every class at the start.
-            smooth_l1_beta: Where the box loss turns from quadratic to linear; 0 is plain L1.
+            channels: C of the cls branch and of the box branch.
+            num_classes: K, the number of thing classes.
+            anchor_generator: Detectron2's generator, with A anchors on every level.
+            box2box_transform: Encoding of boxes as deltas to anchors.
+            anchor_matcher: IoU thresholds of positive and negative anchors, without low-quality
+                matches, which :func:`match_anchors` adds by the reference's rule.
+            selection: Thresholds and limits for the selection of detections.
+            normalizer: Denominator of both losses, from the number of positive anchors.
+            focal_alpha: α of the focal loss (arXiv 1708.02002, eq. 5).
+            focal_gamma: γ of the focal loss (arXiv 1708.02002, eq. 5).
+            prior_probability: Score of every class before training, π in arXiv 1708.02002.
+            smooth_l1_beta: Error at which the box loss turns from quadratic to linear; 0 for L1.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -96,8 +102,16 @@ class DenseBoxHead(nn.Module):
             predictor.bias.data.fill_(bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
-        """Read ``MODEL.RETINANET``, ``MODEL.ANCHOR_GENERATOR`` and ``TEST``."""
+    def from_config(
+        cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], normalizer: LossNormalizer
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments for a config.
+
+        Args:
+            cfg: A config; ``MODEL.RETINANET``, ``MODEL.ANCHOR_GENERATOR`` and ``TEST`` are read.
+            input_shape: Level name → channels and stride of the pyramid level.
+            normalizer: Denominator of the losses.
+        """
         keys = cfg.MODEL.RETINANET
         shapes = [input_shape[level] for level in keys.IN_FEATURES]
         return {
@@ -122,10 +136,15 @@ class DenseBoxHead(nn.Module):
     def forward(
         self, cls_features: list[Tensor], box_features: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Predict, level by level, from two lists of (N, C, H, W).
+        """Predict classes and boxes.
+
+        Args:
+            cls_features: Levels of the cls branch, each (N, C, H, W).
+            box_features: Levels of the box branch, each (N, C, H, W).
 
         Returns:
-            Class logits, (N, A·K, H, W) a level, and box deltas, (N, A·4, H, W) a level.
+            Class logits, one (N, A·K, H, W) per level, and box deltas, one (N, A·4, H, W) per
+            level.
         """
         return (
             [self.cls_score(x) for x in cls_features],
@@ -139,13 +158,13 @@ class DenseBoxHead(nn.Module):
         deltas: list[Tensor],
         targets: list[Instances],
     ) -> dict[str, Tensor]:
-        """Focal loss of the classes and L1 loss of the deltas, both over positive anchors' count.
+        """Return the focal loss of classes and the L1 loss of deltas, per positive anchor.
 
         Args:
-            anchors: Of each level.
-            logits: (N, A·K, H, W) a level.
-            deltas: (N, A·4, H, W) a level.
-            targets: Ground truth of each image: ``gt_boxes`` and ``gt_classes``.
+            anchors: Anchors of each level, H · W · A boxes.
+            logits: Class logits, one (N, A·K, H, W) per level.
+            deltas: Box deltas, one (N, A·4, H, W) per level.
+            targets: Ground truth of each image, with ``gt_boxes`` and ``gt_classes``.
 
         Returns:
             ``loss_cls`` and ``loss_box``, scalars in float32.
@@ -154,25 +173,33 @@ class DenseBoxHead(nn.Module):
         boxes = Boxes.cat(anchors)
         assigned = [self._assign(boxes, image) for image in targets]
         classes = torch.stack([pair[0] for pair in assigned])  # (N, R)
-        goals = torch.stack([pair[1] for pair in assigned])  # (N, R, 4)
+        target_deltas = torch.stack([pair[1] for pair in assigned])  # (N, R, 4)
 
         positive = (classes >= 0) & (classes != self.num_classes)
-        # At least 1 an image, as the reference counts.
+        # The reference counts at least 1 per image.
         normalizer = self.normalizer(positive.sum(dim=1).clamp(min=1).sum())
         level_classes = classes.split([len(level) for level in anchors], dim=1)
-        # What its many small steps keep for the backward pass is more than the network's own, so
-        # it is computed anew there.
+        # The focal loss would keep more memory for the backward pass than the network itself, so
+        # the backward pass computes it again.
         loss_cls = sum(
             checkpoint(self._focal, *pair, use_reentrant=False, preserve_rng_state=False)
             for pair in zip(logits, level_classes, strict=True)
         )
         loss_box = smooth_l1_loss(
-            all_deltas[positive], goals[positive], beta=self.smooth_l1_beta, reduction="sum"
+            all_deltas[positive],
+            target_deltas[positive],
+            beta=self.smooth_l1_beta,
+            reduction="sum",
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box": loss_box / normalizer}
 
     def _focal(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Return the sum over a level's anchors, of logits (N, A·K, H, W) and classes (N, R)."""
+        """Return the summed focal loss of one level.
+
+        Args:
+            logits: Class logits of the level, (N, A·K, H, W).
+            classes: Class of each of its anchors, (N, H·W·A); K background, -1 ignored.
+        """
         valid = classes >= 0
         logits = full_precision(permute_to_N_HWA_K(logits, self.num_classes))[valid]
         one_hot = classes[valid][:, None] == torch.arange(self.num_classes, device=logits.device)
@@ -186,7 +213,10 @@ class DenseBoxHead(nn.Module):
 
     @torch.no_grad()
     def _assign(self, anchors: Boxes, image: Instances) -> tuple[Tensor, Tensor]:
-        """Return each anchor's class (K background, -1 ignored) and box deltas, (R,) and (R, 4)."""
+        """Return the target class (R,) and deltas (R, 4) of each anchor of one image.
+
+        A class of K is background, -1 is ignored.
+        """
         if len(image) == 0:
             background = torch.full(
                 (len(anchors),), self.num_classes, dtype=torch.int64, device=anchors.device
@@ -207,25 +237,25 @@ class DenseBoxHead(nn.Module):
         deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Choose detections by score and class-wise NMS, as the reference does.
+        """Select detections by score and NMS per class, as the reference does.
 
-        The best anchors of each level are ranked by their best class; all their (box, class) pairs
-        above the threshold enter one NMS over levels, after clipping to the image.
+        Keep the best anchors of each level by their best class, and clip their boxes to the image.
+        Then run one NMS over all levels on every pair of box and class above the score threshold.
 
         Args:
-            anchors: Of each level.
-            logits: (N, A·K, H, W) a level.
-            deltas: (N, A·4, H, W) a level.
+            anchors: Anchors of each level, H · W · A boxes.
+            logits: Class logits, one (N, A·K, H, W) per level.
+            deltas: Box deltas, one (N, A·4, H, W) per level.
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, at
-            the scale of the network's input.
+            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, in
+            pixels of the network's input.
         """
-        found = self.candidates(anchors, logits, deltas, image_sizes)
+        candidates = self.candidates(anchors, logits, deltas, image_sizes)
         return [
             self.select(boxes, scores, size)
-            for (boxes, scores), size in zip(found, image_sizes, strict=True)
+            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
         ]
 
     @torch.no_grad()
@@ -236,16 +266,16 @@ class DenseBoxHead(nn.Module):
         deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[tuple[Boxes, Tensor]]:
-        """Return what detections are chosen from: the best anchors of each level.
+        """Return the boxes and scores of the best anchors of each level.
 
         Args:
-            anchors: Of each level.
-            logits: (N, A·K, H, W) a level.
-            deltas: (N, A·4, H, W) a level.
+            anchors: Anchors of each level, H · W · A boxes.
+            logits: Class logits, one (N, A·K, H, W) per level.
+            deltas: Box deltas, one (N, A·4, H, W) per level.
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            For each image R boxes, clipped to it, and their scores (R, K).
+            For each image R' boxes, clipped to the image, and their scores (R', K).
         """
         level_scores = [permute_to_N_HWA_K(x, self.num_classes).float().sigmoid() for x in logits]
         level_deltas = [permute_to_N_HWA_K(x, 4).float() for x in deltas]
@@ -266,18 +296,17 @@ class DenseBoxHead(nn.Module):
         level_deltas: list[Tensor],
         image_size: tuple[int, int],
     ) -> tuple[Boxes, Tensor]:
+        """Return the candidates of one image, from scores (H·W·A, K) and deltas of each level."""
         kept_boxes, kept_scores = [], []
         for level_anchors, scores, deltas in zip(anchors, level_scores, level_deltas, strict=True):
             best = scores.amax(dim=1)
-            candidates = best.topk(min(self.selection.candidates, len(best))).indices
-            kept_scores.append(scores[candidates])
+            kept = best.topk(min(self.selection.candidates, len(best))).indices
+            kept_scores.append(scores[kept])
             kept_boxes.append(
-                self.box2box_transform.apply_deltas(
-                    deltas[candidates], level_anchors.tensor[candidates]
-                )
+                self.box2box_transform.apply_deltas(deltas[kept], level_anchors.tensor[kept])
             )
         boxes, scores = Boxes(cat(kept_boxes)), cat(kept_scores)
-        # A model that diverges is the trainer's to report; clip() would fail an assertion first.
+        # The trainer reports a model that diverges. Without this, clip() fails an assertion first.
         finite = boxes.tensor.isfinite().all(dim=1)
         boxes, scores = boxes[finite], scores[finite]
         boxes.clip(image_size)
@@ -285,12 +314,15 @@ class DenseBoxHead(nn.Module):
 
     @torch.no_grad()
     def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
-        """Choose detections from candidates by score and class-wise NMS.
+        """Select detections from the candidates of one image, by score and NMS per class.
 
         Args:
-            boxes: R candidates.
-            scores: (R, K).
-            image_size: (height, width) of the image that they are of.
+            boxes: R' candidate boxes.
+            scores: Score of each class for each box, (R', K).
+            image_size: (height, width) of the image without padding.
+
+        Returns:
+            ``pred_boxes``, ``scores`` and ``pred_classes``, best score first.
         """
         index, classes = (scores > self.selection.score_threshold).nonzero(as_tuple=True)
         pair_scores = scores[index, classes]
@@ -303,28 +335,3 @@ class DenseBoxHead(nn.Module):
             scores=pair_scores[keep],
             pred_classes=classes[keep],
         )
-
-
-def match_anchors(iou: Tensor, matcher: Matcher) -> tuple[Tensor, Tensor]:
-    """Assign anchors to ground truth by IoU; each ground truth also takes its best anchors.
-
-    Detectron2's own low-quality matches only turn an anchor's label; the reference reassigns the
-    anchor to the ground truth whose best it is (the last one, where several claim it). A ground
-    truth that overlaps no anchor at all takes none.
-
-    Args:
-        iou: (M, R), M at least 1.
-        matcher: Thresholds, without low-quality matches.
-
-    Returns:
-        Index of the matched ground truth and label (1 positive, 0 negative, -1 ignored), both (R,).
-    """
-    matches, labels = matcher(iou)
-    best = iou.amax(dim=1, keepdim=True)  # (M, 1)
-    claims = (iou == best) & (best > 0)
-    order = torch.arange(1, len(iou) + 1, device=iou.device)[:, None]
-    last_claim = (claims * order).amax(dim=0)  # (R,), 0 where nobody claims
-    claimed = last_claim > 0
-    matches = torch.where(claimed, last_claim - 1, matches)
-    labels = torch.where(claimed, torch.ones_like(labels), labels)
-    return matches, labels

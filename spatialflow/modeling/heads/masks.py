@@ -1,12 +1,16 @@
-"""Masks of proposals, on the mask branch.
+"""Mask head: masks of proposals and detections, from the mask branch.
 
-Shape legend: N images, C channels, M proposals or detections of a batch, K thing classes.
+Shape legend: N images, C channels, H and W the size of a level, M proposals or detections of a
+batch, K thing classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
@@ -22,10 +26,11 @@ from spatialflow.utils.precision import full_precision
 
 
 class ProposalMaskHead(nn.Module):
-    """Detectron2's mask head on the detector's own boxes: no RPN, no second box stage.
+    """Detectron2's mask head (Mask R-CNN, arXiv 1703.06870) on the boxes of the box head.
 
-    In training the boxes are the current detections and the ground truth; those that overlap some
-    ground truth by ``proposal_iou`` or more, whatever their class, learn its mask.
+    There is no RPN and no second box stage. In training the proposals are the current detections
+    and the ground-truth boxes. A proposal that overlaps a ground truth by ``proposal_iou`` or more
+    learns its mask, whatever its class.
     """
 
     @configurable
@@ -40,10 +45,10 @@ class ProposalMaskHead(nn.Module):
         """Build the head.
 
         Args:
-            fcn: From pooled features to logits (M, K, 28, 28).
-            pooler: Pools proposals from the mask branch's levels.
-            proposal_iou: Overlap at which a proposal learns a ground truth's mask.
-            normalizer: Of the loss, given the number of proposals.
+            fcn: Convolutions from pooled features (M, C, 14, 14) to mask logits (M, K, 28, 28).
+            pooler: ROIAlign from the levels of the mask branch.
+            proposal_iou: Smallest IoU with which a proposal learns the mask of a ground truth.
+            normalizer: Denominator of the loss, from the number of proposals.
         """
         super().__init__()
         self.fcn = fcn
@@ -52,8 +57,16 @@ class ProposalMaskHead(nn.Module):
         self.normalizer = normalizer
 
     @classmethod
-    def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
-        """Read ``MODEL.ROI_MASK_HEAD`` and ``MODEL.SPATIALFLOW``."""
+    def from_config(
+        cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], normalizer: LossNormalizer
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments for a config.
+
+        Args:
+            cfg: A config; ``MODEL.ROI_MASK_HEAD`` and ``MODEL.SPATIALFLOW.MASK_*`` are read.
+            input_shape: Level name → channels and stride of the pyramid level.
+            normalizer: Denominator of the loss.
+        """
         keys, own = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.SPATIALFLOW
         shapes = [input_shape[level] for level in own.MASK_IN_FEATURES]
         resolution = keys.POOLER_RESOLUTION
@@ -83,16 +96,18 @@ class ProposalMaskHead(nn.Module):
         detections: list[Instances],
         targets: list[Instances] | None = None,
     ) -> dict[str, Tensor] | list[Instances]:
-        """Learn the masks of proposals, or predict those of detections.
+        """Return the loss of proposals in training; predict the masks of detections otherwise.
 
         Args:
-            features: The mask branch, (N, C, H, W) a level.
-            detections: Of each image, with ``pred_boxes`` (and ``pred_classes`` to predict).
-            targets: Ground truth of each image; needed in training.
+            features: Levels of the mask branch, each (N, C, H, W).
+            detections: Detections of each image with ``pred_boxes``; inference also needs
+                ``pred_classes``.
+            targets: Ground truth of each image, with ``gt_boxes``, ``gt_classes`` and
+                ``gt_masks``; only needed in training.
 
         Returns:
-            In training ``{"loss_mask": scalar}``; else the detections, with ``pred_masks``
-            (M, 1, 28, 28), probabilities in the box.
+            In training ``loss_mask``, a scalar in float32. Otherwise the detections with
+            ``pred_masks``, probabilities inside the boxes, (M, 1, 28, 28).
         """
         # Pooling is not implemented in half precision on every device.
         features = [full_precision(level) for level in features]
@@ -113,10 +128,15 @@ class ProposalMaskHead(nn.Module):
         return {"loss_mask": loss * count / self.normalizer(count)}
 
     def _logits(self, pooled: Tensor, classes: Tensor) -> Tensor:
-        """Return what ``fcn`` gives for one class of each box, (M, 1, 28, 28).
+        """Return the mask logits of one class of each box, (M, 1, 28, 28).
 
-        Its last convolution is not done for the other classes, and before the upsampled pixels,
-        each of which comes of one pixel, are put in their places.
+        Compute what ``fcn`` computes, with less work: the predictor runs for one class only, and
+        before the upsampled pixels are arranged. Each of them depends on one pixel, because the
+        transposed convolution has a 2×2 kernel and a stride of 2.
+
+        Args:
+            pooled: Pooled features (M, C, 14, 14).
+            classes: Class of each box, (M,).
         """
         *convolutions, upsample, _, predictor = self.fcn.children()
         features = pooled.contiguous(memory_format=torch.channels_last)
@@ -133,7 +153,7 @@ class ProposalMaskHead(nn.Module):
 
     @torch.no_grad()
     def _sample(self, detections: Instances, targets: Instances) -> Instances:
-        """Return the proposals that overlap ground truth, with that ground truth attached."""
+        """Return the proposals of an image that overlap ground truth, with its class and mask."""
         boxes = Boxes.cat([targets.gt_boxes, detections.pred_boxes])
         matches, labels = self.matcher(pairwise_iou(targets.gt_boxes, boxes))
         positive = labels == 1

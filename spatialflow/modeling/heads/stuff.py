@@ -1,6 +1,7 @@
-"""Stuff classes of every pixel, in the manner of Panoptic FPN.
+"""Stuff head: stuff classes of every pixel, as in Panoptic FPN.
 
-Shape legend: N images, C channels, S stuff classes + 1 (class 0 is "things").
+Shape legend: N images, h and w the size of an image before padding, C channels, H and W the size of
+a map, S stuff classes + 1 (class 0 is "things").
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn import weight_init
 from torch import Tensor, nn
@@ -23,11 +24,11 @@ from spatialflow.utils.precision import full_precision
 
 
 class StuffHead(nn.Module):
-    """Brings all levels to a common stride, sums them and classifies (Kirillov et al. 2019b).
+    """Bring all levels to a common stride, sum and classify them (arXiv 1901.02446, figure 3).
 
-    A level of stride s passes log2(s / common stride) blocks of 3×3 convolution, norm, ReLU and
-    ×2 upsampling; one at the common stride, a block without upsampling. Upsampling aligns corners,
-    as in the reference; Detectron2's own head does not.
+    A level of stride s passes log2(s / common stride) blocks of 3×3 convolution, norm, ReLU and ×2
+    upsampling. A level at the common stride passes one block without upsampling. Upsampling aligns
+    corners, as in the reference. Detectron2's own head does not align them.
     """
 
     @configurable
@@ -47,16 +48,16 @@ class StuffHead(nn.Module):
         """Build the head.
 
         Args:
-            input_shape: Channels and stride of each level of the stuff branch.
-            num_classes: S.
-            conv_dim: Channels inside the head.
-            common_stride: Where the levels are summed.
-            norm: Of the convolutions, a name that Detectron2 knows.
+            input_shape: Level name → channels and stride, for each level of the stuff branch.
+            num_classes: S, the number of stuff classes + 1.
+            conv_dim: Channels of the convolutions inside the head.
+            common_stride: Stride at which the levels are summed, in pixels of the input.
+            norm: Norm of the convolutions, by Detectron2's name; "" for none.
             loss_weight: Factor of the loss.
-            ignore_value: Label of pixels that teach nothing.
-            normalizer: Of the loss, given the number of pixels that are not padding.
-            attention: ``levels``, applied to each level that comes in, and ``merged``, to their
-                sum; neither if absent.
+            ignore_value: Label of pixels that are left out of the loss.
+            normalizer: Denominator of the loss, from the number of pixels that are not padding.
+            attention: Site → attention block. ``levels`` is applied to each level of the stuff
+                branch, ``merged`` to the sum of the levels. A missing site has no attention.
         """
         super().__init__()
         attention = attention or {}
@@ -90,8 +91,16 @@ class StuffHead(nn.Module):
         weight_init.c2_msra_fill(self.predictor)
 
     @classmethod
-    def from_config(cls, cfg, input_shape, normalizer: LossNormalizer) -> dict:  # noqa: ANN001
-        """Read ``MODEL.SEM_SEG_HEAD``."""
+    def from_config(
+        cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], normalizer: LossNormalizer
+    ) -> dict[str, Any]:
+        """Return the constructor's arguments for a config.
+
+        Args:
+            cfg: A config; ``MODEL.SEM_SEG_HEAD`` is read.
+            input_shape: Level name → channels and stride of the pyramid level.
+            normalizer: Denominator of the loss.
+        """
         keys = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": {level: input_shape[level] for level in keys.IN_FEATURES},
@@ -105,20 +114,24 @@ class StuffHead(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Classify every pixel.
+        """Classify every position at the common stride.
 
         Args:
-            features: The stuff branch, level name → (N, C, H, W).
+            features: Stuff branch, level name → (N, C, H, W).
 
         Returns:
-            Logits (N, S, H', W') at the common stride.
+            Logits (N, S, H, W) at the common stride.
         """
         attended = {level: self.attention["levels"](features[level]) for level in self.scale_heads}
         merged = sum(head(attended[level]) for level, head in self.scale_heads.items())
         return self.predictor(self.attention["merged"](merged))
 
     def upsample(self, logits: Tensor) -> Tensor:
-        """Bring logits to the size of the padded input, in float32."""
+        """Return logits at the size of the padded input, in float32.
+
+        Args:
+            logits: Logits (N, S, H, W) at the common stride.
+        """
         return F.interpolate(
             full_precision(logits),
             scale_factor=self.common_stride,
@@ -129,9 +142,13 @@ class StuffHead(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Refuse, in eval mode, weights of a head with other attention.
+        """Refuse weights of a head with other attention in eval mode.
 
-        As with flows, Detectron2's checkpointer would only warn, and random blocks give results.
+        Detectron2's checkpointer only warns about missing and unexpected keys, and a head with
+        random blocks would still return results.
+
+        Raises:
+            ValueError: If the attention differs; lists the weights on one side only.
         """
         here = f"{prefix}attention."
         stored = {key.removeprefix(here) for key in state_dict if key.startswith(here)}
@@ -145,20 +162,20 @@ class StuffHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def losses(self, logits: Tensor, targets: list[Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy, summed over labelled pixels, over the count of pixels without padding.
+        """Return the cross-entropy, summed over labelled pixels and divided by all pixels.
 
-        Pixels to ignore stay in the denominator, as in the reference; each image's own size
-        counts, where the reference takes the first image's for all.
+        Ignored pixels count in the denominator, as in the reference, and padding does not. The
+        reference takes the size of the first image for all images; here each image's own counts.
 
         Args:
-            logits: (N, S, H', W') at the common stride.
-            targets: Labels (h, w) of each image, at the network's scale without padding.
+            logits: Logits (N, S, H, W) at the common stride.
+            targets: Labels of each image, (h, w).
 
         Returns:
-            ``loss_stuff``, a scalar in float32, weighted.
+            ``loss_stuff``, a scalar in float32, multiplied by the loss weight.
         """
-        # At full size logits take much memory, so the backward pass makes them anew, an image at a
-        # time.
+        # Logits at full size take much memory, so the backward pass computes them again, one image
+        # at a time.
         loss = sum(
             checkpoint(self._loss, *pair, use_reentrant=False, preserve_rng_state=False)
             for pair in zip(logits.split(1), targets, strict=True)
@@ -167,7 +184,7 @@ class StuffHead(nn.Module):
         return {"loss_stuff": self.loss_weight * loss / self.normalizer(pixels)}
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum over an image's pixels, of logits (1, S, H', W') and labels (h, w)."""
+        """Return the summed loss of an image, from logits (1, S, H, W) and labels (h, w)."""
         height, width = labels.shape
         logits = self.upsample(logits)[..., :height, :width]
         return F.cross_entropy(
@@ -176,20 +193,20 @@ class StuffHead(nn.Module):
 
 
 def resize_logits(logits: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Do what Detectron2's ``sem_seg_postprocess`` does, in the memory format of the logits.
+    """Crop and resize logits as Detectron2's ``sem_seg_postprocess``, keeping the memory format.
 
     Args:
-        logits: (S, H, W) of a padded image.
-        image_size: (height, width) of the image without padding.
-        size: (height, width) to resize to.
+        logits: Logits (S, H, W) at the size of the padded image.
+        image_size: (h, w), the size of the image without padding.
+        size: (height, width) of the result.
 
     Returns:
-        (S, height, width).
+        Logits (S, height, width).
     """
     cropped = logits[:, : image_size[0], : image_size[1]]
     if size == image_size:
         return cropped
-    # An index of None would give the batch a stride that belongs to no memory format, and the
-    # interpolation would copy both ways.
+    # An index of None would give the batch axis a stride that belongs to no memory format. The
+    # interpolation would then copy its input and its output.
     batch = cropped.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size=size, mode="bilinear", align_corners=False)[0]

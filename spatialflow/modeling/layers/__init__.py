@@ -1,1 +1,1 @@
-"""Layers that Detectron2 and PyTorch lack, or build otherwise."""
+"""Layers that Detectron2 and PyTorch lack, or that need other behaviour here."""

@@ -1,6 +1,9 @@
-"""Modulated deformable convolution (Zhu et al. 2019, DCNv2) by torchvision, without compiled code.
+"""Modulated deformable convolution (DCNv2, arXiv 1811.11168), computed by torchvision.
 
-N images, C channels, H and W the size of a map, K the positions of a kernel (9).
+Detectron2's own layer needs its compiled extension, which SpatialFlow does without.
+
+Shape legend: N images, C channels, H and W the size of a map, K the number of kernel positions (9
+for 3×3).
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from spatialflow.utils.precision import full_precision
 
 
 class DeformableConv(Conv2d):
-    """A 3×3 convolution that samples where another 3×3 convolution predicts.
+    """A convolution that samples at positions which another convolution, ``offset``, predicts.
 
-    ``offset`` predicts 3 K channels from the offset input: 2 K offsets in pixels, (y, x) of each
-    kernel position, and K modulations, whose sigmoid weighs the positions.
+    ``offset`` predicts 3 K channels: 2 K offsets in pixels, (y, x) for each kernel position, then K
+    modulations. The sigmoid of a modulation is the weight of its kernel position (eq. 1).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build it with the arguments of Detectron2's ``Conv2d``; the offsets start at zero."""
+        """Build the layer with the arguments of Detectron2's ``Conv2d``; offsets start at zero."""
         super().__init__(*args, **kwargs)
         positions = self.kernel_size[0] * self.kernel_size[1]
         self.offset = nn.Conv2d(
@@ -40,11 +43,14 @@ class DeformableConv(Conv2d):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, offset_input: Tensor | None = None) -> Tensor:
-        """Convolve, then norm and activation as Detectron2's ``Conv2d``.
+        """Convolve, then apply norm and activation, as Detectron2's ``Conv2d`` does.
 
         Args:
-            x: (N, C, H, W).
-            offset_input: What the offsets are predicted from, of x's shape; x itself if absent.
+            x: Map to convolve, (N, C, H, W).
+            offset_input: Map from which offsets are predicted, (N, C, H, W); None for ``x``.
+
+        Returns:
+            (N, C', H', W').
         """
         predicted = self.offset(x if offset_input is None else offset_input)
         positions = predicted.shape[1] // 3
@@ -67,25 +73,26 @@ class DeformableConv(Conv2d):
 
 
 class DeformableNode(DeformableConv):
-    """A node of a branch whose convolution is deformable, as in the authors' strongest model.
+    """A deformable convolution as a node of a branch, as in the authors' strongest model.
 
-    The weights of its offsets start as a flow's do, not at zero as in DCNv2.
+    The offset convolution starts with the random weights of a flow's convolution. In DCNv2 it
+    starts at zero.
     """
 
     takes_offset_input = True
-    """Whether :class:`FlowGraph` gives it a second map, to predict offsets from."""
+    """Ask :class:`spatialflow.FlowGraph` for a second map, from which offsets are predicted."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build it with the arguments of Detectron2's ``Conv2d``."""
+        """Build the node with the arguments of Detectron2's ``Conv2d``."""
         super().__init__(*args, **kwargs)
         initialise(self.offset)
 
 
 class DeformableBottleneck(BottleneckBlock):
-    """Detectron2's bottleneck with a deformable 3×3 convolution; its own needs compiled code."""
+    """Detectron2's bottleneck block with a deformable 3×3 convolution as ``conv2``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build it as ``BottleneckBlock``, and put another ``conv2`` in place."""
+        """Build the block with the arguments of Detectron2's ``BottleneckBlock``."""
         super().__init__(*args, **kwargs)
         plain: Conv2d = self.conv2
         self.conv2: Conv2d = DeformableConv(

@@ -1,0 +1,106 @@
+"""From a config to the arguments of the network's constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from spatialflow.config.checks import check_config
+from spatialflow.config.genotypes import genotype_of
+from spatialflow.config.options import ATTENTION_SITES
+from spatialflow.modeling.backbone import FeaturePyramid
+from spatialflow.modeling.flow_graph import FlowGraph, topology_from_config
+from spatialflow.modeling.fusion import PanopticFusion
+from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead
+from spatialflow.modeling.heads.attention import attention_channels, build_attention
+from spatialflow.modeling.layers.packed_conv import pack_convolutions
+from spatialflow.modeling.losses import LossNormalizer
+from spatialflow.utils.precision import amp_dtype
+
+
+class FlowParts(NamedTuple):
+    """The parts of the network that depend on a genotype, or on a search space.
+
+    Attributes:
+        modules: Argument of the network's constructor → module. ``flow_graph`` is one of them.
+        attention: Site in the stuff head, ``levels`` or ``merged`` → its attention block.
+    """
+
+    modules: dict[str, nn.Module]
+    attention: dict[str, nn.Module]
+
+
+def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]) -> dict[str, Any]:
+    """Build the arguments of :class:`spatialflow.SpatialFlow` from a config.
+
+    Args:
+        cfg: A config with SpatialFlow's keys.
+        build_flow_parts: Function that builds flow graph and attention from the config.
+
+    Returns:
+        The arguments by name, and every other module of ``build_flow_parts``.
+
+    Raises:
+        ValueError: If a key has a value that is not allowed.
+    """
+    check_config(cfg)
+    own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    normalizer = LossNormalizer(own.LOSS_NORMALIZER)
+    flow_modules, attention = build_flow_parts(cfg)
+    if isinstance(backbone, FeaturePyramid):
+        branches = topology_from_config(cfg).branches
+        backbone.freeze_unread({level for branch in branches for level in branch.levels})
+    modules: dict[str, nn.Module] = {
+        **flow_modules,
+        "backbone": backbone,
+        "box_head": DenseBoxHead(cfg, shapes, normalizer),
+        "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
+        "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
+    }
+    if own.PACK_CONVOLUTIONS and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        for module in modules.values():
+            pack_convolutions(module)
+    return {
+        **modules,
+        "fusion": PanopticFusion(
+            score_threshold=combine.INSTANCES_CONFIDENCE_THRESH,
+            overlap_threshold=combine.OVERLAP_THRESH,
+            stuff_area_limit=combine.STUFF_AREA_LIMIT,
+            box_fill=own.BOX_FILL.ENABLED,
+            box_fill_threshold=own.BOX_FILL.THRESH,
+        ),
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "stuff_from": own.STUFF_FROM,
+        "inference_dtype": amp_dtype(cfg.TEST.AMP),
+        "input_format": cfg.INPUT.FORMAT,
+    }
+
+
+def genotype_parts(cfg: CfgNode) -> FlowParts:
+    """Build the flow graph and the attention blocks of a config's genotype.
+
+    Raises:
+        ValueError: If the genotype does not exist, or cannot be built.
+    """
+    genotype = genotype_of(cfg)
+    graph = FlowGraph.from_genotype(
+        genotype,
+        channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        topology=topology_from_config(cfg),
+        norm=cfg.MODEL.RETINANET.NORM,
+    )
+    attention = {
+        site.rpartition(".")[2]: build_attention(
+            genotype.choices.get(site, "none"), attention_channels(cfg, site)
+        )
+        for site in ATTENTION_SITES
+    }
+    return FlowParts({"flow_graph": graph}, attention)
