@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""End while a thread is still at work on tensors, as gloo's threads may be.
+"""End while a thread still computes with tensors, as threads of gloo may do.
 
     python tests/engine/ending.py done|wrong --num-gpus 2
 
-A thread that wants Python's lock while the interpreter is being taken down aborts the process.
+A thread that asks for Python's lock while the interpreter is finalised aborts the process.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import functools
 import threading
 
 import torch
-from detectron2.engine import default_argument_parser
 
-from spatialflow.cli.launch import Work, run
+from spatialflow.cli.launch import Work, argument_parser, run
 from spatialflow.utils.errors import DataError
 
 
 def compute() -> None:
-    """Let Python's lock go and take it again, without end."""
+    """Release Python's lock and take it again, forever."""
     tensor = torch.ones(1_000_000)
     while True:
         tensor.sum()
@@ -32,11 +31,11 @@ def prepare(args: argparse.Namespace) -> Work:
 
 
 def work(wrong: bool) -> None:
-    """Start the thread, and be done or find a mistake."""
+    """Start the thread, then return or report a mistake."""
     threading.Thread(target=compute, daemon=True).start()
     if wrong:
         raise DataError("000001.png: broken")
 
 
 if __name__ == "__main__":
-    run(prepare, default_argument_parser(__doc__).parse_args())
+    run(prepare, argument_parser("End with a thread at work.", "").parse_args())

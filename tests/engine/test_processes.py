@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from darts.genotype import Genotype
-from spatialflow.cli.launch import WORKING, one_line
+from spatialflow.cli.errors import RUN_ERRORS, errors_in_one_line
 from spatialflow.data import generate_scenes
 from tests.conftest import TINY_RUN
 
@@ -33,15 +32,8 @@ def options(tmp_path):
     return pairs
 
 
-def address():
-    """Where two processes meet: a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
 def in_processes(count):
-    return ["--config-file", CONFIG, "--num-gpus", count, "--dist-url", address()]
+    return ["--config-file", CONFIG, "--num-gpus", count]
 
 
 @pytest.mark.slow
@@ -153,16 +145,19 @@ def test_bad_data_met_in_training_are_one_line(program, options, broken, process
 def test_errors_of_another_kind_keep_their_trace(monkeypatch, processes, message):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
-    with pytest.raises(RuntimeError, match=message), one_line(WORKING):
+    with pytest.raises(RuntimeError, match=message), errors_in_one_line(RUN_ERRORS):
         raise RuntimeError(message)
 
 
 def test_a_process_that_loses_another_says_so_in_a_line(monkeypatch):
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("spatialflow.cli.launch.TURN_SECONDS", 0)
+    monkeypatch.setattr("spatialflow.cli.errors.REPORT_SECONDS", 0)
     message = "Connection closed by peer"
-    with pytest.raises(SystemExit, match=f"process has ended: {message}$"), one_line(WORKING):
+    with (
+        pytest.raises(SystemExit, match=f"process has ended: {message}$"),
+        errors_in_one_line(RUN_ERRORS),
+    ):
         raise RuntimeError(message)
 
 
