@@ -43,7 +43,7 @@ USER_ERRNOS = {
 LOST_PEER_MESSAGES = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
 """Parts of the messages of gloo and NCCL where another process has ended."""
 REPORT_SECONDS = 3.0
-"""Time that the other processes leave the main one to report an error that all of them met."""
+"""Time that other processes leave the first one of a machine to report an error, in seconds."""
 
 
 @contextlib.contextmanager
@@ -70,11 +70,11 @@ def errors_in_one_line(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
         line = _describe(error, kinds)
         if line is None:
             raise
-        # Most mistakes are seen by all processes. The main one of each machine reports first, and
-        # whatever started the processes then ends the others before they repeat it.
+        # All processes meet most mistakes. The first one of each machine reports, and what started
+        # the processes ends the others before they repeat it.
         if _has_lost_a_peer(error):
             time.sleep(2 * REPORT_SECONDS)
-        elif comm.get_local_rank() != 0:
+        elif comm.get_local_rank() != 0 or os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(REPORT_SECONDS)
         if wants_trace:
             traceback.print_exc()

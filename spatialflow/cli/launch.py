@@ -137,9 +137,9 @@ def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
     status = 0
     try:
         _run(prepare, args)
-        # Together, as none may lose its peer.
-        dist.barrier()
-        dist.destroy_process_group()
+        with errors_in_one_line(RUN_ERRORS):
+            dist.barrier()  # a process that ends earlier would be a lost peer to the others
+            dist.destroy_process_group()
     except SystemExit as mistake:
         status = 1
         sys.stderr.write(f"{mistake.code}\n")

@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from darts.genotype import Flow, Genotype
+from spatialflow.cli import search
 from spatialflow.cli.train import parse_arguments, prepare
 from spatialflow.config import load_genotype
+from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
+from spatialflow.search.trainer import SearchTrainer
 from tests.conftest import ROOT
 
 CONFIG = "generated/spatialflow.yaml"
@@ -99,6 +102,22 @@ def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
         setup(words("parallel", "--resume"))
     assert {path: path.read_bytes() for path in (tmp_path / "output").glob("*.*")} == before
     setup(words(str(tmp_path / "output" / "genotype.json"), "--resume"))
+
+
+def test_the_config_of_a_search_is_refused_and_its_folder_stays(train_net, tiny_options, tmp_path):
+    output = tmp_path / "output"
+    words = ["--config-file", "search/demo.yaml", *tiny_options]
+    arguments = search.parse_arguments(words)
+    arguments.opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *arguments.opts]
+    setup(arguments, trainer=SearchTrainer)
+    (output / "genotype.json").write_text("what the search has found")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    result = train_net("--config-file", output / "config.yaml")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("train_net.py: MODEL.META_ARCHITECTURE: 'SpatialFlowSupernet' given")
+    assert "search_net.py searches" in line
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
