@@ -22,7 +22,7 @@ import torch
 from spatialflow.analysis.intervals import Result, Sampled
 from spatialflow.analysis.tables import complete, parser_of, table
 from spatialflow.analysis.trials import PQTrainer, compact
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import find_config, get_cfg
 from spatialflow.engine import prepare_config
 from spatialflow.evaluation import RESULTS_FILE
@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: list[list[str]] = []
     first: tuple[Sampled, float] | None = None
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         for name, keys in views(args).items():
             with tempfile.TemporaryDirectory(prefix="spatialflow_views_") as folder:
                 result, seconds = evaluate(args, keys, folder)

@@ -33,7 +33,7 @@ from benchmarks.peers.contestants import (
 )
 from benchmarks.peers.speed import measure_speed
 from spatialflow.analysis.trials import run_apart, trial
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -148,7 +148,7 @@ def main() -> None:
         "speed": measure_speed,
         "report": report,
     }
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         work[args.command](args)
 
 

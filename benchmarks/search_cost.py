@@ -25,7 +25,7 @@ from benchmarks.memory import peak_mib
 from darts.operations import OPERATIONS
 from spatialflow.analysis.tables import complete, parser_of, table
 from spatialflow.analysis.timing import in_turn
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, prepare_config
@@ -102,7 +102,7 @@ def main() -> None:
     """Measure and print."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         memory = {name: measure_memory(name) for name in VARIANTS}
         times = measure_times(args.rounds)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -1,4 +1,4 @@
-"""The command ``python -m spatialflow.doctor``, whose work is in :mod:`spatialflow.cli.doctor`."""
+"""Run ``python -m spatialflow.doctor``: see :mod:`spatialflow.cli.doctor`."""
 
 import sys
 

@@ -56,6 +56,40 @@ def test_what_the_project_promises_to_need_is_here(project):
         assert requirement.specifier.contains(version), f"{requirement} wanted, {version} installed"
 
 
+def test_only_the_doctor_is_a_module_beside_the_packages():
+    found = {m.name for m in pkgutil.iter_modules(spatialflow.__path__) if not m.ispkg}
+    assert found == {"doctor"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("backbone", "modeling.backbone.pyramid", "FeaturePyramid"),
+        ("flows", "modeling.flow_graph", "FlowGraph"),
+        ("fusion", "modeling.fusion", "PanopticFusion"),
+        ("heads", "modeling.heads", "BoxSelection"),
+        ("heads", "modeling.heads", "DenseBoxHead"),
+        ("heads", "modeling.heads", "ProposalMaskHead"),
+        ("heads", "modeling.heads", "StuffHead"),
+        ("losses", "modeling.losses", "LossNormalizer"),
+        ("trunks", "modeling.backbone.trunks", "build_trunk"),
+        ("visualize", "utils.visualize", "draw_panoptic"),
+        ("visualize", "utils.visualize", "side_by_side"),
+    ],
+)
+def test_old_import_paths_work_with_a_warning(old, new, name):
+    expected = getattr(importlib.import_module(f"spatialflow.{new}"), name)
+    module = importlib.import_module(f"spatialflow.{old}")
+    assert getattr(spatialflow, old) is module
+    with pytest.warns(DeprecationWarning, match=rf"spatialflow.{old} has moved: .* import {name}"):
+        assert getattr(module, name) is expected
+
+
+def test_a_name_that_an_old_module_never_had():
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        exec("from spatialflow.heads import Nothing")
+
+
 # --- tools/install_detectron2.py -----------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from darts.genotype import Genotype
 from spatialflow.analysis.tables import complete, table
 from spatialflow.analysis.timing import OPERATIONS
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import find_config, genotype_of, get_cfg
 from spatialflow.engine import prepare_config
 from spatialflow.utils.files import write_atomically
@@ -149,7 +149,7 @@ def main() -> None:
     """Print the table, and write JSON where asked to."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         opts = ["MODEL.WEIGHTS", "", "MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False]
         # Without training no score is above the threshold of the config.
         opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]

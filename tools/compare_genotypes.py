@@ -27,7 +27,7 @@ from spatialflow.analysis.intervals import GROUPS, Result, Sampled, minus
 from spatialflow.analysis.tables import complete, fill, parser_of, table
 from spatialflow.analysis.timing import IMAGES, Timed, in_turn, spread
 from spatialflow.analysis.trials import run_apart, trial
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import find_config, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
 from spatialflow.search.derivation import config_hash
@@ -174,7 +174,7 @@ def main() -> None:
     """Train what is missing, then print and write the tables."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         if args.one:
             name, seed = args.one[0], int(args.one[1])
             target = args.output / f"{name}-seed{seed}.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.report import Report, program
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
 
@@ -34,7 +34,7 @@ def measure_quality(data: Path, seed: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         keys = ["DATASETS.FOLDER.PATH", str(data), "OUTPUT_DIR", folder, "SEED", seed]
         cfg = get_cfg(CONFIG, [*keys, *TRAINING])
-        with one_line(PREPARING):
+        with errors_in_one_line(SETUP_ERRORS):
             prepare_config(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)

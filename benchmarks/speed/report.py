@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.speed.machine import describe
 from spatialflow.analysis.tables import complete, parser_of, table
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 FIGURES = Path(__file__).parents[2] / "docs" / "images"
@@ -106,7 +106,7 @@ def program(doc: str | None, measure: Callable[[argparse.Namespace], list[Report
     parser.add_argument("--data", type=Path, help="a folder in COCO panoptic layout, if it is used")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         reports = measure(args)
     for report in reports:
         report.save(args.write)

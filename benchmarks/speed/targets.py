@@ -27,7 +27,7 @@ from benchmarks.speed.machine import ceilings
 from benchmarks.speed.report import Report, ratios
 from spatialflow.analysis.tables import parser_of
 from spatialflow.analysis.timing import in_turn
-from spatialflow.cli.launch import PREPARING, one_line
+from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import genotype_of, get_cfg
 from tools.analyze import analyze
 
@@ -109,7 +109,7 @@ def training_rows(args: argparse.Namespace) -> Iterator[Row]:
 def search_rows(args: argparse.Namespace) -> Iterator[Row]:
     """An iteration of the default search over the human design's training step."""
     first, second = "first order", "second order"
-    with one_line(PREPARING):
+    with errors_in_one_line(SETUP_ERRORS):
         seconds = measure_times(args.rounds, (HUMAN, first, second))
         memory = {name: measure_memory(name) for name in (HUMAN, first)}
     yield Row("first-order search over a step", 2.6, ratios(seconds[first], seconds[HUMAN]))

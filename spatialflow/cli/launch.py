@@ -1,69 +1,77 @@
-"""What every command-line program of the project does around its work.
-
-A user's mistake, bad data, broken weights, a full disk and numbers that are no longer finite are
-one line on the console and exit status 1. Anything else is a bug and keeps its stack trace.
-"""
+"""Run a program in one process, in several of one machine, or in those that torchrun started."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
-import errno
 import functools
-import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
-from detectron2.engine import launch
+from detectron2.engine import default_argument_parser, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
-from spatialflow.utils.errors import CheckpointError, DataError, NonFiniteError
+from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line, program_name
 
 Work = Callable[[], Any]
+Prepare = Callable[[argparse.Namespace], Work]
 
-# What can be wrong with an environment or an argument while things are being set up.
-PREPARING = (ValueError, OSError, ImportError, NonFiniteError)
-# While work is under way any other ValueError is a bug.
-WORKING = (CheckpointError, DataError, NonFiniteError, OSError)
-# Of the system's errors, those that are not bugs either.
-MENDABLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
+TORCHRUN_VARIABLES = {
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
 }
-# What gloo and NCCL say where another process has ended.
-PEER_IS_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
-# How long other processes wait for the main one to report what they all have seen.
-TURN_SECONDS = 3.0
+"""Environment variables that ``torchrun`` sets for each process that it starts."""
+FREE_PORT = "auto"
+"""Value of ``--dist-url`` for which Detectron2 takes a free port of this machine."""
 
 
-def run(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> None:
-    """Run a program, in one process or in several.
+def argument_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """Return Detectron2's argument parser, with a free port for the processes of one machine.
+
+    Detectron2's own default is one port per user, so that a second run cannot start.
 
     Args:
-        prepare: From arguments to the work that is to be done. Importable by name, since the
-            processes are started afresh.
-        args: From Detectron2's ``default_argument_parser``.
+        description: First line of ``--help``.
+        examples: Commands that ``--help`` prints at its end.
     """
+    parser = default_argument_parser(examples)
+    parser.description = description
+    parser.set_defaults(dist_url=FREE_PORT)
+    return parser
+
+
+def run(prepare: Prepare, args: argparse.Namespace) -> None:
+    """Run a program in one process or in several, and exit with status 1 where it fails.
+
+    Processes are those that ``torchrun`` has started, else those that Detectron2's ``launch``
+    starts for ``--num-gpus`` and ``--num-machines``.
+
+    Args:
+        prepare: Function from arguments to the work. It must be importable by name, since each
+            process imports it afresh.
+        args: Arguments of :func:`argument_parser`.
+    """
+    torchrun = os.environ.keys() >= TORCHRUN_VARIABLES
+    with errors_in_one_line(SETUP_ERRORS):
+        _check_processes(args, torchrun=torchrun)
+    if torchrun:
+        _join_torchrun()
+        _run_and_exit(prepare, args)
     several = args.num_gpus * args.num_machines > 1
     try:
         launch(
-            functools.partial(_run_one_of_several if several else _run_one, prepare),
+            functools.partial(_run_and_exit if several else _run, prepare),
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -71,87 +79,72 @@ def run(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace)
             args=(args,),
         )
     except ProcessExitedException as error:
-        # The process has said why.
-        sys.exit(error.exit_code or 1)
+        # A process that exits has reported why; one that a signal ends could not.
+        sys.exit(f"{program_name()}: {error}" if error.exit_code < 0 else error.exit_code)
 
 
-def _run_one(prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace) -> None:
-    with one_line(PREPARING):
-        work = prepare(args)
-    with one_line(WORKING), _without_their_traces():
-        work()
+def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
+    """Check the number of processes and their address.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if torchrun and (args.num_gpus, args.num_machines) != (1, 1):
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines} given, but torchrun "
+            "has started the processes; leave both out"
+        )
+    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else args.num_gpus
+    gpus = torch.cuda.device_count()
+    if processes > 1 and 0 < gpus < processes:
+        name = "torchrun --nproc-per-node" if torchrun else "--num-gpus"
+        raise ValueError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
+    if args.num_machines > 1 and args.dist_url == FREE_PORT:
+        raise ValueError(
+            f"--num-machines {args.num_machines} needs --dist-url, the address of machine 0, such "
+            "as tcp://10.0.0.1:29500"
+        )
 
 
-def _run_one_of_several(
-    prepare: Callable[[argparse.Namespace], Work], args: argparse.Namespace
-) -> NoReturn:
-    """Run in a process that was started for it, and end that process.
+def _join_torchrun() -> None:
+    """Set up the process groups of this process, as Detectron2's ``launch`` does in its own."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
-    The interpreter is not taken down: threads of gloo hold Python's objects, and one that frees
-    such an object meanwhile ends the process with an abort (pytorch/pytorch#179291). Destroying the
-    group does not end them while a model in DistributedDataParallel holds it.
+
+def _run(prepare: Prepare, args: argparse.Namespace) -> None:
+    """Prepare the work and do it in this process.
+
+    ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
+    """
+    with errors_in_one_line(SETUP_ERRORS):
+        work = record(prepare)(args)
+    assert work is not None
+    with errors_in_one_line(RUN_ERRORS):
+        record(work)()
+
+
+def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
+    """Run as one of several processes, and end this process.
+
+    The interpreter is not finalised: threads of gloo hold Python's objects, and one that frees such
+    an object meanwhile ends the process with an abort (pytorch/pytorch#179291). Destroying the
+    process group does not end them while a model in DistributedDataParallel holds it.
     """
     status = 0
     try:
-        _run_one(prepare, args)
-        # Together, as none may lose its peer.
-        dist.barrier()
-        dist.destroy_process_group()
+        _run(prepare, args)
+        with errors_in_one_line(RUN_ERRORS):
+            dist.barrier()  # a process that ends earlier would be a lost peer to the others
+            dist.destroy_process_group()
     except SystemExit as mistake:
         status = 1
         sys.stderr.write(f"{mistake.code}\n")
-    # As multiprocessing ends the processes that it forks.
+    # os._exit skips what the interpreter does at its end.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-@contextlib.contextmanager
-def one_line(kinds: tuple[type[BaseException], ...]) -> Iterator[None]:
-    """Leave the program with one line where an error of these kinds is raised inside."""
-    try:
-        yield
-    except kinds as error:
-        if isinstance(error, OSError) and error.errno not in MENDABLE:
-            raise
-        if comm.get_local_rank() != 0:
-            # Most mistakes are seen by all processes: one of a machine speaks, and all are ended.
-            time.sleep(TURN_SECONDS)
-        sys.exit(f"{Path(sys.argv[0]).name}: {_in_one_line(error)}")
-    except RuntimeError as error:
-        if not _has_lost_a_peer(error):
-            raise
-        # The other process says why it ends, and the launcher ends this one, on its machine.
-        time.sleep(2 * TURN_SECONDS)
-        sys.exit(f"{Path(sys.argv[0]).name}: another process has ended: {_in_one_line(error)}")
-
-
-def _has_lost_a_peer(error: BaseException) -> bool:
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    return several and any(words in str(error) for words in PEER_IS_LOST)
-
-
-def _in_one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
-
-
-class _NoTraces(logging.Filter):
-    """Drops records of errors that are going to be told in one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return error is None or not (isinstance(error, WORKING) or _has_lost_a_peer(error))
-
-
-@contextlib.contextmanager
-def _without_their_traces() -> Iterator[None]:
-    """Keep Detectron2's training loop from logging the stack traces of such errors."""
-    loop, traces = logging.getLogger("detectron2.engine.train_loop"), _NoTraces()
-    loop.addFilter(traces)
-    try:
-        yield
-    finally:
-        loop.removeFilter(traces)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, fit their model, and run no code when they are read."""
+"""Write checkpoints atomically, and read only files that fit the model, without running code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import remove_partial_files, write_atomically
 
-# All that a pickle of NumPy arrays needs. `_codecs.encode` is how Python 3 writes bytes in old
-# pickles; NumPy's `core` was renamed in version 2.
+# A pickle of NumPy arrays needs no other names. Python 3 writes bytes in old pickles by
+# `_codecs.encode`; NumPy 2 renamed `core` to `_core`.
 NUMPY_NAMES = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -34,25 +34,27 @@ NUMPY_NAMES = {
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, for a machine that may stop at any moment.
+    """Detectron2's checkpointer, made safe against interruptions and against hostile files.
 
-    Files are written beside their place and renamed. Nothing in a file is executed: PyTorch's are
-    read as weights only, Detectron2's ``.pkl`` as NumPy arrays only. A file that does not fit is
-    an error: to resume and to evaluate, every tensor has to be there; to start a training from,
-    at least one.
+    It writes a file under another name and renames it at the end, so that an interruption leaves
+    the old file whole. It runs no code from a file: it reads PyTorch's files as weights only, and
+    Detectron2's ``.pkl`` files as NumPy arrays only. It raises an error for a file that does not
+    fit the model: a run that resumes or evaluates needs every tensor, a new training needs at
+    least one.
     """
 
     def save(self, name: str, *, resumable: bool = True, **kwargs: Any) -> None:
-        """Write model, what belongs to it, and ``kwargs`` to ``<name>.pth``.
+        """Write the model and the state of a training to ``<name>.pth``.
 
         Args:
-            name: Of the file, without suffix.
-            resumable: Whether ``--resume`` shall go on from this file; if not, the weights alone
-                are written.
-            kwargs: Anything else to store.
+            name: Name of the file, without suffix.
+            resumable: Whether ``--resume`` can go on from this file; if False, the file holds the
+                weights but neither optimiser nor hooks.
+            kwargs: Further values to store, by name.
 
         Raises:
-            OSError: If the disk is full or the folder cannot be written; what was there stays.
+            OSError: If the disk is full or the folder cannot be written; an older file of this
+                name then stays as it was.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -67,19 +69,19 @@ class Checkpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write the name of the file that ``--resume`` goes on from."""
+        """Write the name of the file from which ``--resume`` goes on to ``last_checkpoint``."""
         content = last_filename_basename.encode()
         write_atomically(Path(self.save_dir, "last_checkpoint"), lambda file: file.write(content))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Go on from the last checkpoint, or load weights.
+        """Load the last checkpoint of the folder, or weights to start from.
 
         Args:
-            path: Weights, where there is no checkpoint to go on from; "" for none.
-            resume: Whether to go on.
+            path: File or URL of weights to load where there is no checkpoint; "" for none.
+            resume: Whether to look for the last checkpoint.
 
         Returns:
-            What else is in the file.
+            The values of the file that belong neither to the model nor to a part, by name.
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit.
@@ -89,22 +91,23 @@ class Checkpointer(DetectionCheckpointer):
         if resume and self.has_checkpoint():
             last = Path(self.get_checkpoint_file())
             if not last.is_file() or last == Path(self.save_dir):
-                there = sorted(file.name for file in Path(self.save_dir).glob("*.pth"))
+                files = sorted(file.name for file in Path(self.save_dir).glob("*.pth"))
                 raise CheckpointError(
                     f"{self.save_dir}/last_checkpoint names {last.name!r}, which is not there; "
-                    f"expected one of {there}"
+                    f"expected one of {files}"
                 )
         return super().resume_or_load(path, resume=resume)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a file.
+        """Load the model, and other parts of a training, from a file.
 
         Args:
-            path: File or URL; "" for nothing.
-            checkpointables: Which parts besides the model; None for all, which have to be there.
+            path: File or URL to load; "" to load nothing.
+            checkpointables: Names of the parts to load besides the model; None for all parts. The
+                file must have each of them.
 
         Returns:
-            What else is in the file.
+            The values of the file that belong neither to the model nor to a part, by name.
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit.
@@ -120,6 +123,7 @@ class Checkpointer(DetectionCheckpointer):
         except (AssertionError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         finally:
+            # Detectron2 resets it only after a success, and refuses the next file otherwise.
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -171,7 +175,7 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _some(what: str, names: list[str]) -> str:
-    """Write up to three names as part of a message, or nothing."""
+    """Return up to three names as part of a message; "" where there are no names."""
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -179,6 +183,11 @@ def _some(what: str, names: list[str]) -> str:
 
 
 def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
+    """Check that a file holds named tensors and the state of the wanted parts.
+
+    Raises:
+        CheckpointError: Naming the file and what it lacks.
+    """
     model = loaded.get("model") if isinstance(loaded, dict) else loaded
     if not isinstance(model, dict) or not model:
         raise CheckpointError(f"{filename}: {model!r:.60} found, named tensors expected")
@@ -202,17 +211,19 @@ def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
 
 
 def load_numpy_pickle(path: str) -> Any:
-    """Read a pickle of NumPy arrays, as Detectron2's model zoo has them, and run nothing in it.
+    """Read a pickle of NumPy arrays, the format of Detectron2's model zoo, without running code.
 
     Raises:
-        pickle.UnpicklingError: If it holds anything else.
-        OSError: If it cannot be read.
+        pickle.UnpicklingError: If the pickle names anything but arrays.
+        OSError: If the file cannot be read.
     """
     with open(path, "rb") as file:
         return _NumpyUnpickler(file, encoding="latin1").load()
 
 
 class _NumpyUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays, and refuses every other name."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in NUMPY_NAMES:
             raise pickle.UnpicklingError(f"{module}.{name} is not an array's")
@@ -220,9 +231,9 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 def _zoo_format(data: Any) -> Any:
-    """Bring what Detectron2's and Caffe2's files hold to one form.
+    """Convert the content of a Caffe2 file to that of a Detectron2 file.
 
-    Names of Caffe2's are matched by Detectron2's heuristics.
+    Detectron2 then matches the names of Caffe2's weights by its heuristics.
     """
     if not isinstance(data, dict) or ("model" in data and "__author__" in data):
         return data

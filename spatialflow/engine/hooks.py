@@ -1,4 +1,4 @@
-"""Hooks of the trainer that Detectron2 lacks."""
+"""The evaluation hook of the trainer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 
 
 class EvaluationHook(hooks.EvalHook):
-    """Evaluates every so often and at the end, and keeps the best model as ``model_best.pth``.
+    """Evaluates periodically and at the end, and saves the best model as ``model_best.pth``.
 
-    Detectron2's pair of ``EvalHook`` and ``BestCheckpointer`` forgets the best result when a
-    training is resumed, makes ``--resume`` go on from the best model instead of the last, and
-    never makes up for an evaluation that was cut off, since the checkpoint before it is that of a
-    finished iteration.
+    It replaces Detectron2's ``EvalHook`` and ``BestCheckpointer``. They forget the best result when
+    a training is resumed, and ``--resume`` then goes on from the best model instead of the last.
+    They also skip an evaluation that was interrupted, because the checkpoint before it belongs to
+    a finished iteration.
+
+    Attributes:
+        best: Best value of the metric so far; None before the first evaluation.
+        best_iterations: Number of iterations after which the best value was measured.
     """
 
     def __init__(
@@ -31,13 +35,15 @@ class EvaluationHook(hooks.EvalHook):
         checkpointer: Checkpointer,
         metric: str,
     ) -> None:
-        """Keep what an evaluation needs.
+        """Keep the parts.
 
         Args:
-            period: Iterations between evaluations; 0 for one at the end only.
-            evaluate: Returns a nested dict of results in the main process.
-            checkpointer: Saves the best model.
-            metric: The number that makes a model the best, as the event storage names it.
+            period: Number of iterations between evaluations; 0 to evaluate at the end only, and to
+                save no best model.
+            evaluate: Function that evaluates the model and returns a nested dict of results in the
+                main process.
+            checkpointer: Checkpointer that saves the best model.
+            metric: Name in the event storage of the metric to compare; larger is better.
         """
         super().__init__(period, evaluate)
         self.checkpointer = checkpointer
@@ -46,13 +52,13 @@ class EvaluationHook(hooks.EvalHook):
         self.best_iterations: int | None = None
 
     def before_train(self) -> None:
-        """Make up for the evaluation after which the checkpoint that is resumed stands."""
+        """Repeat the evaluation that belongs to the resumed checkpoint: it may be incomplete."""
         start = self.trainer.start_iter
         if start > 0 and self._is_due(start):
             self._evaluate(start)
 
     def after_step(self) -> None:
-        """Evaluate where it is due; the last evaluation comes after the training."""
+        """Evaluate where an evaluation is due; :meth:`after_train` makes the last one."""
         if self._is_due(self.trainer.iter + 1):
             self._evaluate(self.trainer.iter + 1)
 
@@ -60,7 +66,7 @@ class EvaluationHook(hooks.EvalHook):
         """Evaluate at the end, unless the training failed."""
         if self.trainer.iter >= self.trainer.max_iter:
             self._evaluate(self.trainer.max_iter)
-        # It holds a reference to the trainer.
+        # The function refers to the trainer, and the trainer to this hook.
         del self._func
 
     def _is_due(self, iterations: int) -> bool:
@@ -68,10 +74,10 @@ class EvaluationHook(hooks.EvalHook):
         return due and iterations < self.trainer.max_iter
 
     def _evaluate(self, iterations: int) -> None:
-        """Evaluate the model that so many iterations have made."""
+        """Evaluate the model after a number of iterations, and save it if it is the best."""
         self._do_eval()
         value, _ = self.trainer.storage.latest().get(self.metric, (math.nan, 0))
-        # Only the main process has results; nan is a data set without anything to count.
+        # Other processes have no results. A data set without any segment gives NaN.
         if not comm.is_main_process() or math.isnan(value) or self._period == 0:
             return
         if self.best is None or value > self.best:
@@ -85,10 +91,10 @@ class EvaluationHook(hooks.EvalHook):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best result so far."""
+        """Return the best result so far, for a checkpoint."""
         return {"best": self.best, "best_iterations": self.best_iterations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.best = state_dict["best"]
         self.best_iterations = state_dict["best_iterations"]

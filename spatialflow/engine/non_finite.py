@@ -1,4 +1,4 @@
-"""What is done about a step whose loss or gradient is NaN or infinite: ``SOLVER.NON_FINITE``."""
+"""Stop at a step whose loss or gradient is NaN or infinite, or skip it: ``SOLVER.NON_FINITE``."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ from spatialflow.utils.errors import NonFiniteError
 logger = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
-# After so many steps in a row the weights themselves are broken, and no data will mend them.
+# After so many steps in a row the weights themselves are broken, and other data will not help.
 MAX_SKIPPED_IN_A_ROW = 20
 
 Batch = list[dict[str, Any]]
 
 
 class NonFiniteSteps:
-    """Stops at a step that is not finite, or has it left out and counts it."""
+    """Counts steps with a loss or a gradient that is not finite, and stops a run by its policy.
+
+    Attributes:
+        policy: ``stop`` or ``skip``.
+        what: Name of the steps in the log.
+        skipped: Number of skipped steps since this process started.
+    """
 
     def __init__(self, policy: str, *, what: str = "step") -> None:
         """Keep the policy.
 
         Args:
-            policy: ``stop`` or ``skip``.
-            what: What is left out, for the log.
+            policy: ``stop`` to raise an error at the first such step; ``skip`` to leave it out.
+            what: Name of the steps in the log.
 
         Raises:
-            ValueError: If it is another.
+            ValueError: If the policy is neither ``stop`` nor ``skip``.
         """
         if policy not in POLICIES:
             raise ValueError(f"SOLVER.NON_FINITE: {policy!r} given, one of {POLICIES} expected")
@@ -44,19 +50,20 @@ class NonFiniteSteps:
         self._in_a_row = 0
 
     def note_finite(self) -> None:
-        """Begin to count anew what is left out in a row."""
+        """Note a finite step: the count of skipped steps in a row starts again at 0."""
         self._in_a_row = 0
 
     def note(self, iteration: int, problems: Iterable[str], batches: Iterable[Batch]) -> None:
-        """Report a step that is not finite; all processes do.
+        """Note a step that is not finite; every process has to call this, as they exchange reports.
 
         Args:
-            iteration: Of the step.
-            problems: What is not finite in this process, if it knows.
-            batches: Of this process.
+            iteration: Iteration of the step.
+            problems: Descriptions of what is not finite in this process; may be empty.
+            batches: Batches that this process used in the step.
 
         Raises:
-            NonFiniteError: If such steps are not left out, or too many are in a row.
+            NonFiniteError: If the policy is ``stop``, or after :data:`MAX_SKIPPED_IN_A_ROW` skipped
+                steps in a row.
         """
         images = list(itertools.chain.from_iterable(batches))
         mine = {
@@ -75,7 +82,11 @@ class NonFiniteSteps:
 
 
 def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Tell whether all gradients that are there are finite; a bool without waiting for a GPU."""
+    """Return whether all gradients are finite; parameters without a gradient are ignored.
+
+    Returns:
+        A scalar bool tensor, so that a GPU computes it without a wait.
+    """
     return get_total_norm([p.grad for p in parameters if p.grad is not None]).isfinite()
 
 
@@ -88,7 +99,7 @@ def _pixels_are_finite(image: dict[str, Any]) -> bool:
 
 
 def _describe(iteration: int, reports: list[dict[str, list[str]]]) -> str:
-    """Say in a line what is not finite, from the reports of all processes."""
+    """Return in one line what is not finite, from the reports of all processes."""
 
     def all_of(what: str) -> list[str]:
         return list(itertools.chain.from_iterable(report[what] for report in reports))

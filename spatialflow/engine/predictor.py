@@ -1,4 +1,4 @@
-"""Detectron2's predictor, with weights read as carefully as in training, and views."""
+"""Predict the panoptic segmentation of single images with Detectron2's predictor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from spatialflow.modeling.tta import TestTimeAugmentation
 
 
 class Predictor(DefaultPredictor):
-    """``DefaultPredictor`` whose weights have to be whole and fit the model, and run no code.
+    """Detectron2's ``DefaultPredictor``, with checks of the weights that it loads.
 
-    With ``TEST.AUG.ENABLED`` it sees an image in several views, made of it at its own size.
+    The file must be whole and have every tensor of the model, and no code in it runs.
 
-    Detectron2's own unpickles ``.pkl`` files, and only warns where tensors are missing.
+    Detectron2's own predictor unpickles ``.pkl`` files, and only warns of missing tensors.
+    With ``TEST.AUG.ENABLED`` the model combines several views of each image
+    (:class:`spatialflow.modeling.tta.TestTimeAugmentation`), made from the image at its own size.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -1,4 +1,4 @@
-"""From command-line arguments to a config that is complete, checked and saved."""
+"""Set up a run: read its config, register its data, check both, and save the config."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from spatialflow.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-FOLDER_NAMES = ("folder_all", "folder_train", "folder_val")
-"""The data sets that ``DATASETS.FOLDER`` makes."""
+FOLDER_DATASETS = ("folder_all", "folder_train", "folder_val")
+"""Names of the data sets that :func:`prepare_config` registers from ``DATASETS.FOLDER``."""
 
 
 def setup(
@@ -36,21 +36,25 @@ def setup(
     data: Sequence[str] = ("TRAIN", "TEST"),
     trainer: type[Trainer] = Trainer,
 ) -> CfgNode:
-    """Read the config, register its data, complete it, and start logging.
+    """Read a run's config, register its data, check both, write the config and start logging.
+
+    The config is written to ``OUTPUT_DIR/config.yaml``, beside a copy of its genotype in
+    ``genotype.json``. An evaluation writes both to ``OUTPUT_DIR/inference``, so that the files of
+    the training stay as they are.
 
     Args:
-        args: From Detectron2's ``default_argument_parser``.
-        data: Keys of ``DATASETS`` whose data have to be there; for an evaluation ``TEST`` alone.
-        trainer: What the config is for; its ``check`` is asked before anything is written. Unless
-            it ``writes_genotype``, a copy of the config's genotype is put into the run's folder.
+        args: Arguments of Detectron2's ``default_argument_parser``.
+        data: Keys of ``DATASETS`` whose files must exist. An evaluation (``--eval-only``) needs
+            those of ``TEST`` only.
+        trainer: Class of the trainer that will use the config. Its ``check`` runs before anything
+            is written. A trainer that ``writes_genotype`` itself gets no copy in its folder.
 
     Returns:
-        The frozen config, also written to ``OUTPUT_DIR/config.yaml`` beside ``genotype.json``; for
-        an evaluation to ``OUTPUT_DIR/inference``, so that a training's own files stay.
+        The frozen config.
 
     Raises:
-        ValueError: If the config is not valid, does not fit its data or the run that it goes on, or
-            data are not there. Nothing has been written then.
+        ValueError: If the config is not valid, does not fit its data or the run to resume, or if
+            files are missing. Nothing is written then.
     """
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
@@ -62,20 +66,20 @@ def setup(
     if weights and not resume and "://" not in weights and not Path(weights).is_file():
         raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     if cfg.SEED < 0:
-        cfg.SEED = _draw_seed(cfg.OUTPUT_DIR, resume=resume)
+        cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
     prepare_config(cfg)
-    _check_data(cfg, ("TEST",) if evaluation else data)
+    _check_data_files(cfg, ("TEST",) if evaluation else data)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     if not trainer.writes_genotype:
         if resume:
-            _check_genotype_of_run(cfg)
-        _keep_genotype(cfg, log_folder)
+            _check_same_genotype(cfg)
+        _copy_genotype(cfg, log_folder)
     cfg.freeze()
     saved = cfg.clone()
     saved.defrost()
     saved.OUTPUT_DIR = str(log_folder)
-    # What PyTorch warns of here, tracing and compiling for CUDA, Detectron2 merely asks about.
+    # Detectron2 lists the environment, and PyTorch warns of a missing compiler meanwhile.
     for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     default_setup(saved, args)
@@ -87,21 +91,32 @@ def setup(
     return cfg
 
 
-def _draw_seed(output_dir: str, *, resume: bool) -> int:
-    """Return a seed where a config has none: the run's own if it goes on, else a new one.
+def _choose_seed(output_dir: str, *, resume: bool) -> int:
+    """Return a seed for a config without one, the same in all processes.
 
-    The seed is in the run's ``config.yaml``, so that any run can be repeated and resumed exactly.
+    A resumed run gets the seed that it has saved in its ``config.yaml``; other runs get a new one.
+    With it in that file, every run can be repeated and resumed exactly.
     """
     seed, previous = -1, Path(output_dir, "config.yaml")
-    # The main process alone: it is the one that will write the file, which others may not see.
+    # Only the main process reads the file: it also writes it, and other machines may lack it.
     if resume and comm.is_main_process() and previous.is_file():
         seed = int(get_cfg(previous).SEED)
     seed = comm.all_gather(seed)[0]
     return seed if seed >= 0 else comm.shared_random_seed()
 
 
-def _check_data(cfg: CfgNode, keys: Sequence[str]) -> None:
-    """Look for data sets and their files, of which training would else learn hours later."""
+def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Check that data sets are registered and their files exist.
+
+    Without this check a training would notice missing test data only at its first evaluation.
+
+    Args:
+        cfg: Config with the data sets' names.
+        keys: Keys of ``DATASETS`` to check.
+
+    Raises:
+        ValueError: Naming the key, the data set and the file.
+    """
     for key in keys:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -117,8 +132,12 @@ def _check_data(cfg: CfgNode, keys: Sequence[str]) -> None:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
 
 
-def _check_genotype_of_run(cfg: CfgNode) -> None:
-    """Compare the genotype with that of the run that goes on, if there is one."""
+def _check_same_genotype(cfg: CfgNode) -> None:
+    """Check that a run to resume, if there is one, has the genotype of the config.
+
+    Raises:
+        ValueError: If the genotypes differ.
+    """
     folder, given = Path(cfg.OUTPUT_DIR), cfg.MODEL.SPATIALFLOW.GENOTYPE
     path = folder / "genotype.json"
     if not (folder / "last_checkpoint").is_file() or not path.is_file():
@@ -131,8 +150,8 @@ def _check_genotype_of_run(cfg: CfgNode) -> None:
         )
 
 
-def _keep_genotype(cfg: CfgNode, folder: Path) -> None:
-    """Copy the genotype to a run's folder; a config that gave a path takes the copy's."""
+def _copy_genotype(cfg: CfgNode, folder: Path) -> None:
+    """Copy the genotype to a run's folder; a config that names a file then names the copy."""
     own = cfg.MODEL.SPATIALFLOW
     genotype = genotype_of(cfg)
     copy = (folder / "genotype.json").absolute()
@@ -145,15 +164,19 @@ def _keep_genotype(cfg: CfgNode, folder: Path) -> None:
 
 
 def prepare_config(cfg: CfgNode) -> None:
-    """Register the config's own data, complete the numbers of classes, and check it, in place.
+    """Register a config's own data, fill in its numbers of classes, and check it, in place.
 
-    The data are ``DATASETS.FOLDER`` and, where named, ``DATASETS.SCENES``.
-    ``MODEL.RETINANET.NUM_CLASSES`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are taken from the
-    data. Nothing is read from disk where both are given and the data are neither.
+    Its own data are those of ``DATASETS.FOLDER`` and, if ``DATASETS`` names them, the generated
+    scenes of ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and
+    ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are replaced by the numbers of the data. A config with
+    both numbers and without own data is checked without a read from disk.
+
+    Args:
+        cfg: Config that is not frozen.
 
     Raises:
-        ValueError: If the numbers do not fit the data, the data sets' classes differ, or a key has
-            a value that is not allowed.
+        ValueError: If the numbers do not fit the data, if data sets have different classes, or if
+            a key has a value that is not allowed.
     """
     check_training_config(cfg, comm.get_world_size())
     _register_folder(cfg)
@@ -161,7 +184,7 @@ def prepare_config(cfg: CfgNode) -> None:
     if any(name.startswith("scenes_") for name in names):
         scenes = cfg.DATASETS.SCENES
         register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
-    _complete_classes(cfg, names)
+    _fill_in_class_counts(cfg, names)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
@@ -171,8 +194,12 @@ def prepare_config(cfg: CfgNode) -> None:
         check_config(cfg)
 
 
-def _complete_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Take numbers of classes from the data, or compare them with it."""
+def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Replace numbers of classes of -1 by those of the data, and compare other numbers with them.
+
+    Raises:
+        ValueError: If a number differs from the data, or if data sets have different classes.
+    """
     things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
     if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
         names = tuple(name for name in names if _classes_are_known(name))
@@ -180,7 +207,7 @@ def _complete_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
             return
     if not names:
         raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
-    of_folder = [n for n in names if n in FOLDER_NAMES and n not in DatasetCatalog]
+    of_folder = [n for n in names if n in FOLDER_DATASETS and n not in DatasetCatalog]
     if of_folder and not cfg.DATASETS.FOLDER.PATH:
         raise ValueError(
             f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
@@ -208,18 +235,24 @@ def _complete_classes(cfg: CfgNode, names: tuple[str, ...]) -> None:
 
 
 def _classes_are_known(name: str) -> bool:
-    """Tell whether a data set's classes are there without reading a file."""
+    """Return whether a data set's classes are registered, so that no file has to be read."""
     if name not in DatasetCatalog:
         return False
     return {"thing_classes", "stuff_classes"} <= MetadataCatalog.get(name).as_dict().keys()
 
 
 def _class_names(name: str) -> tuple[list[str], list[str]]:
+    """Return the names of a data set's thing classes and of its stuff classes."""
     metadata = ensure_metadata(name)
     return list(metadata.thing_classes), list(metadata.stuff_classes)
 
 
 def _register_folder(cfg: CfgNode) -> None:
+    """Register the data sets of ``DATASETS.FOLDER``, if it has a path.
+
+    Raises:
+        ValueError: If the path is not a folder, or the remap is unknown.
+    """
     folder = cfg.DATASETS.FOLDER
     if not folder.PATH:
         return
@@ -230,7 +263,7 @@ def _register_folder(cfg: CfgNode) -> None:
         raise ValueError(
             f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
         )
-    for name in FOLDER_NAMES:
+    for name in FOLDER_DATASETS:
         side = name.removeprefix("folder_")
         register_panoptic(
             name,

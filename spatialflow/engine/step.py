@@ -1,4 +1,4 @@
-"""One optimisation step: mixed precision on any device, accumulated gradients, finite numbers."""
+"""One step of the weights: mixed precision, gradient accumulation, a check for finite numbers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ from spatialflow.utils.randomness import mix_seeds, seed_generators
 
 
 class StepTrainer(SimpleTrainer):
-    """Detectron2's ``SimpleTrainer``, with autocast and gradient accumulation.
+    """Detectron2's ``SimpleTrainer``, with autocast on any device and gradient accumulation.
 
-    Detectron2's ``AMPTrainer`` needs CUDA. The heads compute their losses in float32 in any case.
-    What is random in a step (in the model, not in the data) is a function of the seed and the
-    iteration, so nothing of it needs to be saved.
+    Detectron2's ``AMPTrainer`` needs CUDA. The heads compute their losses in float32 with and
+    without autocast. The random numbers of the model in a step are a function of seed, iteration
+    and process, so a checkpoint needs no state of a random generator.
+
+    ``SimpleTrainer.run_step`` is split in two, so that a trainer can call hooks between them:
+    :meth:`compute_gradients` and :meth:`update_weights`.
+
+    Attributes:
+        batches: Batches of the current step, one for each accumulation.
+        grad_scaler: Scaler of the loss; it acts with float16 only.
+        non_finite: Policy and counters for steps that are not finite.
     """
 
     data_loader: TrainLoader
@@ -39,17 +47,18 @@ class StepTrainer(SimpleTrainer):
         accumulation_steps: int = 1,
         non_finite: str = "stop",
     ) -> None:
-        """Keep what a step needs.
+        """Keep the parts of a step.
 
         Args:
-            model: Gives a dict of losses in training.
-            data_loader: Gives batches.
-            optimizer: Of the model's parameters.
-            seed: Of the random generators in each step.
-            amp_dtype: Of autocast; None for none. With float16 the loss is scaled.
-            accumulation_steps: Batches whose mean gradient makes one step.
-            non_finite: What happens where a loss or gradient is NaN or infinite: ``stop`` raises,
-                ``skip`` leaves the step out and counts it.
+            model: Model that returns a dict of losses in training.
+            data_loader: Loader of training batches; its state is saved with the trainer's.
+            optimizer: Optimiser of the model's parameters.
+            seed: Seed from which the random numbers of every step are derived.
+            amp_dtype: Data type of autocast; None for full precision. With float16 the loss is
+                scaled.
+            accumulation_steps: Number of batches whose mean gradient makes one step.
+            non_finite: Policy for a loss or a gradient that is NaN or infinite: ``stop`` raises an
+                error, ``skip`` leaves the step out and counts it.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
@@ -58,34 +67,42 @@ class StepTrainer(SimpleTrainer):
         self.non_finite = NonFiniteSteps(non_finite)
         self._bad_images = 0.0
         self.batches: list[Batch] = []
-        """Batches of the step that is being taken."""
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=amp_dtype == torch.float16
         )
 
     def run_step(self) -> None:
-        """Take one step; :class:`spatialflow.engine.Trainer` calls the halves itself.
+        """Take one step without the hooks of an outer trainer, as ``SimpleTrainer.run_step`` does.
+
+        :meth:`spatialflow.engine.Trainer.run_step` calls both parts itself.
 
         Raises:
-            NonFiniteError: If a loss or a gradient is not finite, unless such steps are skipped.
+            NonFiniteError: If a loss or a gradient is not finite and the policy is ``stop``.
         """
         if self.compute_gradients():
             self.after_backward()
             self.update_weights()
 
     def seed_step(self) -> None:
-        """Seed the random numbers of this iteration's forward passes."""
+        """Seed the random generators for the forward passes of this iteration.
+
+        A second call repeats the numbers, for another pass that must make the same random choices.
+        """
         seed_generators(mix_seeds(self.seed, self.iter, comm.get_rank()))
 
     def compute_gradients(self) -> bool:
-        """Draw the step's batches, and accumulate their gradients.
+        """Read the batches of a step, and accumulate their mean gradient in the parameters.
+
+        This is ``SimpleTrainer.run_step`` up to ``loss.backward()``; the losses are logged, too.
+        With float16, gradients are still multiplied by the loss scale.
 
         Returns:
-            False if a loss or a gradient is not finite and the step is left out.
+            True if the optimiser may use the gradients; False if a loss or a gradient is not finite
+            and the policy is ``skip``. The gradients are cleared then.
 
         Raises:
-            NonFiniteError: If one is not finite and such steps are not skipped.
+            NonFiniteError: If a loss or a gradient is not finite and the policy is ``stop``.
         """
         self.seed_step()
         self.optimizer.zero_grad()
@@ -111,10 +128,13 @@ class StepTrainer(SimpleTrainer):
         return True
 
     def unscale_gradients(self) -> bool:
-        """Undo the loss scale of float16.
+        """Divide the gradients by the loss scale of float16, for a reader between the two parts.
+
+        At most one call in a step; :meth:`update_weights` does not divide them again.
 
         Returns:
-            False if the scale was too large for the gradients, so that the optimiser will not step.
+            False if the scaled gradients overflowed, so that :meth:`update_weights` will skip the
+            optimiser's step and lower the scale; True otherwise, and always without float16.
         """
         self.grad_scaler.unscale_(self.optimizer)
         if not self.grad_scaler.is_enabled():
@@ -123,12 +143,18 @@ class StepTrainer(SimpleTrainer):
         return bool(gradients_are_finite(weights))
 
     def update_weights(self) -> None:
-        """Step the optimiser with the gradients that are there."""
+        """Step the optimiser with the parameters' gradients, and update the loss scale."""
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _backward(self, data: Batch, *, last: bool) -> dict[str, Tensor]:
-        """Add one batch's share of the gradient; return its share of the losses."""
+        """Add one batch's share of the mean gradient, and return its share of the mean losses.
+
+        Args:
+            data: One batch.
+            last: Whether this is the last batch of the step; gradients are averaged over processes
+                at the last one only.
+        """
         waiting = isinstance(self.model, DistributedDataParallel) and not last
         with self.model.no_sync() if waiting else contextlib.nullcontext():
             with torch.autocast(
@@ -140,10 +166,10 @@ class StepTrainer(SimpleTrainer):
         return {name: value.detach() for name, value in losses.items()}
 
     def _is_finite(self, losses: dict[str, Tensor]) -> bool:
-        """Tell whether losses and gradients are finite in all processes; count bad images there.
+        """Return whether losses and gradients are finite in all processes.
 
-        With a scaled loss an infinite gradient is the scaler's business, which leaves the step out
-        and lowers the scale.
+        The same exchange sums the numbers of bad images, for the log. With float16, gradients are
+        not checked here: the scaler skips a step with an infinite one and lowers the scale.
         """
         finite = torch.stack(list(losses.values())).isfinite().all()
         if not self.grad_scaler.is_enabled():
@@ -156,7 +182,7 @@ class StepTrainer(SimpleTrainer):
         return not not_finite
 
     def _write_counts(self) -> None:
-        """Log how much was left out since the start of this process, where anything was."""
+        """Log the numbers of skipped steps and bad images since the start, unless they are 0."""
         counts = {
             "skipped_steps": self.non_finite.skipped,
             "bad_images": self._bad_images,
@@ -166,7 +192,7 @@ class StepTrainer(SimpleTrainer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of optimiser, scaler and data."""
+        """Return the state of optimiser, loss scaler and data loader, for a checkpoint."""
         return {
             **super().state_dict(),
             "grad_scaler": self.grad_scaler.state_dict(),
@@ -174,7 +200,7 @@ class StepTrainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the state that :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.data_loader.load_state_dict(state_dict["data"])

@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's ``DefaultTrainer`` on any device, with panoptic data and evaluation."""
+"""Train and evaluate with Detectron2's ``DefaultTrainer``, on any device."""
 
 from __future__ import annotations
 
@@ -34,19 +34,25 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates SpatialFlow from a config."""
+    """Trains and evaluates a panoptic model from a config.
+
+    It is Detectron2's ``DefaultTrainer`` with panoptic data and evaluation, and with a
+    :class:`~spatialflow.engine.step.StepTrainer` as its inner trainer.
+
+    Attributes:
+        writes_genotype: Whether a run writes its own ``genotype.json`` at its end.
+    """
 
     writes_genotype = False
-    """Whether a run writes a ``genotype.json`` of its own into its folder."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build model, optimiser, data and hooks.
 
-        ``DefaultTrainer.__init__`` is not called: its distributed model refuses CPU modules and
-        its mixed precision needs CUDA. What it sets up is set up here.
+        This replaces ``DefaultTrainer.__init__``, whose distributed model refuses a CPU and whose
+        mixed precision needs CUDA. It sets the same attributes.
 
         Raises:
-            ValueError: If the config is not one of a training, or a key has a wrong value.
+            ValueError: If the config is not for this trainer, or a key has a wrong value.
         """
         TrainerBase.__init__(self)
         self.check(cfg)
@@ -74,10 +80,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
-        """Check what a config must be for this kind of run.
+        """Check that a config is for this trainer, before a run writes any file.
 
         Raises:
-            ValueError: Naming the key.
+            ValueError: If the config is one of a search.
         """
         if cfg.MODEL.META_ARCHITECTURE == SUPERNET:
             raise ValueError(
@@ -88,18 +94,24 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def leaves_parameters_unused(cls, cfg: CfgNode) -> bool:
-        """Tell whether a training step may leave parameters without a gradient."""
+        """Return whether a step may leave parameters without a gradient.
+
+        ``DistributedDataParallel`` has to search for unused parameters then.
+        """
         return False
 
     @property
     def step_trainer(self) -> StepTrainer:
-        """What takes the steps of the weights."""
+        """Inner trainer, which takes the steps of the weights (``_trainer`` in Detectron2)."""
         return self._trainer
 
     def run_step(self) -> None:
-        """Take one step of the weights, and call ``after_backward`` of the hooks inside it.
+        """Take one step of the weights, and call the hooks' ``after_backward`` in the middle.
 
-        Detectron2's ``DefaultTrainer`` calls that method of no hook that is registered with it.
+        Hooks find the gradients in the parameters, before the optimiser uses them. They are not
+        called in a step that is left out because it is not finite. Detectron2's ``DefaultTrainer``
+        never calls ``after_backward`` of its hooks: it leaves the step to its inner trainer, which
+        has no hooks.
         """
         self._trainer.iter = self.iter
         if self._trainer.compute_gradients():
@@ -107,10 +119,14 @@ class Trainer(DefaultTrainer):
             self._trainer.update_weights()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from the last checkpoint of ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``.
+        """Load the last checkpoint of ``OUTPUT_DIR``, or the weights of ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: Whether to look for a checkpoint in ``OUTPUT_DIR``.
 
         Raises:
-            ValueError: If not all processes go on from the same iteration.
+            CheckpointError: If the file is missing, cannot be read, or does not fit the model.
+            ValueError: If the processes find checkpoints of different iterations.
         """
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
@@ -121,7 +137,7 @@ class Trainer(DefaultTrainer):
             )
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, with an evaluation that keeps the best model by PQ."""
+        """Return Detectron2's hooks, with an :class:`EvaluationHook` that keeps the best PQ."""
         built = super().build_hooks()
         test = self.cfg.DATASETS.TEST
         prefix = f"{test[0]}/" if len(test) > 1 else ""
@@ -136,7 +152,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Return SGD or AdamW over all trainable parameters, by ``SOLVER.OPTIMIZER``."""
+        """Return the optimiser of all trainable parameters: SGD or AdamW, by ``SOLVER.OPTIMIZER``.
+
+        The learning rate of the backbone's trunk is multiplied by ``SOLVER.TRUNK_MULTIPLIER``.
+        """
         solver = cfg.SOLVER
         optimizers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
             "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
@@ -159,31 +178,38 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """Return batches of ``SOLVER.IMS_PER_BATCH`` mapped images, for ever.
+        """Return an endless loader of training batches, ``SOLVER.IMS_PER_BATCH`` images in all.
 
         Raises:
-            DataError: If data are bad.
+            DataError: If a file of the data sets is missing or broken.
             ValueError: If no image is left to train on.
         """
-        # Without a seed the processes agree on one, and a resumed training gets another.
+        # A config without a seed, not made by setup(), gets a new one at each start.
         return build_train_loader(cfg, cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
-        """Return the images of a data set, one a batch, in order."""
+        """Return a loader of a data set's images in order, one image per batch."""
         return EvaluationLoader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
-        """Return evaluators of PQ and of box and mask AP."""
+        """Return evaluators of panoptic quality and of box and mask AP."""
         folder = Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
         return build_evaluator(cfg, dataset_name, str(folder))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict[str, Any]:
-        """Evaluate on every data set of ``DATASETS.TEST``; also writes ``results.json``.
+        """Evaluate on every data set of ``DATASETS.TEST``, and write ``OUTPUT_DIR/results.json``.
 
-        With ``TEST.AUG.ENABLED`` every image is seen in several views.
+        Args:
+            cfg: Config of the run; with ``TEST.AUG.ENABLED``, test-time augmentation is used.
+            model: Model to evaluate.
+            evaluators: Evaluators, one per data set; None to build them from the config.
+
+        Returns:
+            The results by task and metric, and by data set first where there are several. The
+            processes but the main one get empty results.
         """
         results = super().test(cfg, augmented(cfg, model), evaluators)
         if comm.is_main_process():
@@ -195,7 +221,7 @@ class Trainer(DefaultTrainer):
 
 
 def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Return a model that sees every image in several views where ``TEST.AUG.ENABLED`` says so."""
+    """Wrap a model in test-time augmentation if ``TEST.AUG.ENABLED``, else return it unchanged."""
     if not cfg.TEST.AUG.ENABLED:
         return model
     inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -203,11 +229,11 @@ def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
 
 
 def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
-    """Wrap the model where there are several processes, on CPU as on GPU.
+    """Wrap a model in ``DistributedDataParallel`` if there are several processes.
 
     Args:
-        model: What learns.
-        unused: Whether a step may leave parameters out.
+        model: Model on a CPU or a GPU.
+        unused: Whether a step may leave parameters without a gradient.
     """
     if comm.get_world_size() == 1:
         return model
@@ -221,7 +247,7 @@ def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
 
 
 def _without_nan(value: Any) -> Any:
-    """Return nested results with NaN, which JSON does not have, as None."""
+    """Return nested results with None instead of NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, float) and math.isnan(value):

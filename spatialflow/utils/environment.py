@@ -1,4 +1,4 @@
-"""A readable message, instead of a bare ImportError, where Detectron2 or PyTorch is missing."""
+"""Check that Detectron2 can be imported, and explain what to do if not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HELP = (
 
 
 def doctor_is_running() -> bool:
-    """Say whether this interpreter was started as ``python -m spatialflow.doctor``."""
+    """Return whether this interpreter was started as ``python -m spatialflow.doctor``."""
     arguments = sys.orig_argv
     return any(
         flag == "-m" and module == "spatialflow.doctor" for flag, module in pairwise(arguments)
@@ -20,11 +20,11 @@ def doctor_is_running() -> bool:
 
 
 def require_detectron2() -> bool:
-    """Check that Detectron2 can be imported, before the package imports parts of it.
+    """Check that Detectron2 can be imported, before the package imports its modules.
 
     Returns:
-        False if the doctor is running, which has to start even where nothing can be imported;
-        the package then leaves its own imports out. True otherwise.
+        Whether the package shall import its own modules: False for the doctor, which must start
+        even where nothing else can be imported.
 
     Raises:
         ImportError: If Detectron2, or something that it needs, is missing or does not load.
@@ -34,6 +34,6 @@ def require_detectron2() -> bool:
     try:
         import detectron2.modeling  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        # OSError: a shared library does not load. RuntimeError: torch and torchvision differ.
+        # OSError: a shared library does not load. RuntimeError: torch and torchvision do not match.
         raise ImportError(f"spatialflow needs Detectron2 and PyTorch: {error}. {HELP}") from error
     return True

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1 that still work, for the names that its documentation used."""
+"""Keep import paths of version 0.1 working, for the names that its documentation used."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOVED = {
     "spatialflow.trunks": "spatialflow.modeling.backbone.trunks",
     "spatialflow.visualize": "spatialflow.utils.visualize",
 }
-"""Old module → new module."""
+"""New module of each old one."""
 
 
 class MovedModule(ModuleType):
-    """Stands where a module was, and gives its names with a warning that says where they are."""
+    """A module at an old path, which gets its names from the new one and warns about it."""
 
     def __init__(self, name: str, target: str) -> None:
         super().__init__(name, f"Moved to :mod:`{target}`.")
@@ -40,6 +40,8 @@ class MovedModule(ModuleType):
 
 
 def keep_moved_modules() -> None:
-    """Let the old paths be imported."""
+    """Make the old paths importable; nothing is imported until a name is used."""
     for old, new in MOVED.items():
-        sys.modules[old] = MovedModule(old, new)
+        module = sys.modules[old] = MovedModule(old, new)
+        package, name = old.split(".")
+        setattr(sys.modules[package], name, module)

@@ -1,19 +1,20 @@
 """train_net.py as a user starts it."""
 
 import functools
-import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
-from detectron2.engine import default_argument_parser
 
 from darts.genotype import Flow, Genotype
+from spatialflow.cli import search
+from spatialflow.cli.train import parse_arguments, prepare
 from spatialflow.config import load_genotype
+from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
+from spatialflow.search.trainer import SearchTrainer
 from tests.conftest import ROOT
 
 CONFIG = "generated/spatialflow.yaml"
@@ -55,14 +56,11 @@ def test_mistakes_found_before_anything_is_written(
     monkeypatch, tmp_path, scenes, arguments, problem
 ):
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,)]
-    parsed = default_argument_parser().parse_args(["--config-file", CONFIG, *arguments])
+    parsed = parse_arguments(["--config-file", CONFIG, *arguments])
     parsed.opts = [*parsed.opts, *data]
     with pytest.raises(ValueError, match=problem):
-        module.prepare(parsed)
+        prepare(parsed)
     assert not (tmp_path / "output").exists()
 
 
@@ -84,7 +82,7 @@ def test_data_that_are_not_there_are_missed_at_once(
     words += ["OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     words += ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", f"('{name}',)"]
     with pytest.raises(ValueError, match=f"DATASETS.TEST: {problem}"):
-        setup(default_argument_parser().parse_args(words))
+        setup(parse_arguments(words))
     assert not (tmp_path / "output").exists()
 
 
@@ -92,9 +90,7 @@ def test_data_that_are_not_there_are_missed_at_once(
 def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
     def words(genotype, *flags):
         start = ["--config-file", CONFIG, *flags]
-        return default_argument_parser().parse_args(
-            [*start, *tiny_options, "MODEL.SPATIALFLOW.GENOTYPE", genotype]
-        )
+        return parse_arguments([*start, *tiny_options, "MODEL.SPATIALFLOW.GENOTYPE", genotype])
 
     setup(words("thing_guided"))
     # Nothing has been trained yet.
@@ -106,6 +102,22 @@ def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
         setup(words("parallel", "--resume"))
     assert {path: path.read_bytes() for path in (tmp_path / "output").glob("*.*")} == before
     setup(words(str(tmp_path / "output" / "genotype.json"), "--resume"))
+
+
+def test_the_config_of_a_search_is_refused_and_its_folder_stays(train_net, tiny_options, tmp_path):
+    output = tmp_path / "output"
+    words = ["--config-file", "search/demo.yaml", *tiny_options]
+    arguments = search.parse_arguments(words)
+    arguments.opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *arguments.opts]
+    setup(arguments, trainer=SearchTrainer)
+    (output / "genotype.json").write_text("what the search has found")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    result = train_net("--config-file", output / "config.yaml")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("train_net.py: MODEL.META_ARCHITECTURE: 'SpatialFlowSupernet' given")
+    assert "search_net.py searches" in line
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
@@ -164,24 +176,16 @@ def test_train_evaluate_and_resume(train_net, tiny_options, tmp_path):
 @pytest.mark.timeout(600)
 def test_two_processes_train_and_evaluate(train_net, tiny_options, tmp_path):
     options = [*tiny_options, "MODEL.SPATIALFLOW.LOSS_NORMALIZER", "global"]
-    port = ["--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-    trained = train_net("--config-file", CONFIG, "--num-gpus", 2, *port, *options)
+    trained = train_net("--config-file", CONFIG, "--num-gpus", 2, *options)
     assert trained.returncode == 0, trained.stderr[-2000:]
     assert "panoptic_seg" in json.loads((tmp_path / "output" / "results.json").read_text())
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_genotype_given_by_path_travels_with_the_run(tmp_path, monkeypatch, scenes):
     monkeypatch.chdir(tmp_path)
     Genotype("mine", (Flow("box.4", "mask.1"),)).save(tmp_path / "mine.json")
     data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,), "OUTPUT_DIR", "run"]
-    parsed = default_argument_parser().parse_args(["--config-file", CONFIG])
+    parsed = parse_arguments(["--config-file", CONFIG])
     parsed.opts = [*data, "MODEL.SPATIALFLOW.GENOTYPE", "mine.json"]
     cfg = setup(parsed)
     (tmp_path / "mine.json").unlink()

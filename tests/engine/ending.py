@@ -1,26 +1,28 @@
 #!/usr/bin/env python
-"""End while a thread is still at work on tensors, as gloo's threads may be.
+"""End while a thread still computes with tensors, as threads of gloo may do.
 
-    python tests/engine/ending.py done|wrong --num-gpus 2
+    python tests/engine/ending.py --num-gpus 2 done|wrong|killed
 
-A thread that wants Python's lock while the interpreter is being taken down aborts the process.
+A thread that asks for Python's lock while the interpreter is finalised aborts the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
+import signal
 import threading
 
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
-from spatialflow.cli.launch import Work, run
+from spatialflow.cli.launch import Work, argument_parser, run
 from spatialflow.utils.errors import DataError
 
 
 def compute() -> None:
-    """Let Python's lock go and take it again, without end."""
+    """Release Python's lock and take it again, forever."""
     tensor = torch.ones(1_000_000)
     while True:
         tensor.sum()
@@ -28,15 +30,21 @@ def compute() -> None:
 
 def prepare(args: argparse.Namespace) -> Work:
     """Return work that leaves such a thread behind."""
-    return functools.partial(work, args.opts == ["wrong"])
+    return functools.partial(work, *args.opts)
 
 
-def work(wrong: bool) -> None:
-    """Start the thread, and be done or find a mistake."""
+def work(end: str) -> None:
+    """Start the thread, then end.
+
+    Args:
+        end: ``done`` to return, ``wrong`` to report a mistake, ``killed`` to kill process 1.
+    """
     threading.Thread(target=compute, daemon=True).start()
-    if wrong:
+    if end == "wrong":
         raise DataError("000001.png: broken")
+    if end == "killed" and comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    run(prepare, default_argument_parser(__doc__).parse_args())
+    run(prepare, argument_parser("End with a thread at work.", "").parse_args())

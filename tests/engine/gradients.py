@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a few steps, writing every step's gradients: what one process does and what two do.
+"""Train a few steps and write every step's gradients, to compare one process with two.
 
     python tests/engine/gradients.py FOLDER --num-gpus 2 KEY VALUE ...
 
@@ -12,32 +12,41 @@ import argparse
 import functools
 
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from spatialflow.cli.launch import Work, run
-from spatialflow.engine import StepTrainer, Trainer, setup
+from spatialflow.cli.launch import Work, argument_parser, run
+from spatialflow.engine import Trainer, setup
+
+Gradients = dict[str, torch.Tensor]
+
+
+class GradientRecorder(HookBase):
+    """Keeps the gradients of every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Gradients] = []
+
+    def after_backward(self) -> None:
+        """Copy the gradients; every parameter that learns has one."""
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert all(p.grad is not None for p in learning.values())
+        self.steps.append({name: p.grad.clone() for name, p in learning.items()})
 
 
 def prepare(args: argparse.Namespace) -> Work:
-    """Build a trainer that keeps its gradients."""
+    """Build a trainer that records its gradients."""
     torch.set_num_threads(1)
     cfg = setup(args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    steps: list[dict[str, torch.Tensor]] = []
-
-    def after_backward(self: StepTrainer) -> None:
-        model = getattr(self.model, "module", self.model)
-        learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        assert all(p.grad is not None for p in learning.values())
-        steps.append({name: p.grad.clone() for name, p in learning.items()})
-
-    StepTrainer.after_backward = after_backward  # type: ignore[method-assign]
-    return functools.partial(work, trainer, steps, cfg.OUTPUT_DIR)
+    recorder = GradientRecorder()
+    trainer.register_hooks([recorder])
+    return functools.partial(work, trainer, recorder.steps, cfg.OUTPUT_DIR)
 
 
-def work(trainer: Trainer, steps: list[dict[str, torch.Tensor]], folder: str) -> None:
+def work(trainer: Trainer, steps: list[Gradients], folder: str) -> None:
     """Train, check that the processes agree, and write the gradients."""
     trainer.train()
     for name, value in trainer.step_trainer.model.state_dict().items():
@@ -48,4 +57,4 @@ def work(trainer: Trainer, steps: list[dict[str, torch.Tensor]], folder: str) ->
 
 
 if __name__ == "__main__":
-    run(prepare, default_argument_parser(__doc__).parse_args())
+    run(prepare, argument_parser("Record gradients.", "").parse_args())

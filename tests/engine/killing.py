@@ -21,17 +21,14 @@ import time
 from pathlib import Path
 
 import torch
-from detectron2.engine import default_argument_parser
 
 from darts.genotype import Genotype
-from search_net import parse_arguments as search_arguments
-from search_net import prepare as prepare_search
-from spatialflow import files
-from spatialflow.cli.launch import run
-from spatialflow.engine import StepTrainer
+from spatialflow.cli import search as search_command
+from spatialflow.cli import train as train_command
+from spatialflow.engine import Trainer
 from spatialflow.evaluation import PanopticEvaluator
+from spatialflow.utils import files
 from tests.conftest import TINY_RUN
-from train_net import prepare as prepare_training
 
 ITERATIONS, PERIOD = 8, 2
 SEARCH = {
@@ -44,7 +41,7 @@ SEARCH = {
 
 
 def options(output: Path, *, search: bool) -> list[str]:
-    """KEY VALUE pairs of a training of a few seconds, with checkpoints and evaluations."""
+    """Return KEY VALUE pairs of a training of seconds, with checkpoints and evaluations."""
     keys = {
         **TINY_RUN,
         "DATALOADER.NUM_WORKERS": 2,
@@ -64,8 +61,8 @@ def start(output: Path, *, search: bool, at: str | None = None) -> int:
 
     Args:
         output: Folder of the run.
-        search: Whether it is a search.
-        at: Where it is to kill itself, a name in :data:`PLACES`; None for nowhere.
+        search: Whether to search instead of training.
+        at: Name in :data:`PLACES` of the point where the process kills itself; None for no kill.
     """
     process = os.fork()
     if process:
@@ -80,10 +77,8 @@ def start(output: Path, *, search: bool, at: str | None = None) -> int:
             PLACES[at]()
         words = ["--config-file", "generated/spatialflow.yaml", "--resume"]
         words += options(output, search=search)
-        if search:
-            run(prepare_search, search_arguments(words))
-        else:
-            run(prepare_training, default_argument_parser().parse_args(words))
+        command = search_command if search else train_command
+        command.main(words)
         status = 0
     finally:
         os._exit(status)
@@ -97,11 +92,14 @@ def end(*_: object) -> None:
 def in_a_step() -> None:
     """Kill between the backward pass and the optimiser, in an iteration without a checkpoint."""
 
-    def after_backward(trainer: StepTrainer) -> None:
+    hooks_after_backward = Trainer.after_backward
+
+    def after_backward(trainer: Trainer) -> None:
         if trainer.iter == 4:
             end()
+        hooks_after_backward(trainer)
 
-    StepTrainer.after_backward = after_backward  # type: ignore[method-assign]
+    Trainer.after_backward = after_backward  # type: ignore[method-assign]
 
 
 def in_an_evaluation() -> None:
@@ -117,7 +115,7 @@ def in_an_evaluation() -> None:
 
 
 def in_a_checkpoint() -> None:
-    """Kill where half of a checkpoint is written."""
+    """Kill when half of a checkpoint is written."""
     write, written = files._Recorder.write, [0]
 
     def half(self, data):
@@ -133,7 +131,7 @@ def in_a_checkpoint() -> None:
 
 
 def before_the_tag() -> None:
-    """Kill where a checkpoint is in its place and ``last_checkpoint`` is still the old one."""
+    """Kill when a checkpoint is in its place and ``last_checkpoint`` still names the old one."""
     replace = os.replace
 
     def rename(source, target):
@@ -153,14 +151,14 @@ PLACES = {
 
 
 def finish(output: Path, *, search: bool) -> None:
-    """Let a training run to its end."""
+    """Run a training from its last checkpoint to its end."""
     _, status = os.waitpid(start(output, search=search), 0)
     if status:
         sys.exit(f"the training failed: {output.with_suffix('.log').read_text()[-2000:]}")
 
 
 def content(output: Path) -> list[object]:
-    """What a run leaves, without what depends on paths."""
+    """Return weights, results and genotype of a run, without anything that depends on paths."""
     weights = [output / name for name in ("model_final.pth", "model_best.pth")]
     loaded = [torch.load(path, weights_only=True) for path in weights if path.is_file()]
     results = output / "results.json"
@@ -186,10 +184,10 @@ def kill_at_random(
 
     Args:
         output: Folder of the run.
-        kills: Let it run to its end after so many.
-        longest: Seconds after which a kill comes at the latest.
-        rng: Of the moments.
-        search: Whether it is a search.
+        kills: Largest number of kills; after it the training runs to its end.
+        longest: Longest time before a kill, in seconds.
+        rng: Generator of the moments.
+        search: Whether to search instead of training.
     """
     for killed in range(kills):
         process = start(output, search=search)

@@ -1,15 +1,13 @@
-"""Trainings in processes of their own: two at a time, killed ones, and how mistakes are told."""
+"""Trainings in their own processes: two at a time, killed ones, and ones with mistakes."""
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from darts.genotype import Genotype
-from spatialflow.cli.launch import WORKING, one_line
 from spatialflow.data import generate_scenes
 from tests.conftest import TINY_RUN
 
@@ -33,15 +31,8 @@ def options(tmp_path):
     return pairs
 
 
-def address():
-    """Where two processes meet: a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
 def in_processes(count):
-    return ["--config-file", CONFIG, "--num-gpus", count, "--dist-url", address()]
+    return ["--config-file", CONFIG, "--num-gpus", count]
 
 
 @pytest.mark.slow
@@ -149,23 +140,6 @@ def test_bad_data_met_in_training_are_one_line(program, options, broken, process
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(("processes", "message"), [(1, "closed by peer"), (2, "a bug")])
-def test_errors_of_another_kind_keep_their_trace(monkeypatch, processes, message):
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
-    with pytest.raises(RuntimeError, match=message), one_line(WORKING):
-        raise RuntimeError(message)
-
-
-def test_a_process_that_loses_another_says_so_in_a_line(monkeypatch):
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("spatialflow.cli.launch.TURN_SECONDS", 0)
-    message = "Connection closed by peer"
-    with pytest.raises(SystemExit, match=f"process has ended: {message}$"), one_line(WORKING):
-        raise RuntimeError(message)
-
-
 @pytest.mark.slow
 def test_bad_data_may_be_skipped(program, options, broken, tmp_path):
     root, victim = broken
@@ -214,18 +188,6 @@ def test_a_full_disk_ends_with_one_line_and_is_gone_on_from(program, options, tm
     shutil.rmtree(tmp_path / "cache")
     done = program("train_net.py", *in_processes(1), "--resume", *keys)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("work", "status", "line"), [("done", 0, ""), ("wrong", 1, "ending.py: 000001.png: broken")]
-)
-def test_threads_still_at_work_do_not_spoil_an_end(program, work, status, line):
-    """Whether all is done or a mistake is told, the status is that of the work."""
-    done = program("tests/engine/ending.py", *in_processes(2), work)
-    assert done.returncode == status, done.stderr[-2000:]
-    assert line in done.stderr
-    assert "terminate called" not in done.stderr
 
 
 def searching(options, **changes):

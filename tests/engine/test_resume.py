@@ -44,6 +44,18 @@ def checkpoint(cfg, name="model_final"):
     return torch.load(f"{cfg.OUTPUT_DIR}/{name}.pth", weights_only=True)
 
 
+def test_a_checkpoint_has_the_keys_of_earlier_versions(scenes_cfg):
+    """A training that began with an earlier version has to resume."""
+    cfg = scenes_cfg({"SOLVER.MAX_ITER": 1, "DATASETS.TEST": ()})
+    train(cfg)
+    stored = checkpoint(cfg)
+    assert set(stored) == {"model", "trainer", "iteration"}
+    assert set(stored["trainer"]) == {"iteration", "hooks", "_trainer"}
+    assert set(stored["trainer"]["hooks"]) == {"LRScheduler", "EvaluationHook"}
+    assert set(stored["trainer"]["hooks"]["EvaluationHook"]) == {"best", "best_iterations"}
+    assert set(stored["trainer"]["_trainer"]) == {"iteration", "optimizer", "grad_scaler", "data"}
+
+
 CASES = {
     "plain": {},
     "workers": {"DATALOADER.NUM_WORKERS": 2},

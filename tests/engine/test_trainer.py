@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -130,6 +131,40 @@ def test_trainer_with_mixed_precision_and_accumulation(scenes_cfg, metrics, dtyp
     # A float16 step that overflows is left out, and halves the scale of 65536.
     assert moved or (dtype == "float16" and scale < 65536)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+class BreakAndWatch(HookBase):
+    """Breaks the weights in one iteration, and keeps what `after_backward` sees in the others."""
+
+    def __init__(self, broken):
+        self.broken = broken
+        self.seen = []
+
+    def before_step(self):
+        self.weights = {n: p.detach().clone() for n, p in self.trainer.model.named_parameters()}
+        if self.trainer.iter == self.broken:
+            torch.nn.init.constant_(self.trainer.model.box_head.bbox_pred.bias, float("nan"))
+
+    def after_backward(self):
+        for name, p in self.trainer.model.named_parameters():
+            assert p.grad is not None or not p.requires_grad, name
+            assert torch.equal(p, self.weights[name]), "the optimiser has stepped"
+        self.seen.append(self.trainer.iter)
+
+    def after_step(self):
+        bias = "box_head.bbox_pred.bias"
+        if self.trainer.iter == self.broken:
+            self.trainer.model.load_state_dict({bias: self.weights[bias]}, strict=False)
+        else:
+            assert not torch.equal(self.trainer.model.box_head.bbox_pred.bias, self.weights[bias])
+
+
+def test_hooks_see_the_gradients_of_every_step_that_counts(scenes_cfg):
+    cfg = scenes_cfg({"SOLVER.NON_FINITE": "skip", "SOLVER.MAX_ITER": 4, "DATASETS.TEST": ()})
+    trainer, hook = Trainer(cfg), BreakAndWatch(broken=1)
+    trainer.register_hooks([hook])
+    run(trainer)
+    assert hook.seen == [0, 2, 3]
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])

@@ -1,0 +1,127 @@
+"""One process, several processes of ours, and those of torchrun."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from spatialflow.cli import search, train
+from spatialflow.cli.launch import TORCHRUN_VARIABLES, argument_parser, run
+from tests.conftest import TINY_RUN
+
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--no-python",
+)
+
+
+def lines_of(done, program):
+    return [line for line in done.stderr.splitlines() if line.startswith(f"{program}: ")]
+
+
+@pytest.mark.parametrize("command", [train, search])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as raised:
+        command.parse_arguments(["--help"])
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--num-gpus", "torchrun --standalone", "--resume", "SPATIALFLOW_TRACEBACK=1"):
+        assert word in text.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "torchrun", "line"),
+    [
+        (["--num-machines", "2"], 0, None, "--num-machines 2 needs --dist-url"),
+        (["--num-gpus", "3"], 2, None, "--num-gpus: 3 given, but this machine has 2 GPU"),
+        (["--num-gpus", "2"], 0, "2", "torchrun has started the processes"),
+        ([], 2, "3", "torchrun --nproc-per-node: 3 given, but this machine has 2 GPU"),
+    ],
+)
+def test_a_wrong_number_of_processes_is_one_line(monkeypatch, words, gpus, torchrun, line):
+    for name in TORCHRUN_VARIABLES if torchrun else ():
+        monkeypatch.setenv(name, torchrun if name == "LOCAL_WORLD_SIZE" else "0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(SystemExit, match=line):
+        run(lambda args: pytest.fail("started"), argument_parser("", "").parse_args(words))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_runs_of_two_processes_at_once(program, tmp_path):
+    """Each run finds a free port."""
+    (tmp_path / "meeting").mkdir()
+
+    def start(name):
+        return program("tests/cli/meeting.py", "--num-gpus", 2, tmp_path / "meeting", name)
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(start, ("first", "second")):
+            assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("end", "status", "lines"),
+    [
+        ("done", 0, []),
+        ("wrong", 1, ["ending.py: 000001.png: broken"]),
+        ("killed", 1, ["ending.py: process 1 terminated with signal SIGKILL"]),
+    ],
+)
+def test_threads_still_at_work_do_not_spoil_an_end(program, end, status, lines):
+    """The status is that of the work, though threads of gloo can abort an interpreter that ends."""
+    done = program("tests/engine/ending.py", "--num-gpus", 2, end)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert lines_of(done, "ending.py") == lines
+    assert "Traceback" not in done.stderr
+    assert "terminate called" not in done.stderr
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("end", "status", "lines"),
+    [("done", 0, []), ("wrong", 1, ["ending.py: 000001.png: broken"])],
+)
+def test_processes_of_torchrun_end_as_ours_do(program, end, status, lines):
+    done = program("tests/engine/ending.py", end, wrapper=TORCHRUN)
+    assert done.returncode == status, done.stderr[-2000:]
+    assert lines_of(done, "ending.py") == lines
+    assert "terminate called" not in done.stderr
+    # From the error file of the process that failed.
+    assert ("DataError: 000001.png: broken" in done.stderr) == bool(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_torchrun_trains_as_num_gpus_does(program, tmp_path):
+    keys = {
+        **TINY_RUN,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+        "DATASETS.TEST": "()",
+        "SEED": 1,
+    }
+    words = ["--config-file", "generated/spatialflow.yaml"]
+    options = [item for pair in keys.items() for item in pair]
+    weights = []
+    for name, count, wrapper in (("ours", 2, ()), ("torchrun", 1, TORCHRUN)):
+        output = ["OUTPUT_DIR", tmp_path / name]
+        done = program(
+            "train_net.py", *words, "--num-gpus", count, *options, *output, wrapper=wrapper
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        saved = torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+        weights.append(saved["model"])
+    ours, theirs = weights
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    log = (tmp_path / "torchrun" / "log.txt").read_text()
+    assert "World size: 2" in log
