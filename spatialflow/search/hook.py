@@ -14,9 +14,9 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from darts.curvature import WINDOW, CurvatureWatch
 from darts.learner import ArchitectureLearner, NotFiniteError
 from darts.relaxation import choice_key
-from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import Batch, NonFiniteSteps
 from spatialflow.engine.trainer import Trainer
@@ -66,7 +66,7 @@ class ArchitectureHook(HookBase):
             non_finite: What happens to a step that is not finite, as ``SOLVER.NON_FINITE``.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
-            stop_ratio: Ratio of :class:`darts.watch.CurvatureWatch`; 0 for never.
+            stop_ratio: Ratio of :class:`darts.curvature.CurvatureWatch`; 0 for never.
         """
         self.learner = learner
         self.loader = loader
