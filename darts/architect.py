@@ -1,12 +1,12 @@
-"""Gradients of the architecture: first order, and second order through one virtual step.
+"""Compute the gradient of the architecture: first order, or second order through a virtual step.
 
-With weights w, architecture α and learning rate η, the virtual step of SGD with momentum m, its
-buffer b, and decay d is w' = w − η (m · b + ∇w L_train(w, α) + d · w). The second-order gradient
-(Liu et al. 2019, DARTS, eq. 6 to 8) is
+The weights are w, the architecture α and the learning rate η. SGD with momentum m, buffer b and
+weight decay d takes the virtual step w' = w − η (m · b + ∇w L_train(w, α) + d · w). The gradient of
+second order (DARTS, Liu et al. 2019, arXiv 1806.09055, eq. 6 to 8) is
 
     ∇α L_val(w', α) − η ∇²αw L_train(w, α) · v,   v = ∇w' L_val(w', α)
 
-where the product with the Hessian is a central difference of ∇α L_train in the direction of v.
+The product with the Hessian is a central difference of ∇α L_train in the direction of v.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 Named = dict[str, Tensor]
+"""Name of a parameter → a tensor of its shape."""
+
 Loss = Callable[[Callable[..., Any], Any], Tensor]
-"""From a model and a batch to a scalar; the model is called as the module itself would be."""
+"""Function (model, batch) → scalar loss; the model takes the arguments of the module itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualStep:
-    """What is needed of an SGD optimiser to foresee its next step.
+    """Next step of an SGD optimiser.
 
-    Where gradients are clipped the step is shorter; that is not foreseen, as in DARTS's own code.
+    Clipping of gradients is ignored, as in DARTS's own code.
 
     Attributes:
-        rate: η of each weight.
-        momentum: m.
-        decay: d of each weight.
-        buffers: b of each weight that has one.
+        rate: Learning rate η by name of the weight.
+        momentum: Momentum m.
+        decay: Weight decay d by name of the weight.
+        buffers: Momentum buffer b by name of the weight; a weight without a step yet has none.
     """
 
     rate: Mapping[str, float]
@@ -45,15 +47,15 @@ class VirtualStep:
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> VirtualStep:
-        """Read an optimiser.
+        """Read the next step of an optimiser.
 
         Args:
-            optimizer: SGD, of all weights.
-            weights: By name.
+            optimizer: SGD that owns all weights.
+            weights: The weights by name.
 
         Raises:
-            ValueError: If it is another optimiser, has an option that the step does not foresee,
-                or does not own a weight.
+            ValueError: If the optimiser is not SGD, uses Nesterov momentum, dampening or
+                ``maximize``, has more than one momentum, or does not own a weight.
         """
         if not isinstance(optimizer, torch.optim.SGD):
             raise ValueError(
@@ -83,7 +85,12 @@ class VirtualStep:
         )
 
     def take(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Named:
-        """Return the weights that move, after the step; SGD leaves those without a gradient."""
+        """Return the weights after the step, without those that have no gradient.
+
+        Args:
+            weights: The weights by name.
+            gradients: ∇w L_train(w, α) by name; SGD does not move a weight without a gradient.
+        """
         moved = {}
         for name, gradient in gradients.items():
             weight = weights[name]
@@ -95,12 +102,18 @@ class VirtualStep:
 
 
 class Architect:
-    """Computes architecture gradients, and leaves weights, statistics and optimiser untouched.
+    """Source of architecture gradients that leaves weights, statistics and optimiser unchanged.
 
-    Weights are never changed in place: each evaluation is a functional call with other tensors in
-    their stead. Buffers (statistics of norms) go into every call as copies. Random generators are
-    put back to where they were before each evaluation of one batch, so that all see the same
-    draws, and at the end.
+    Each evaluation is a functional call of the model with other tensors instead of its weights, and
+    with copies of its buffers (statistics of norms). The random generators are reset before each
+    evaluation, so that all evaluations of a batch draw the same numbers, and at the end.
+
+    Attributes:
+        model: The supernet.
+        architecture: Its architecture parameters by name.
+        loss: The architecture's loss.
+        train_loss: The weights' loss.
+        average: Mean over processes.
     """
 
     def __init__(
@@ -112,14 +125,14 @@ class Architect:
         train_loss: Loss | None = None,
         average: Callable[[Named], Named] | None = None,
     ) -> None:
-        """Keep the parts.
+        """Keep the model and the functions.
 
         Args:
-            model: The supernet, without a wrapper for several processes.
-            architecture: Its architecture parameters by name.
-            loss: Of a model and a batch.
-            train_loss: What the weights learn by; None for the same.
-            average: Means tensors over processes; None where there is one.
+            model: The supernet, without ``DistributedDataParallel`` around it.
+            architecture: Architecture parameters of the model by name.
+            loss: The architecture's loss.
+            train_loss: The weights' loss; None for the same loss.
+            average: Return the means over all processes of tensors by name; None for one process.
         """
         self.model = model
         self.architecture = dict(architecture)
@@ -129,7 +142,7 @@ class Architect:
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn and are not of the architecture, by name."""
+        """Parameters by name that require a gradient and do not belong to the architecture."""
         own = {id(parameter) for parameter in self.architecture.values()}
         return {
             name: parameter
@@ -138,7 +151,14 @@ class Architect:
         }
 
     def first_order(self, batch: Any) -> tuple[Tensor, Named]:
-        """Return the loss on a held-out batch and its gradient by α, at the current weights."""
+        """Return the loss at the current weights and its gradient by α.
+
+        Args:
+            batch: Held-out batch.
+
+        Returns:
+            The loss, a scalar without a gradient, and ∇α L_val(w, α) by name.
+        """
         with self._untouched():
             loss = self._loss(batch, {})
             return loss.detach(), self._gradients(loss, self.architecture)
@@ -152,16 +172,19 @@ class Architect:
         gradients: Mapping[str, Tensor] | None = None,
         scale: float | None = None,
     ) -> tuple[Tensor, Named]:
-        """Return the loss after a virtual step on ``train``, and its gradient by α.
+        """Return the loss after a virtual step of the weights, and its gradient by α.
 
         Args:
-            train: The batch of the virtual step.
-            held_out: The batch of the loss.
-            step: What the weights' optimiser would do.
-            gradients: ∇w L_train(w, α) by name, where it is known; else it is computed.
-            scale: Length of the difference in weight space. The default balances the errors of
-                rounding and of curvature: the cube root of the precision, 0.005 in float32, half
-                of what DARTS takes.
+            train: Batch of the virtual step.
+            held_out: Batch of the loss.
+            step: Next step of the weights' optimiser.
+            gradients: ∇w L_train(w, α) by name; None computes it.
+            scale: Length of the central difference in weight space; None for the cube root of the
+                machine precision, which balances the errors of rounding and of curvature. In
+                float32 that is 0.005, half of the value in DARTS.
+
+        Returns:
+            The loss, a scalar without a gradient, and its gradient by α by name.
         """
         with self._untouched() as rewind:
             weights: Named = {name: p.detach() for name, p in self.weights.items()}
@@ -179,19 +202,21 @@ class Architect:
     def dominant_eigenvalue(
         self, batch: Any, *, iterations: int = 8, scale: float | None = None
     ) -> Tensor:
-        """Return the eigenvalue of ∇²α L that is the largest in magnitude, with its sign.
+        """Return the eigenvalue of ∇²α L with the largest magnitude, with its sign.
 
-        Its growth in a search comes before architectures that generalise badly (Zela et al. 2020,
-        RobustDARTS). By power iteration with central differences of ∇α L, two evaluations each.
+        It grows in a search before the search finds architectures that generalise badly
+        (RobustDARTS, Zela et al. 2020, arXiv 1909.09656). Power iteration computes it; each
+        iteration is a central difference of ∇α L, two evaluations of the loss.
 
         Args:
-            batch: Of the loss.
-            iterations: How many.
-            scale: Length of the differences; the default as in :meth:`second_order`.
+            batch: Held-out batch.
+            iterations: Number of power iterations.
+            scale: Length of the central difference; None for the cube root of the machine
+                precision.
         """
         with self._untouched() as rewind:
             center: Named = {name: p.detach() for name, p in self.architecture.items()}
-            # The same in all processes, whose random states differ.
+            # All processes need the same direction, but their random states differ.
             generator = torch.Generator().manual_seed(0)
             start = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in center.items()}
             direction = _unit(start)
@@ -251,7 +276,7 @@ class Architect:
 
     @contextlib.contextmanager
     def _untouched(self) -> Iterator[Callable[[], None]]:
-        """Put random generators back at the end; yields a function that does so in between."""
+        """Reset the random generators at the end, and yield a function that resets them."""
         state = torch.get_rng_state()
         devices = [torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
 
@@ -267,13 +292,13 @@ class Architect:
 
 
 def _slope(gradient_at: Callable[[float], Named], radius: float) -> Named:
-    """Return the derivative at 0 of a vector by the way along a line: a central difference."""
+    """Return (g(radius) − g(−radius)) / (2 · radius), the derivative at 0 of a named vector."""
     ahead, behind = gradient_at(radius), gradient_at(-radius)
     return {name: (ahead[name] - behind[name]) / (2 * radius) for name in ahead}
 
 
 def _balanced(named: Named) -> float:
-    """Return the length of a difference that balances the errors of rounding and of curvature."""
+    """Return the length of a central difference that balances rounding and curvature errors."""
     return float(torch.finfo(next(iter(named.values())).dtype).eps ** (1 / 3))
 
 
@@ -282,6 +307,6 @@ def _length(named: Named) -> Tensor:
 
 
 def _unit(named: Named) -> Named:
-    """Return a vector of length 1, or 0 if it is none."""
+    """Scale a named vector to length 1; the zero vector stays zero."""
     length = _length(named).clamp(min=1e-30)
     return {name: value / length.to(value.dtype) for name, value in named.items()}

@@ -1,10 +1,13 @@
-"""From architecture parameters to a genotype."""
+"""Derive a genotype from architecture parameters, or draw one at random.
+
+A *rule* finds flows and their strengths; :func:`derive` makes a genotype of them.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +18,16 @@ from darts.relaxation import Architecture, choice_key
 from darts.space import Costs, Edge, SearchSpace
 
 Strengths = dict[Flow, float]
+"""Flow → a number to compare it with others: a probability, or an increase of the loss."""
 
 
 def by_argmax(architecture: Architecture) -> Strengths:
-    """Take each edge's likeliest candidate, and no flow where that is ``none``.
+    """Return each edge's likeliest candidate; the edge has no flow where that is ``none``.
 
     With sigmoid gates ``none`` has no parameter: use :func:`by_threshold`.
+
+    Args:
+        architecture: The trained architecture.
     """
     return {
         flow: strength
@@ -30,38 +37,50 @@ def by_argmax(architecture: Architecture) -> Strengths:
 
 
 def by_presence(architecture: Architecture) -> Strengths:
-    """Take each edge that is likelier there than not, with its likeliest operation.
+    """Return the likeliest operation of each edge whose probability of any flow is above 0.5.
 
-    Operations that do much the same share the probability of the flow between them, so that
-    ``none`` may be the likeliest candidate of an edge that is needed.
+    Similar operations share the probability of a flow between them. Then ``none`` may be the
+    likeliest single candidate of an edge that the network needs, which :func:`by_argmax` drops.
+
+    Args:
+        architecture: The trained architecture.
     """
     found = {}
     for edge in architecture.space.edges:
-        operation, presence = architecture.carrier(edge)
+        operation, presence = architecture.strongest(edge)
         if presence > 0.5:
             found[edge.with_operation(operation)] = presence
     return found
 
 
 def by_threshold(architecture: Architecture, threshold: float = 0.5) -> Strengths:
-    """Take each edge's likeliest operation where its probability reaches a threshold.
+    """Return each edge's likeliest operation if its probability reaches a threshold.
 
-    The rule of FairDARTS (Chu et al. 2020), whose threshold is 0.85.
+    This is the rule of FairDARTS (Chu et al. 2020, arXiv 1911.12126), whose threshold is 0.85.
+
+    Args:
+        architecture: The trained architecture.
+        threshold: Least probability of a flow.
     """
     found = _likeliest(architecture)
     return {flow: strength for flow, strength in found.items() if strength >= threshold}
 
 
 def by_top_inputs(architecture: Architecture, inputs: int = 2) -> Strengths:
-    """Give every node the flows of its ``inputs`` strongest edges, ``none`` left out of account.
+    """Return the flows of each node's strongest incoming edges, and ignore ``none``.
 
-    The rule of DARTS (Liu et al. 2019, sec. 2.4), which never leaves a node with fewer.
+    This is the rule of DARTS (Liu et al. 2019, arXiv 1806.09055, sec. 2.4). No node gets fewer
+    flows unless it has fewer edges.
+
+    Args:
+        architecture: The trained architecture.
+        inputs: Number of flows per node.
     """
     return _strongest_inputs(_likeliest(architecture), inputs)
 
 
 def _likeliest(architecture: Architecture) -> Strengths:
-    """Return each edge's strongest operation, ``none`` left out."""
+    """Return each edge's strongest operation, and ignore ``none``."""
     found = {}
     for edge in architecture.space.edges:
         strengths = architecture.strengths(edge)
@@ -76,27 +95,28 @@ RULES: dict[str, Callable[[Architecture], Strengths]] = {
     "threshold": by_threshold,
     "top_inputs": by_top_inputs,
 }
-"""Those that look at the architecture parameters alone."""
+"""Name → rule that reads only the architecture parameters."""
 
 
 def by_perturbation(
     architecture: Architecture, evaluate: Callable[[], float], *, seed: int = 0
 ) -> Strengths:
-    """Keep of each edge what hurts most when it is removed (Wang et al. 2021, DARTS-PT, alg. 1).
+    """Keep the operation of each edge whose removal increases the loss most.
 
-    Edges are visited in random order. Each operation is removed in turn: its share goes to
-    ``none``, the others keep theirs. The one whose absence makes the loss the largest becomes the
-    edge's only one, for the visits to come as well; where no absence hurts, the edge goes. The
-    architecture parameters are put back. Unlike the paper's, the supernet is not trained between
+    DARTS-PT (Wang et al. 2021, arXiv 2108.04392, alg. 1). Edges are visited in random order. On a
+    visit each operation is removed in turn: its share goes to ``none``, the others keep theirs. The
+    operation whose removal gives the largest loss becomes the edge's only operation, also for the
+    next visits. Where no removal increases the loss, the edge gets no flow. The architecture
+    parameters are restored at the end. Unlike in the paper, the supernet is not trained between
     visits.
 
     Args:
-        architecture: Trained, inside the supernet that ``evaluate`` runs.
-        evaluate: Loss of the supernet on held-out data, always the same.
-        seed: Of the order.
+        architecture: The trained architecture, inside the supernet that ``evaluate`` runs.
+        evaluate: Return the supernet's loss on held-out data, the same data in every call.
+        seed: Seed of the order of edges.
 
     Returns:
-        The flows, each with what its removal adds to the loss.
+        Flow → increase of the loss when its operation is removed.
     """
     parameters = architecture.edges
     before = {key: logits.detach().clone() for key, logits in parameters.items()}
@@ -118,19 +138,18 @@ def by_perturbation(
         with torch.no_grad():
             for key, logits in before.items():
                 parameters[key].copy_(logits)
-    order = {edge.flow.edge: position for position, edge in enumerate(architecture.space.edges)}
-    return dict(sorted(found.items(), key=lambda item: order[item[0].edge]))
+    return {flow: found[flow] for flow in _in_order(found, architecture.space)}
 
 
 @torch.no_grad()
 def _losses_without(logits: Tensor, operations: int, evaluate: Callable[[], float]) -> Tensor:
-    """Return the loss without each of an edge's operations, the others as they are."""
+    """Return the losses (O,) without each of an edge's operations; the others keep their shares."""
     losses = []
     whole = logits.clone()
     for position in range(operations):
         logits[position] = -torch.inf
         if len(logits) > operations:
-            # With a softmax the shares of the others would grow: `none` takes what is free.
+            # A softmax would give the free share to the other operations: give it to `none`.
             logits[-1] = torch.logaddexp(whole[-1], whole[position])
         losses.append(evaluate())
         logits.copy_(whole)
@@ -148,19 +167,21 @@ def derive(
 ) -> Genotype:
     """Make a genotype of the flows that a rule has found.
 
-    Flows beyond the space's ``max_inputs`` of a node are dropped, and then, while the rest costs
-    more than the budget, the weakest. Choices take their likeliest option that fits, before flows.
+    Choices are made first: each takes its likeliest option that fits into the budget. Then each
+    node keeps its strongest flows, at most the space's ``max_inputs``. Then the weakest flows are
+    dropped until the rest fits into the budget.
 
     Args:
-        architecture: Of the space.
-        strengths: Flows, each with a number by which to compare them.
-        name: Of the genotype.
-        costs: Needed with a budget.
-        budget: What all flows may cost together, in the unit of ``costs``.
-        provenance: Of the genotype.
+        architecture: The trained architecture.
+        strengths: The flows and their strengths, by a rule of this module.
+        name: Name of the genotype.
+        costs: Cost of each edge's operations and choice's options; required with a budget.
+        budget: Largest cost of all choices and flows together, in the unit of ``costs``; None for
+            no limit.
+        provenance: Provenance of the genotype.
 
     Returns:
-        A point of the space.
+        A genotype of the space.
     """
     space = architecture.space
     flows = strengths
@@ -169,26 +190,26 @@ def derive(
         flows = _strongest_inputs(flows, space.max_inputs)
     if budget is not None:
         flows = within_budget(flows, costs or {}, budget - spent)
-    order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
-    genotype = Genotype(
-        name,
-        tuple(sorted(flows, key=lambda flow: order[flow.edge])),
-        choices,
-        dict(provenance or {}),
-    )
+    genotype = Genotype(name, _in_order(flows, space), choices, dict(provenance or {}))
     space.check(genotype)
     return genotype
+
+
+def _in_order(flows: Iterable[Flow], space: SearchSpace) -> tuple[Flow, ...]:
+    """Return flows in the order of the space's edges."""
+    order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
+    return tuple(sorted(flows, key=lambda flow: order[flow.edge]))
 
 
 def _choices(
     architecture: Architecture, costs: Costs, budget: float | None
 ) -> tuple[dict[str, str], float]:
-    """Return of each choice the likeliest option that fits into a budget, and what they cost."""
+    """Return each choice's likeliest option that fits into the budget, and the cost of all."""
     chosen, spent = {}, 0.0
     for name, options in architecture.space.choices.items():
         key = choice_key(name)
         order = architecture.probabilities(key).argsort(descending=True).tolist()
-        # The default, the first, is taken where nothing else fits.
+        # If no option fits, take the first, which is the default.
         for position in [*order, 0]:
             cost = costs.get((key, options[position]), 0.0)
             if budget is None or spent + cost <= budget:
@@ -199,6 +220,7 @@ def _choices(
 
 
 def _strongest_inputs(flows: Strengths, inputs: int) -> Strengths:
+    """Return at most ``inputs`` flows into each node, the strongest."""
     arriving: dict[str, list[Flow]] = defaultdict(list)
     for flow in flows:
         arriving[flow.target].append(flow)
@@ -211,7 +233,16 @@ def _strongest_inputs(flows: Strengths, inputs: int) -> Strengths:
 
 
 def within_budget(flows: Strengths, costs: Costs, budget: float) -> Strengths:
-    """Drop the weakest flows until the rest costs no more than a budget."""
+    """Drop the weakest flows until the rest fits into a budget.
+
+    Args:
+        flows: The flows and their strengths.
+        costs: Cost of each edge's operations.
+        budget: Largest cost of all flows together, in the unit of ``costs``.
+
+    Returns:
+        The flows that are left.
+    """
     kept = dict(flows)
     while kept and sum(costs[flow.key, flow.operation] for flow in kept) > budget:
         del kept[min(kept, key=lambda flow: kept[flow])]
@@ -221,16 +252,18 @@ def within_budget(flows: Strengths, costs: Costs, budget: float) -> Strengths:
 def random_genotype(
     space: SearchSpace, *, seed: int, name: str, costs: Costs | None = None, budget: float | None
 ) -> Genotype:
-    """Draw a point of the space, each edge absent with even chance, within a budget.
+    """Draw a random genotype of a space within a budget.
 
-    Flows are added in random order; one that does not fit is left out.
+    Each edge is absent with probability 0.5. The others add a flow in random order, unless it does
+    not fit into the budget or into the space's ``max_inputs``.
 
     Args:
-        space: Where from.
-        seed: Of the draw.
-        name: Of the genotype.
-        costs: Needed with a budget.
-        budget: What choices and flows may cost together, in the unit of ``costs``; None for any.
+        space: The search space.
+        seed: Seed of the draw.
+        name: Name of the genotype.
+        costs: Cost of each edge's operations and choice's options; required with a budget.
+        budget: Largest cost of all choices and flows together, in the unit of ``costs``; None for
+            no limit.
     """
     rng = random.Random(seed)
     choices, spent = {}, 0.0
@@ -253,12 +286,6 @@ def random_genotype(
         flows.append(flow)
         spent += cost
         inputs[flow.target] += 1
-    order = {edge.flow.edge: position for position, edge in enumerate(space.edges)}
-    genotype = Genotype(
-        name,
-        tuple(sorted(flows, key=lambda flow: order[flow.edge])),
-        choices,
-        {"rule": "random", "seed": seed},
-    )
+    genotype = Genotype(name, _in_order(flows, space), choices, {"rule": "random", "seed": seed})
     space.check(genotype)
     return genotype

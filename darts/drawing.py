@@ -1,4 +1,4 @@
-"""Genotypes as pictures: SVG that needs no other program, and DOT for those who have one."""
+"""Draw genotypes as SVG, or write them in the DOT language of Graphviz."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from html import escape
 from darts.genotype import Flow, Genotype
 from darts.space import Topology
 
-# Told apart by hue and by the pattern of the line, for those who do not see the hue.
 STYLES = {
     "identity": ("#777777", "2 3"),
     "conv_1x1": ("#1b7f79", ""),
@@ -18,6 +17,8 @@ STYLES = {
     "channel_gate": ("#8a6d00", "6 2 1 2"),
     "spatial_gate": ("#2f6db0", "6 2 1 2"),
 }
+"""Operation → colour and dash pattern of its line; the pattern is for readers who see no hue."""
+
 COLUMN, ROW, LEFT, TOP = 170, 92, 96, 64
 NODE_WIDTH, NODE_HEIGHT = 84, 34
 
@@ -25,7 +26,14 @@ NODE_WIDTH, NODE_HEIGHT = 84, 34
 def to_svg(genotype: Genotype, topology: Topology) -> str:
     """Draw a genotype: branches as rows, stages as columns, flows as curves from node to node.
 
-    Colours are legible on white and on black.
+    The colours can be read on a white and on a black page.
+
+    Args:
+        genotype: The genotype.
+        topology: Branches and nodes of the network.
+
+    Returns:
+        SVG document.
     """
     ranks = {branch.name: i for i, branch in enumerate(topology.branches)}
     stages = sorted({node.stage for node in topology.nodes})
@@ -42,7 +50,7 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     height = TOP + ROW * len(ranks) + 22 * max(1, (len(used) + 1) // 2)
     title = f"{genotype.name}: {len(genotype.flows)} flows"
     parts = [
-        *svg_head(width, height, title, font_size=13),
+        *_head(width, height, title),
         f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
         f'<text x="{LEFT + 200}" y="24" font-size="12">{escape(_choices(genotype))}</text>',
         *_markers(used),
@@ -61,17 +69,17 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
 
 
 def _choices(genotype: Genotype) -> str:
-    """Write what is chosen other than nothing."""
+    """Return the choices as text, without those whose option is ``none`` or ``plain``."""
     chosen = {n: o for n, o in genotype.choices.items() if o not in ("none", "plain")}
     return ", ".join(f"{name}: {option}" for name, option in sorted(chosen.items()))
 
 
-def svg_head(width: float, height: float, title: str, *, font_size: int) -> list[str]:
-    """Begin a picture whose lines and text are dark on a light page, and light on a dark one."""
+def _head(width: float, height: float, title: str) -> list[str]:
+    """Return the head of a document that draws dark on a light page and light on a dark page."""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" class="drawing" '
-        f'font-family="sans-serif" font-size="{font_size}" fill="currentColor">',
+        'font-family="sans-serif" font-size="13" fill="currentColor">',
         "<style>.drawing{color:#1c2733}"
         "@media (prefers-color-scheme:dark){.drawing{color:#dfe6ee}}</style>",
         f"<title>{escape(title)}</title>",
@@ -96,7 +104,7 @@ def _chain(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 
 def _curve(flow: Flow, flows: Sequence[Flow], centers: dict[str, tuple[float, float]]) -> str:
-    """Draw a flow from its source's border to its target's; those of one target arrive apart."""
+    """Draw a flow between the borders of its nodes; flows into one node end side by side."""
     (x0, y0), (x1, y1) = centers[flow.source], centers[flow.target]
     arriving = [other for other in flows if other.target == flow.target]
     shift = 16 * (arriving.index(flow) - (len(arriving) - 1) / 2)
@@ -104,7 +112,7 @@ def _curve(flow: Flow, flows: Sequence[Flow], centers: dict[str, tuple[float, fl
     reach = 0.4 * (abs(y1 - y0) - NODE_HEIGHT)
     end = (x1 + shift, y1 - down * (NODE_HEIGHT / 2 + 1))
     if x0 == x1:
-        # Around the nodes between, the farther the more of them there are.
+        # Bend around the nodes between the two, farther if there are more of them.
         start = (x0 + 26, y0 + down * NODE_HEIGHT / 2)
         bends = (0.3 * abs(y1 - y0), 0.3 * abs(y1 - y0))
     else:
@@ -141,7 +149,12 @@ def _legend(used: Sequence[str], top: float) -> list[str]:
 
 
 def to_dot(genotype: Genotype, topology: Topology) -> str:
-    """Write a genotype in Graphviz' language: solid edges are flows, dotted ones the branches."""
+    """Write a genotype in DOT: solid edges are flows, dotted edges join the nodes of a branch.
+
+    Args:
+        genotype: The genotype.
+        topology: Branches and nodes of the network.
+    """
     name = genotype.name.replace("\\", "\\\\").replace('"', '\\"')
     lines = [f'digraph "{name}" {{', "  rankdir=LR; node [shape=box];"]
     for node in topology.nodes:

@@ -1,7 +1,7 @@
-"""Genotypes: which flows exist between the nodes of a network, and which choices its nodes take.
+"""Genotypes: the flows between the nodes of a network, and the choices of its nodes and heads.
 
-A genotype is data. Its JSON form (``docs/genotype.md``) is what a search writes, what a config
-names, and what :class:`spatialflow.modeling.flow_graph.FlowGraph` builds.
+A genotype is data. A search writes it as JSON (``docs/genotype.md``), a config names the file, and
+:class:`spatialflow.modeling.flow_graph.FlowGraph` builds the network.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Flow:
-    """A directed edge from a node into a port of another.
+    """Directed edge from a node into a port of another node.
 
     Attributes:
-        source: The node whose output is carried, as ``branch.index`` (``box.4``).
-        target: The node that receives it.
-        port: ``input`` (added to the target's input), ``gate`` (multiplies it by
-            ``1 + tanh(operation(source))``) or ``offset`` (steers a deformable target).
-        operation: What happens to the source on the way, a name in
-            :data:`darts.operations.OPERATIONS`.
+        source: Name of the node whose output flows, ``branch.index`` such as ``box.4``.
+        target: Name of the node that receives the flow.
+        port: ``input`` adds operation(source) to the target's input; ``gate`` multiplies the
+            target's input by ``1 + tanh(operation(source))``; ``offset`` adds the source to the map
+            from which a deformable target predicts its offsets.
+        operation: Name in :data:`darts.operations.OPERATIONS`.
+
+    Raises:
+        ValueError: If a name is not valid.
     """
 
     source: str
@@ -61,12 +64,12 @@ class Flow:
 
     @property
     def edge(self) -> tuple[str, str, str]:
-        """Source, target and port: what at most one flow of a genotype may have."""
+        """Source, target and port; a genotype has at most one flow with the same three."""
         return (self.source, self.target, self.port)
 
     @property
     def key(self) -> str:
-        """The name of its module in a state dict, such as ``box_1_to_cls_1_input``."""
+        """Name of the flow's module in a state dict, such as ``box_1_to_cls_1_input``."""
         return f"{self.source}_to_{self.target}_{self.port}".replace(".", "_")
 
     def to_dict(self) -> dict[str, str]:
@@ -96,14 +99,17 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Genotype:
-    """Flows and choices, with a name and where they come from.
+    """Flows and choices of a network, with a name and a provenance.
 
     Attributes:
-        name: A short name for people.
-        flows: The flows, in no meaningful order; at most one per (source, target, port).
-        choices: Named attributes of nodes and heads, for example
-            ``{"stuff.attention.merged": "none"}``. What is absent takes its default.
-        provenance: Anything that says where the genotype comes from; JSON values only.
+        name: Short name for people.
+        flows: Flows in any order; at most one per (source, target, port).
+        choices: Option of each named attribute of nodes and heads, for example
+            ``{"stuff.attention.merged": "none"}``. A missing choice takes its default.
+        provenance: Origin of the genotype, as JSON values.
+
+    Raises:
+        ValueError: If the name is empty, a flow is given twice, or a choice is not a string.
     """
 
     name: str
@@ -125,7 +131,7 @@ class Genotype:
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that name the architecture: flows and choices, not name or origin."""
+        """Twelve hex digits of a hash over flows and choices, without name and provenance."""
         content = {
             "flows": [flow.to_dict() for flow in sorted(self.flows)],
             "choices": dict(sorted(self.choices.items())),
@@ -133,7 +139,7 @@ class Genotype:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
-        """Return the JSON form as text, one flow a line, so that two genotypes diff well."""
+        """Return the JSON form as text, with one flow per line so that a diff is easy to read."""
         flows = ",\n".join(f"    {json.dumps(flow.to_dict())}" for flow in self.flows)
         lines = [
             f'  "version": {VERSION}',
@@ -149,11 +155,11 @@ class Genotype:
         """Parse the JSON form.
 
         Args:
-            text: The JSON.
-            origin: What to call it in errors, for example the file's path.
+            text: JSON text.
+            origin: Name of the text in error messages, for example the path of its file.
 
         Raises:
-            ValueError: If it is not JSON, of another version, or not a valid genotype.
+            ValueError: If the text is not JSON, has another version, or is not a valid genotype.
         """
         try:
             data = json.loads(text)
@@ -199,7 +205,7 @@ class Genotype:
         return cls.from_json(text, origin=os.fspath(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON form to a file, whole or not at all."""
+        """Write the JSON form to a file; an interrupted write leaves the file unchanged."""
         beside = Path(path).with_suffix(".json.partial")
         beside.write_text(self.to_json(), encoding="utf-8")
         beside.replace(path)

@@ -1,4 +1,4 @@
-"""Weights between a relaxed edge and the one operation that a network has in its place."""
+"""Copy weights between a relaxed edge and the single operation of a derived network."""
 
 from __future__ import annotations
 
@@ -7,49 +7,48 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from darts.mixed import MixedEdge
 from darts.operations import ConvOperation, SeparableConv
-from darts.relaxation import MixedEdge
 
 
 def inherited(mixed: MixedEdge, operation: str) -> dict[str, Tensor]:
-    """Return the weights with which an operation alone computes what it does in the supernet.
+    """Return weights with which an operation alone computes the same as in the supernet.
 
-    That is at the full weight that a derived network gives it; the constant by which a supernet
-    multiplies its output is folded into its last layer.
+    "The same" means at an architecture weight of 1. The constant by which the supernet multiplies
+    the output (``MixedEdge.scales``) is folded into the last layer.
 
     Args:
         mixed: The relaxed edge.
-        operation: One of its candidates.
+        operation: Name of the candidate.
 
     Returns:
-        A state dict of ``build_operation(operation, C)``.
+        State dict of ``build_operation(operation, C)``.
 
     Raises:
-        ValueError: If the candidates see only a part of the channels.
+        ValueError: If the relaxation has partial channels.
     """
     _require_all_channels(mixed)
     module = mixed.operations[operation]
     state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    for name in _of_last_layer(module):
+    for name in _last_layer(module):
         state[name] *= mixed.scales[operation]
     return state
 
 
 @torch.no_grad()
 def warm_start(mixed: MixedEdge, operation: str | None, state: Mapping[str, Tensor]) -> None:
-    """Make a relaxed edge compute what a trained operation does, at its weights as they are.
+    """Make a relaxed edge compute the same as a trained operation, at its current parameters α.
 
-    The other candidates leave zero, as far as they can: identity and the self-gated sources have
-    no layer that could be zero.
+    The last layer of every other candidate becomes zero. Identity and the self-gated sources have
+    no such layer: they keep their output.
 
     Args:
-        mixed: The relaxed edge.
-        operation: The trained operation, None where the network had no flow.
-        state: Its weights.
+        mixed: The relaxed edge; its weights are changed.
+        operation: Name of the trained operation; None where the trained network has no flow.
+        state: State dict of the trained operation.
 
     Raises:
-        ValueError: If the candidates see only a part of the channels, or the operation is none of
-            them.
+        ValueError: If the relaxation has partial channels, or the operation is not a candidate.
     """
     _require_all_channels(mixed)
     if operation is not None and operation not in mixed.operations:
@@ -60,24 +59,27 @@ def warm_start(mixed: MixedEdge, operation: str | None, state: Mapping[str, Tens
     for name, module in mixed.operations.items():
         own = dict(module.named_parameters())
         if name != operation:
-            for key in _of_last_layer(module):
+            for key in _last_layer(module):
                 own[key].zero_()
             continue
         module.load_state_dict(dict(state))
-        for key in _of_last_layer(module):
+        for key in _last_layer(module):
             own[key].div_(mixed.scales[name] * _weight(mixed, name))
 
 
 def _weight(mixed: MixedEdge, operation: str) -> float:
-    """Return by what an operation is weighed now; with Gumbel draws, by what it is when drawn."""
+    """Return the current weight of an operation; with Gumbel draws, its weight when drawn."""
     if mixed.architecture.relaxation.kind == "gumbel":
         return 1.0
     position = list(mixed.operations).index(operation)
     return float(mixed.architecture.edge_weights(mixed.edge)[position])
 
 
-def _of_last_layer(module: nn.Module) -> list[str]:
-    """Return the parameters of the layer that writes an operation's output, if it is linear."""
+def _last_layer(module: nn.Module) -> list[str]:
+    """Return the names of the parameters of an operation's last layer, if the operation is linear.
+
+    Only there can a factor of the output be folded into the weights.
+    """
     if not isinstance(module, ConvOperation | SeparableConv):
         return []
     last = {id(parameter) for parameter in module.last.parameters()}
@@ -88,5 +90,6 @@ def _require_all_channels(mixed: MixedEdge) -> None:
     partial = mixed.architecture.relaxation.partial_channels
     if partial != 1:
         raise ValueError(
-            f"weights cannot pass between a network and candidates on one channel of {partial}"
+            f"partial channels: {partial} given, 1 expected to copy weights between a supernet and "
+            "a network"
         )

@@ -1,7 +1,7 @@
-"""How an architecture learns: one step at a time, on held-out data, with what is added to its loss.
+"""Train an architecture: take steps on held-out data, with penalties added to the loss.
 
-The owner of the weights and of the data calls :meth:`ArchitectureLearner.begin` before each step of
-the weights, and :meth:`ArchitectureLearner.step` where that says so.
+The training loop calls :meth:`ArchitectureLearner.begin` before each step of the weights, and
+:meth:`ArchitectureLearner.step` if ``begin`` returned True.
 """
 
 from __future__ import annotations
@@ -14,41 +14,47 @@ import torch
 from torch import Tensor, nn
 
 from darts.architect import Architect, Named, VirtualStep
+from darts.mixed import MixedEdge
 from darts.operations import PARAMETER_FREE
 from darts.regularizers import beta_decay, entropy, expected_cost, expected_flows, over_budget
-from darts.relaxation import Architecture, MixedEdge, architecture_parameters
+from darts.relaxation import Architecture, architecture_parameters
 from darts.space import Costs
 
 ENTROPY_FROM = 2 / 3
-"""Share of the search after which the entropy is pushed down."""
+"""Share of the search after which the entropy penalty starts."""
 
 Losses = Callable[[Callable[..., Any], Any], dict[str, Tensor]]
-"""From a model and a batch to the scalar losses of its tasks by name."""
+"""Function (model, batch) → the scalar loss of each task, by name."""
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss of an architecture's step, or its gradient in any process, is NaN or infinite."""
+    """The architecture's loss or gradient is NaN or infinite in at least one process."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
-    """What an architecture learns by; the defaults are those of DARTS (Liu et al. 2019, sec. 3).
+    """Settings of the architecture's training.
+
+    The defaults are those of DARTS (Liu et al. 2019, arXiv 1806.09055, sec. 3).
 
     Attributes:
-        iterations: Length of the search.
-        warmup: Iterations in which only the weights learn.
-        order: 1 or 2, of the gradient.
-        rate: Adam's.
-        betas: Adam's.
-        decay: Adam's weight decay.
-        normalize: Divide each task's loss by its value at the first step where it has one above 0.
-        beta_decay: Factor of :func:`darts.regularizers.beta_decay` at the end, growing from 0.
-        entropy: Factor of :func:`darts.regularizers.entropy` at the end, growing from 0 at two
-            thirds of the search.
+        iterations: Number of iterations of the search.
+        warmup: Number of first iterations in which only the weights learn.
+        order: Order of the architecture gradient, 1 or 2.
+        rate: Learning rate of Adam.
+        betas: Betas of Adam.
+        decay: Weight decay of Adam.
+        normalize: Divide each task's loss by its first value above 0.
+        beta_decay: Factor of :func:`darts.regularizers.beta_decay` at the end of the search; it
+            grows from 0 at the start.
+        entropy: Factor of :func:`darts.regularizers.entropy` at the end of the search; it grows
+            from 0 at two thirds of the search.
         sparsity: Factor of :func:`darts.regularizers.expected_flows`.
         cost: Factor of :func:`darts.regularizers.over_budget`.
-        auxiliary_skip: Share of the source added to every flow at the start, 0 at the end.
-        temperature: Of the relaxation at the start; it reaches 1 in equal ratios at the end.
+        auxiliary_skip: Share of the source that is added to every flow at the start of the search;
+            it falls to 0 at the end (DARTS-, Chu et al. 2021, arXiv 2009.01027).
+        temperature: Temperature of the relaxation at the start of the search; it falls to 1 at the
+            end, by the same factor in each iteration.
     """
 
     iterations: int
@@ -67,9 +73,18 @@ class LearnerSettings:
 
 
 class ArchitectureLearner:
-    """Steps the architecture of a supernet, and measures how the search is doing.
+    """Trainer of a supernet's architecture, which also measures the state of the search.
 
-    It knows nothing of where batches come from, nor of what the tasks are.
+    It depends neither on the source of the batches nor on the tasks.
+
+    Attributes:
+        architecture: The architecture that learns.
+        settings: The settings of its training.
+        costs: Cost of each edge's operations and choice's options.
+        budget: Cost up to which there is no penalty, in the unit of ``costs``.
+        architect: Computes the gradients.
+        optimizer: Adam over the architecture parameters.
+        frozen: Set it to True to stop the architecture for good; the weights may continue.
     """
 
     def __init__(
@@ -83,16 +98,16 @@ class ArchitectureLearner:
         losses: Losses = lambda model, batch: model(batch),
         average: Callable[[Named], Named] | None = None,
     ) -> None:
-        """Keep the parts, and make the optimiser of the architecture parameters.
+        """Build the optimiser of the architecture parameters.
 
         Args:
-            supernet: Contains the architecture.
-            architecture: What is to learn.
-            settings: How the architecture learns.
-            costs: Of each edge's operations.
-            budget: What all flows may cost together, in the unit of ``costs``.
-            losses: Of the tasks, by name.
-            average: Means tensors over processes; None where there is one.
+            supernet: The model that contains the architecture.
+            architecture: The architecture that learns.
+            settings: The settings of its training.
+            costs: Cost of each edge's operations and choice's options.
+            budget: Cost up to which there is no penalty, in the unit of ``costs``.
+            losses: Compute the losses of the tasks by name, from a model and a batch.
+            average: Return the means over all processes of tensors by name; None for one process.
         """
         self.architecture = architecture
         self.settings = settings
@@ -112,7 +127,6 @@ class ArchitectureLearner:
             weight_decay=settings.decay,
         )
         self.frozen = False
-        """Set to stop the learning for good; the weights may go on."""
         self._losses = losses
         self._mixed = [m for m in supernet.modules() if isinstance(m, MixedEdge)]
         self._loss_scales: dict[str, float] = {}
@@ -132,8 +146,12 @@ class ArchitectureLearner:
         return next(iter(self.parameters.values())).device
 
     def begin(self, iteration: int) -> bool:
-        """Fade what fades with time, and tell whether the architecture learns in this iteration."""
-        # What the weights' backward pass has left here is nobody's.
+        """Set what depends on time, and return whether the architecture learns in this iteration.
+
+        Args:
+            iteration: Number of the iteration, counted from 0.
+        """
+        # The weights' backward pass also writes gradients of α, which no step may use.
         self.optimizer.zero_grad()
         progress = self._progress(iteration)
         for edge in self._mixed:
@@ -152,16 +170,16 @@ class ArchitectureLearner:
         """Take one step of the architecture.
 
         Args:
-            iteration: Counted from 0.
-            held_out: The batch of the loss.
-            train: Of second order, the batch that the weights are about to learn from.
-            optimizer: Of second order, the one of the weights. Their gradients on that batch are
-                in place: the step that it will take is the virtual one.
+            iteration: Number of the iteration, counted from 0.
+            held_out: Batch of the architecture's loss.
+            train: Batch that the weights are about to learn from; required for order 2.
+            optimizer: SGD of the weights; required for order 2. The weights' gradients on ``train``
+                must be in ``grad``: the optimiser's next step is the virtual step.
 
         Raises:
-            NotFiniteError: If loss or gradient are not finite, in all processes alike. Nothing has
-                changed then.
-            ValueError: If the gradient is of second order, and batch or optimiser do not fit.
+            NotFiniteError: If the loss or a gradient is NaN or infinite. All processes raise it,
+                and nothing has changed.
+            ValueError: If the order is 2 and ``train``, ``optimizer`` or the gradients are missing.
         """
         scales = self._loss_scales
         if self.settings.order == 2:
@@ -194,8 +212,8 @@ class ArchitectureLearner:
         self._count_flips(iteration)
 
     def _checked(self, loss: Tensor, gradients: Named) -> Tensor:
-        """Return the mean loss of all processes, if it and the gradients are finite."""
-        # NaN and infinity stay what they are in a mean, so that all processes see them.
+        """Return the mean loss of all processes, and check that it and the gradients are finite."""
+        # A mean with NaN or infinity is not finite either, so all processes see it.
         loss = self.architect.average({"loss": loss})["loss"]
         finite = [value.isfinite().all() for value in (loss, *gradients.values())]
         if torch.stack(finite).all():
@@ -221,7 +239,7 @@ class ArchitectureLearner:
         return _total(losses)
 
     def _penalty(self, progress: float) -> Tensor:
-        """Return what is added to the loss of the architecture."""
+        """Return the sum of the penalties at a share ``progress`` of the search."""
         given = self.settings
         late = max(0.0, (progress - ENTROPY_FROM) / (1 - ENTROPY_FROM))
         total = given.beta_decay * progress * beta_decay(self.architecture)
@@ -232,7 +250,7 @@ class ArchitectureLearner:
 
     @torch.no_grad()
     def _count_flips(self, iteration: int) -> None:
-        """Count how often an edge's likeliest candidate has changed, without waiting for a GPU."""
+        """Count changes of the edges' likeliest candidates, without waiting for a GPU."""
         best = torch.stack([p.argmax() for p in self.architecture.edges.values()])
         if self._likeliest is not None:
             changed = (best != self._likeliest).sum()
@@ -242,18 +260,22 @@ class ArchitectureLearner:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Return how the search is doing, in numbers.
+        """Measure the state of the search.
 
         Returns:
-            ``entropy``: mean of the edges, in nats; ``expected_cost``: over the budget; ``flips``:
-            changes of an edge's likeliest candidate so far; ``unchanged``: iterations since the
-            last of them; ``absent``: the share of edges where ``none`` is likelier than all
-            operations together; ``parameter_free``: the share of edges that are present and whose
-            likeliest operation has no weights, which grows where a search collapses (Zela et al.
-            2020); and of the last step ``architecture_loss``, ``penalty``, ``gradient_norm``.
+            ``entropy``: Mean entropy of the edges, in nats.
+            ``expected_cost``: Expected cost divided by the budget.
+            ``flips``: Number of changes of an edge's likeliest candidate so far.
+            ``unchanged``: Iterations since the last such change.
+            ``absent``: Share of edges where ``none`` is at least as likely as all operations
+            together.
+            ``parameter_free``: Share of edges that have a flow and whose likeliest operation has no
+            weights; it grows when a search collapses (Zela et al. 2020, arXiv 1909.09656).
+            ``architecture_loss``, ``penalty``, ``gradient_norm``: Values of the last step, absent
+            before the first.
         """
         edges = self.architecture.space.edges
-        present = [name for name, there in map(self.architecture.carrier, edges) if there > 0.5]
+        present = [name for name, flow in map(self.architecture.strongest, edges) if flow > 0.5]
         return {
             "entropy": entropy(self.architecture).item(),
             "expected_cost": expected_cost(self.architecture, self.costs).item() / self.budget,
@@ -265,7 +287,7 @@ class ArchitectureLearner:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state by parameter name, and what was counted."""
+        """Return the optimiser's state by parameter name, the counts and the scales of losses."""
         return {
             "optimizer": {
                 name: self.optimizer.state.get(parameter, {})
@@ -280,7 +302,7 @@ class ArchitectureLearner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the result of :meth:`state_dict`."""
         by_number = {i: state["optimizer"][name] for i, name in enumerate(self.parameters)}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": by_number, "param_groups": groups})

@@ -1,9 +1,9 @@
 """Candidate operations of a flow, each (N, C, H, W) → (N, C, H, W).
 
-N images, C channels, H and W the size of a pyramid level. None has a norm or an activation at its
-end, so that ``conv_3x3`` is the flow of the published SpatialFlow. At its 256 channels weights
-start at N(0, 0.01) as there, and at any other width so that a signal keeps the same share of its
-variance; biases start at 0.
+N images, C channels, H and W the size of a pyramid level. No operation ends with a norm or an
+activation, so ``conv_3x3`` is the flow of the published SpatialFlow. At 256 channels weights start
+at N(0, 0.01) as in that network. At other widths the standard deviation is scaled, so that a signal
+keeps the same share of its variance. Biases start at 0.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 def initialise(conv: nn.Conv2d) -> None:
-    """Draw weights from N(0, 0.01 · sqrt(256 / C)), C input channels, and set biases to 0.
+    """Draw weights from N(0, 0.01 · sqrt(256 / C)) for C input channels, and set biases to 0.
 
-    With a fixed deviation a signal would shrink the faster, layer by layer, the narrower they are.
+    With a fixed deviation a signal would shrink from layer to layer, faster in narrow networks.
     """
     nn.init.normal_(conv.weight, std=0.01 * math.sqrt(256 / conv.in_channels))
     if conv.bias is not None:
@@ -25,7 +25,12 @@ def initialise(conv: nn.Conv2d) -> None:
 
 
 class ConvOperation(nn.Module):
-    """A convolution with bias, padded to keep the size."""
+    """Convolution with bias, padded to keep the size.
+
+    Args:
+        channels: C.
+        kernel_size: Side of the kernel, odd.
+    """
 
     def __init__(self, channels: int, *, kernel_size: int) -> None:
         super().__init__()
@@ -34,7 +39,7 @@ class ConvOperation(nn.Module):
 
     @property
     def last(self) -> nn.Conv2d:
-        """The layer that writes the output."""
+        """Last layer, which writes the output."""
         return self.conv
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +48,12 @@ class ConvOperation(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3×3 convolution (optionally dilated), then a 1×1 convolution with bias."""
+    """Depthwise 3×3 convolution without bias, then a 1×1 convolution with bias.
+
+    Args:
+        channels: C.
+        dilation: Dilation of the depthwise convolution.
+    """
 
     def __init__(self, channels: int, *, dilation: int) -> None:
         super().__init__()
@@ -57,14 +67,14 @@ class SeparableConv(nn.Module):
             bias=False,
         )
         self.pointwise = nn.Conv2d(channels, channels, 1)
-        # A depthwise filter sees nine values, not 9C: with the other operations' standard
-        # deviation its output, and the gradient through it, would all but vanish.
+        # A depthwise filter sums nine values, not 9C: with the standard deviation of the other
+        # operations its output and its gradient would almost vanish.
         nn.init.kaiming_normal_(self.depthwise.weight, nonlinearity="linear")
         initialise(self.pointwise)
 
     @property
     def last(self) -> nn.Conv2d:
-        """The layer that writes the output."""
+        """Last layer, which writes the output."""
         return self.pointwise
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +83,14 @@ class SeparableConv(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """The source times a sigmoid of its own pooled channels (Hu et al. 2018, eq. 2 to 4)."""
+    """Product of the source and a sigmoid of its own pooled channels.
+
+    Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507, eq. 2 to 4).
+
+    Args:
+        channels: C.
+        reduction: Factor by which the hidden layer is narrower than C; it has 4 channels or more.
+    """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
         super().__init__()
@@ -88,7 +105,13 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """The source times a sigmoid map of its channel mean and maximum (Woo et al. 2018, eq. 3)."""
+    """Product of the source and a sigmoid map of its channel mean and channel maximum.
+
+    The spatial attention of CBAM (Woo et al. 2018, arXiv 1807.06521, eq. 3).
+
+    Args:
+        kernel_size: Side of the kernel over the two maps, odd.
+    """
 
     def __init__(self, *, kernel_size: int = 7) -> None:
         super().__init__()
@@ -109,13 +132,13 @@ OPERATIONS = (
     "channel_gate",
     "spatial_gate",
 )
-"""Names of the operations a flow can have; the absence of a flow is ``none`` in a search."""
+"""Names of the operations of a flow. A search calls the absence of a flow ``none``."""
 
 PARAMETER_FREE = ("identity",)
-"""Those without weights, which a search that collapses prefers, as they need not learn."""
+"""Names of the operations without weights. A search that collapses prefers them."""
 
 GATE_OPERATIONS = ("conv_1x1", "conv_3x3", "sep_conv_3x3", "dil_conv_3x3")
-"""Those that can write a gate: their last layer starts at zero, so the gate starts open."""
+"""Names of the operations that can write a gate: they can start at zero, as a gate must."""
 
 
 def kernel_of(
@@ -123,16 +146,17 @@ def kernel_of(
 ) -> tuple[int, Tensor, Tensor | None] | None:
     """Return an operation as one convolution, if it is linear.
 
-    A depthwise and a pointwise convolution are one whose kernel is the product of theirs, also at
-    the borders, as no bias comes between them.
+    A depthwise and a pointwise convolution together are one convolution, whose kernel is the
+    product of both. This is exact at the borders too, as there is no bias between them.
 
     Args:
-        operation: One that :func:`build_operation` has built.
+        operation: Result of :func:`build_operation`.
         channels: C.
-        like: Of the device and type that a kernel without weights is to have.
+        like: Tensor whose device and type the kernel of ``identity`` takes.
 
     Returns:
-        Dilation, kernel (C, C, k, k) of k 1 or 3, and bias (C,); None for a self-gated source.
+        Dilation, kernel (C, C, k, k) with k = 1 or 3, and bias (C,) or None; None for an operation
+        that is not linear.
     """
     match operation:
         case nn.Identity():
@@ -149,21 +173,31 @@ def kernel_of(
 
 
 def reference_scale(name: str) -> float:
-    """Return what brings an operation's output at the start to the scale of its source.
+    """Return the factor that brings an operation's initial output to the scale of its source.
 
-    :func:`initialise` gives a convolution of n taps on each of its input channels a gain of
-    0.01 · sqrt(256 n) at any width. The factor of a convolution can be folded into its weights;
-    identity needs none, and the gates, which start at half the scale of their source, could not
-    fold one.
+    :func:`initialise` gives a convolution with n taps per input channel a gain of
+    0.01 · sqrt(256 n) at any width. Only convolutions have a factor, as it can be folded into their
+    weights. Identity needs none. The self-gated sources start at half the scale of their source,
+    but cannot fold a factor.
+
+    Args:
+        name: One of :data:`OPERATIONS`.
     """
     taps = {"conv_1x1": 1, "conv_3x3": 9, "sep_conv_3x3": 1, "dil_conv_3x3": 1}
     return 1 / (0.01 * math.sqrt(256 * taps[name])) if name in taps else 1.0
 
 
 def multiply_adds(name: str, channels: int) -> int:
-    """Return what an operation costs at one position of its input: its multiply-adds.
+    """Return the number of multiply-adds of an operation per position of its input.
 
-    What a channel gate does once an image is left out.
+    The small layers of a channel gate run once per image and are not counted.
+
+    Args:
+        name: One of :data:`OPERATIONS`.
+        channels: C.
+
+    Raises:
+        ValueError: If the name is unknown.
     """
     match name:
         case "identity":
@@ -190,11 +224,11 @@ def build_operation(name: str, channels: int, *, zero_init: bool = False) -> nn.
     Args:
         name: One of :data:`OPERATIONS`.
         channels: C of source and target.
-        zero_init: Start the last layer at zero, so that the output is zero; only for
-            :data:`GATE_OPERATIONS`.
+        zero_init: Set the weights of the last layer to zero, so that the output is zero. Only
+            :data:`GATE_OPERATIONS` support it.
 
     Raises:
-        ValueError: If the name is unknown or ``zero_init`` is asked of an operation without it.
+        ValueError: If the name is unknown, or the operation does not support ``zero_init``.
     """
     match name:
         case "identity":

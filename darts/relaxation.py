@@ -1,12 +1,12 @@
-"""Relaxed edges: all candidates of an edge at once, weighed by architecture parameters.
+"""Architecture parameters, and how they become weights of candidates.
 
-E edges, O operations of an edge; N images, C channels, H and W the size of a pyramid level.
+O operations of an edge.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from darts.genotype import Genotype
-from darts.operations import build_operation, kernel_of, reference_scale
 from darts.space import Edge, SearchSpace
 
 KINDS = ("softmax", "sigmoid", "gumbel")
 EDGE_WEIGHTS = ("none", "independent", "softmax")
-# Logits that make a relaxation discrete to float32's precision.
 CERTAIN = 50.0
+"""Logit that makes a relaxation discrete to the precision of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +27,21 @@ class Relaxation:
     """How architecture parameters become weights.
 
     Attributes:
-        kind: ``softmax``: the candidates and ``none`` share a weight of 1 (Liu et al. 2019, eq.
-            2). ``sigmoid``: each candidate has a gate of its own, so all may be absent (Chu et al.
-            2020, FairDARTS). ``gumbel``: one candidate or ``none`` is drawn in each step,
-            with a straight-through gradient (Dong and Yang 2019, GDAS).
-        edge_weights: A further weight of each edge: ``none``; ``independent``, a gate; or
-            ``softmax`` over the edges of a target, times their number (Xu et al. 2020, PC-DARTS,
-            where such weights sum to 1). All are 1 at the start, and in a genotype.
-        partial_channels: One channel of so many passes through the candidates; the others carry
-            nothing (PC-DARTS, whose bypass would be an edge of its own here).
+        kind: ``softmax``: the candidates and ``none`` share a weight of 1 (DARTS, Liu et al. 2019,
+            arXiv 1806.09055, eq. 2). ``sigmoid``: each candidate has a gate of its own, so that all
+            may be absent (FairDARTS, Chu et al. 2020, arXiv 1911.12126). ``gumbel``: each step
+            draws one candidate or ``none``, with a straight-through gradient (GDAS, Dong and Yang
+            2019, arXiv 1910.04465).
+        edge_weights: Second weight of each edge: ``none``; ``independent``, a gate per edge; or
+            ``softmax``, a softmax over the edges of a target times their number. PC-DARTS (Xu et
+            al. 2020, arXiv 1907.05737) uses a softmax that sums to 1. Every such weight is 1 at the
+            start and in a genotype.
+        partial_channels: Number K: one channel of K passes through the candidates, the others carry
+            nothing. In PC-DARTS the others bypass the candidates; here a bypass is an edge.
         initial_std: Standard deviation of the architecture parameters at the start.
+
+    Raises:
+        ValueError: If a name is unknown or ``partial_channels`` is below 1.
     """
 
     kind: str = "softmax"
@@ -57,10 +61,17 @@ class Relaxation:
 
 
 class Architecture(nn.Module):
-    """The architecture parameters of a space, by the names of its edges and choices.
+    """Architecture parameters α of a search space, by the names of its edges and choices.
 
-    The last entry of an edge's parameters is that of ``none``, except with sigmoid gates, where
-    an edge is absent when all its gates are shut. A choice has one entry an option.
+    Attributes:
+        space: The search space.
+        relaxation: How parameters become weights.
+        edges: Key of an edge → logits (O + 1,), that of ``none`` last. With sigmoid gates (O,): an
+            edge is absent when all its gates are closed.
+        choices: Key of a choice (:func:`choice_key`) → one logit per option.
+        edge_gates: Key of an edge → logit () of the edge's second weight; empty without such
+            weights.
+        temperature: Divisor of the logits in softmax, sigmoid and Gumbel draws.
     """
 
     def __init__(self, space: SearchSpace, relaxation: Relaxation | None = None) -> None:
@@ -79,7 +90,6 @@ class Architecture(nn.Module):
             else {}
         )
         self.temperature = 1.0
-        """Of the softmax and of the Gumbel draws."""
         self._noise: dict[str, Tensor] = {}
         self._rivals = {
             edge.key: [other.key for other in space.edges if other.flow.target == edge.flow.target]
@@ -90,10 +100,10 @@ class Architecture(nn.Module):
         return nn.Parameter(self.relaxation.initial_std * torch.randn(size))
 
     def draw(self) -> None:
-        """Draw the noise of the Gumbel relaxation; it stays until the next call.
+        """Draw the noise of the Gumbel relaxation; it is used until the next call.
 
-        A weight is asked for once a pyramid level, and twice or more in a second-order step: all
-        have to see the same draw.
+        A step reads a weight several times: once per pyramid level, and in each evaluation of a
+        second-order gradient. All of them must see the same draw.
         """
         if self.relaxation.kind == "gumbel":
             for key, logits in self._logits():
@@ -105,12 +115,12 @@ class Architecture(nn.Module):
         yield from self.choices.items()
 
     def edge_weights(self, edge: Edge) -> Tensor:
-        """Return the weights of an edge's operations, (O,), without that of ``none``."""
+        """Return the weights (O,) of an edge's operations, without the weight of ``none``."""
         weights = self._weights(edge.key, self.edges[edge.key])[: len(edge.operations)]
         return weights * self._edge_weight(edge)
 
     def _edge_weight(self, edge: Edge) -> Tensor | float:
-        """Return the further weight of an edge."""
+        """Return the second weight of an edge, see ``Relaxation.edge_weights``."""
         if self.relaxation.edge_weights == "none":
             return 1.0
         if self.relaxation.edge_weights == "independent":
@@ -120,10 +130,10 @@ class Architecture(nn.Module):
         return len(rivals) * shares[rivals.index(edge.key)]
 
     def choice_weights(self, name: str) -> Tensor:
-        """Return the weights of a choice's options, which sum to 1."""
+        """Return the weights of a choice's options, in the order of the space; their sum is 1."""
         key = choice_key(name)
         logits: Tensor = self.choices[key]
-        # Options exclude each other, also where operations do not.
+        # The options of a choice exclude each other, so sigmoid gates do not apply to them.
         return self._drawn(key, logits) if self.relaxation.kind == "gumbel" else self._soft(logits)
 
     def _weights(self, key: str, logits: Tensor) -> Tensor:
@@ -141,19 +151,20 @@ class Architecture(nn.Module):
     def _drawn(self, key: str, logits: Tensor) -> Tensor:
         if self.training and key not in self._noise:
             raise RuntimeError("draw() has to be called before weights are asked for")
-        # Outside of training the likeliest candidate is taken.
+        # In eval mode take the likeliest candidate.
         soft = self._soft(logits + self._noise[key] if self.training else logits)
         hard = F.one_hot(soft.argmax(), len(soft)).to(soft)
         return hard + (soft - soft.detach())
 
     def shares(self, key: str) -> Tensor:
-        """Return the softmax or sigmoid of an edge's or choice's logits, with a gradient.
+        """Return the softmax or sigmoid of the logits of an edge or choice, with a gradient.
 
         Args:
-            key: Of an edge, or of a choice by :func:`choice_key`.
+            key: Key of an edge, or of a choice (:func:`choice_key`).
 
         Returns:
-            (O + 1,) with that of ``none`` last, (O,) with sigmoid gates, or one of each option.
+            For an edge (O + 1,), that of ``none`` last, or (O,) with sigmoid gates; for a choice
+            one number per option.
         """
         logits: Tensor = self.choices[key] if key in self.choices else self.edges[key]
         gates = self.relaxation.kind == "sigmoid" and key in self.edges
@@ -161,18 +172,18 @@ class Architecture(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, key: str) -> Tensor:
-        """Return :meth:`shares` without a gradient: what a derivation compares."""
+        """Return :meth:`shares` without a gradient, for the rules that derive a genotype."""
         return self.shares(key)
 
     @torch.no_grad()
     def strengths(self, edge: Edge) -> Tensor:
-        """Return the probabilities of an edge's operations, (O,), times the edge's own weight."""
+        """Return the probabilities (O,) of an edge's operations, times the edge's second weight."""
         return self.probabilities(edge.key)[: len(edge.operations)] * self._edge_weight(edge)
 
-    def carrier(self, edge: Edge) -> tuple[str, float]:
-        """Return an edge's strongest operation, and what all have together: how likely a flow is.
+    def strongest(self, edge: Edge) -> tuple[str, float]:
+        """Return an edge's strongest operation, and the probability that the edge has any flow.
 
-        With sigmoid gates that is the widest of them.
+        This probability is the sum over the operations, or the largest gate with sigmoid gates.
         """
         own = self.strengths(edge)
         presence = own.max() if self.relaxation.kind == "sigmoid" else own.sum()
@@ -180,10 +191,14 @@ class Architecture(nn.Module):
 
     @torch.no_grad()
     def favour(self, genotype: Genotype, logit: float) -> None:
-        """Add a logit to the parameters of a genotype's flows: a prior.
+        """Add a number to the logits of a genotype's flows, as a prior.
+
+        Args:
+            genotype: The flows to prefer.
+            logit: The number.
 
         Raises:
-            ValueError: If the genotype is no point of the space.
+            ValueError: If the genotype is not in the space.
         """
         self.space.check(genotype)
         flows = {flow.edge: flow for flow in genotype.flows}
@@ -194,10 +209,12 @@ class Architecture(nn.Module):
 
     @torch.no_grad()
     def set_genotype(self, genotype: Genotype) -> None:
-        """Make the relaxation that very genotype, to float32's precision; edges then weigh 1.
+        """Set all parameters so that the relaxation equals a genotype, to the precision of float32.
+
+        The second weight of every edge becomes 1.
 
         Raises:
-            ValueError: If the genotype is no point of the space.
+            ValueError: If the genotype is not in the space.
         """
         self.space.check(genotype)
         flows = {flow.edge: flow for flow in genotype.flows}
@@ -216,10 +233,15 @@ class Architecture(nn.Module):
 
     @contextlib.contextmanager
     def as_genotype(self, genotype: Genotype) -> Iterator[None]:
-        """Be that very genotype inside, and what it was before again afterwards.
+        """Set a genotype for the body of a ``with`` statement, and restore the parameters after.
+
+        Example::
+
+            with architecture.as_genotype(genotype):
+                loss = supernet(batch)  # the loss of this genotype
 
         Raises:
-            ValueError: As :meth:`set_genotype`.
+            ValueError: If the genotype is not in the space.
         """
         state = {name: value.clone() for name, value in self.state_dict().items()}
         try:
@@ -229,111 +251,13 @@ class Architecture(nn.Module):
             self.load_state_dict(state)
 
 
-class MixedEdge(nn.Module):
-    """All operations of an edge, weighed; in the place of the one that a derived network has.
-
-    Candidates leave at comparable scale: each output is multiplied by a constant of its operation,
-    which a derived network folds into the weights of its last layer.
-    """
-
-    def __init__(self, edge: Edge, channels: int, architecture: Architecture) -> None:
-        super().__init__()
-        partial = architecture.relaxation.partial_channels
-        if channels % partial:
-            raise ValueError(f"partial channels: {channels} channels in {partial} parts given")
-        self.edge = edge
-        self.channels = channels // partial
-        gate = edge.flow.port == "gate"
-        self.operations = nn.ModuleDict(
-            {name: build_operation(name, self.channels, zero_init=gate) for name in edge.operations}
-        )
-        # A gate's operations start at zero, at one scale.
-        self.scales = {name: 1.0 if gate else reference_scale(name) for name in edge.operations}
-        self.auxiliary_skip = 0.0
-        """Share of the source that is added, to keep identity from winning as a mere shortcut
-        (Chu et al. 2021, DARTS-); faded to 0 by the end of a search."""
-        # Not a sub-module: the parameters are the architecture's, and no weights of this edge.
-        self._architecture = [architecture]
-
-    @property
-    def architecture(self) -> Architecture:
-        """What weighs the operations."""
-        return self._architecture[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the operations, (N, C, H, W) → (N, C, H, W)."""
-        return self.forward_levels({"": x})[""]
-
-    def forward_levels(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mix the operations on several maps, each (N, C, H, W) → (N, C, H, W).
-
-        A sum of convolutions is a convolution with the sum of their kernels, so all linear
-        candidates cost what the largest costs, and none of their outputs is kept for the backward
-        pass. What was drawn alone, by Gumbel, is computed alone.
-        """
-        weights = self.architecture.edge_weights(self.edge)
-        shares = {name: weights[i] * self.scales[name] for i, name in enumerate(self.operations)}
-        if self.architecture.relaxation.kind == "gumbel":
-            drawn = {n: s for (n, s), w in zip(shares.items(), weights, strict=True) if w != 0}
-            return {key: self._mix(x, [], drawn) for key, x in maps.items()}
-        convolutions, others = self._convolutions(shares)
-        return {key: self._mix(x, convolutions, others) for key, x in maps.items()}
-
-    def _convolutions(
-        self, shares: Mapping[str, Tensor]
-    ) -> tuple[list[tuple[int, Tensor, Tensor | None]], dict[str, Tensor]]:
-        """Return dilation, kernel and bias of the linear candidates together, and the others."""
-        found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        others = {}
-        for name, share in shares.items():
-            linear = kernel_of(self.operations[name], self.channels, like=share)
-            if linear is None:
-                others[name] = share
-                continue
-            dilation, kernel, bias = linear
-            kernel = share * kernel
-            bias = None if bias is None else share * bias
-            if dilation in found:
-                before, bias_before = found[dilation]
-                kernel = _sum_of_kernels(before, kernel)
-                if bias is None or bias_before is None:
-                    bias = bias_before if bias is None else bias
-                else:
-                    bias = bias + bias_before
-            found[dilation] = (kernel, bias)
-        return [(dilation, *pair) for dilation, pair in found.items()], others
-
-    def _mix(
-        self,
-        x: Tensor,
-        convolutions: Sequence[tuple[int, Tensor, Tensor | None]],
-        others: Mapping[str, Tensor],
-    ) -> Tensor:
-        part = x[:, : self.channels]
-        mixed = self.auxiliary_skip * part
-        for dilation, kernel, bias in convolutions:
-            padding = dilation * (kernel.shape[-1] // 2)
-            mixed = mixed + F.conv2d(part, kernel, bias, padding=padding, dilation=dilation)
-        for name, share in others.items():
-            mixed = mixed + share * self.operations[name](part)
-        return F.pad(mixed, (0, 0, 0, 0, 0, x.shape[1] - self.channels))
-
-
-def _sum_of_kernels(one: Tensor, other: Tensor) -> Tensor:
-    """Add kernels of odd sizes, the smaller in the middle of the larger."""
-    margin = (one.shape[-1] - other.shape[-1]) // 2
-    if margin < 0:
-        return _sum_of_kernels(other, one)
-    return one + F.pad(other, [margin] * 4)
-
-
 def choice_key(name: str) -> str:
-    """Return a choice's name as parameters have it: without dots."""
+    """Return the name of a choice's parameters: PyTorch allows no dots, so they become ``_``."""
     return name.replace(".", "_")
 
 
 def architecture_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the architecture parameters of a model by name, and none of its weights.
+    """Return the architecture parameters of a model by their names in it.
 
     Raises:
         ValueError: If the model has no :class:`Architecture`.

@@ -1,4 +1,4 @@
-"""The graph that flows live in: branches, nodes, which edges are causal and which are searched."""
+"""Search spaces: branches, their nodes, causal edges between nodes, and the searched edges."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from darts.genotype import PORTS, Flow, Genotype
 from darts.operations import GATE_OPERATIONS, OPERATIONS
 
 Costs = Mapping[tuple[str, str], float]
-"""(key of an edge or choice, operation or option) → what it costs, in any unit."""
+"""(key of an edge or choice, operation or option) → cost in any unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A chain of nodes with one set of weights on several pyramid levels.
+    """Chain of nodes that runs on several pyramid levels with one set of weights.
 
     Attributes:
-        name: The branch's name, for example ``box``.
-        nodes: How many nodes it has.
-        levels: The pyramid levels it runs on, finest first.
-        first_stage: The stage of its first node; ``mask.1``, which runs last, is of stage 4.
+        name: Name of the branch, for example ``box``.
+        nodes: Number of nodes.
+        levels: Pyramid levels that the branch runs on, finest first.
+        first_stage: Stage of the first node. For example ``mask.1`` runs last, at stage 4.
     """
 
     name: str
@@ -32,30 +32,47 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One convolution stage of one branch."""
+    """One convolution stage of one branch.
+
+    Attributes:
+        branch: The branch.
+        index: Position in the branch, counted from 1.
+    """
 
     branch: Branch
     index: int
 
     @property
     def name(self) -> str:
-        """``branch.index``, counted from 1."""
+        """Name ``branch.index`` such as ``box.4``."""
         return f"{self.branch.name}.{self.index}"
 
     @property
     def stage(self) -> int:
-        """When the node runs: all nodes of a stage run before those of the next."""
+        """Stage of the node; all nodes of a stage run before those of the next stage."""
         return self.branch.first_stage + self.index - 1
 
 
 class Topology:
-    """Branches in the order they run within a stage, and the causality that follows.
+    """Branches in their running order within a stage, and the causal edges between their nodes.
 
-    An edge goes from a branch to a later one of that order at the same stage, or from another
-    branch's previous stage exactly; within a branch the chain itself is the only connection.
+    An edge goes to a later branch of this order at the same stage, or comes from another branch at
+    exactly the previous stage. Within a branch the chain is the only connection.
+
+    Attributes:
+        branches: Branches in their running order.
+        nodes: All nodes in their running order.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
+        """Sort the nodes into their running order.
+
+        Args:
+            branches: Branches in their running order within a stage.
+
+        Raises:
+            ValueError: If two branches have the same name.
+        """
         names = [branch.name for branch in branches]
         if len(set(names)) != len(names):
             raise ValueError(f"branch names must differ, got {names}")
@@ -67,17 +84,17 @@ class Topology:
         self.nodes = tuple(nodes)
 
     def node(self, name: str) -> Node:
-        """Return the node of that name.
+        """Return the node of a name.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If no node has this name.
         """
         if name not in self._order:
             raise ValueError(f"unknown node {name!r}; the nodes are {', '.join(self._order)}")
         return self.nodes[self._order[name]]
 
     def is_causal(self, source: Node, target: Node) -> bool:
-        """Tell whether an edge from ``source`` to ``target`` is in the full space."""
+        """Return whether an edge from ``source`` to ``target`` is causal."""
         if source.branch.name == target.branch.name:
             return False
         if source.stage == target.stage:
@@ -85,7 +102,7 @@ class Topology:
         return source.stage == target.stage - 1
 
     def edges(self) -> list[tuple[Node, Node]]:
-        """Return every (source, target) of the full space, in running order of the targets."""
+        """Return every causal (source, target), in the running order of the targets."""
         return [
             (source, target)
             for target in self.nodes
@@ -94,15 +111,15 @@ class Topology:
         ]
 
     def shared_levels(self, flow: Flow) -> tuple[str, ...]:
-        """Return the levels on which both ends of a flow exist, finest first."""
+        """Return the pyramid levels on which both ends of a flow run, finest first."""
         source, target = self.node(flow.source), self.node(flow.target)
         return tuple(level for level in target.branch.levels if level in source.branch.levels)
 
     def check(self, genotype: Genotype) -> None:
-        """Check that every flow of a genotype is an edge of this graph.
+        """Check that every flow of a genotype is a causal edge with a common level.
 
         Raises:
-            ValueError: Naming the first flow that is not, and why.
+            ValueError: If a flow is not; the message names the first such flow and the reason.
         """
         for flow in genotype.flows:
             where = f"genotype {genotype.name!r}: flow {flow}"
@@ -125,12 +142,12 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A possible flow, and the operations that may carry it.
+    """Possible flow and its candidate operations.
 
     Attributes:
-        flow: Source, target and port, with the first of the operations.
-        operations: The candidates, in the order of their architecture parameters. That the flow
-            may be absent (``none``) is a matter of the space, not of an edge.
+        flow: Flow with the edge's source, target and port, and the first operation.
+        operations: Names of the candidates, in the order of their architecture parameters, without
+            ``none``.
     """
 
     flow: Flow
@@ -141,23 +158,23 @@ class Edge:
 
     @property
     def key(self) -> str:
-        """The name of its module and of its architecture parameters."""
+        """Name of the edge's module and of its architecture parameters."""
         return self.flow.key
 
     def with_operation(self, operation: str) -> Flow:
-        """Return the flow that an operation of this edge makes."""
+        """Return the edge's flow with an operation."""
         return replace(self.flow, operation=operation)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """The genotypes that a search may find.
+    """Set of genotypes that a search can find.
 
     Attributes:
-        topology: The branches.
-        edges: The possible flows, in running order of their targets.
-        choices: For each choice its options, the first being the default.
-        max_inputs: Flows that a node may receive at most; None for any number.
+        topology: Branches and nodes.
+        edges: Possible flows, in the running order of their targets.
+        choices: Name of a choice → its options; the first option is the default.
+        max_inputs: Largest number of flows into a node; None for no limit.
     """
 
     topology: Topology
@@ -178,21 +195,21 @@ class SearchSpace:
         choices: Mapping[str, Sequence[str]] | None = None,
         max_inputs: int | None = None,
     ) -> SearchSpace:
-        """Choose edges from the full space of a topology.
+        """Build a space from the causal edges of a topology.
 
         Args:
-            topology: The branches.
-            operations: The candidates of every edge; those that cannot write a gate are left out
-                of edges into ``gate`` ports.
-            pairs: (source branch, target branch) pairs that may be joined; None for all.
-            stages: Stages of targets; None for all.
-            ports: Of every edge.
-            complete_levels: Leave out edges whose target has levels that their source lacks.
-            choices: Names and options of choices.
-            max_inputs: Flows that a node may receive at most; None for any number.
+            topology: Branches and nodes.
+            operations: Candidate operations of every edge. An edge into a ``gate`` port takes only
+                those that can write a gate.
+            pairs: Allowed (source branch, target branch) pairs; None for all.
+            stages: Allowed stages of targets; None for all.
+            ports: Ports of each target that have an edge.
+            complete_levels: Leave out edges whose target runs on a level that the source lacks.
+            choices: Name of a choice → its options; the first option is the default.
+            max_inputs: Largest number of flows into a node; None for no limit.
 
         Raises:
-            ValueError: If a name is unknown, or no edge and no choice is left.
+            ValueError: If a name is unknown or given twice, or no edge and no choice is left.
         """
         _check_names(topology, operations, pairs, stages, ports)
         edges = []
@@ -212,10 +229,11 @@ class SearchSpace:
         return cls(topology, tuple(edges), options, max_inputs)
 
     def check(self, genotype: Genotype) -> None:
-        """Check that a genotype is a point of the space.
+        """Check that a genotype is in the space.
 
         Raises:
-            ValueError: Naming the first flow or choice that is not, and why.
+            ValueError: If it is not; the message names the first such flow or choice and the
+                reason.
         """
         self.topology.check(genotype)
         edges = {edge.flow.edge: edge for edge in self.edges}
@@ -234,7 +252,7 @@ class SearchSpace:
                     f"{self.max_inputs} expected at most"
                 )
         for name, option in genotype.choices.items():
-            # What is not searched keeps its default, which the builder of the network checks.
+            # The builder of the network checks choices that the space does not search.
             if option not in self.choices.get(name, (option,)):
                 raise ValueError(
                     f"genotype {genotype.name!r}: choice {name!r}: {option!r} given, one of "

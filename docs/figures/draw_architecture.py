@@ -25,13 +25,13 @@ LANES = {"cls": 3.0, "box": 2.0, "stuff": 1.0, "mask": 0.0}
 LANE_HEIGHT = 1.62
 LEVELS = {"cls": "P3–P7", "box": "P3–P7", "stuff": "P3–P5", "mask": "P3–P5"}
 INK, GREY, PALE, PAPER = "#22262b", "#6b7480", "#eef1f4", "#ffffff"
-# Width and height of a node, and the distance between two of a branch.
+# Width and height of a node, and distance between two nodes of a branch.
 NODE = (0.98, 0.74)
 STEP = 2.18
 FIRST = 6.1
-# How much farther to the right a branch is drawn than those it receives from.
+# Shift of a branch to the right of the branches whose flows it receives.
 LAG = 1.8
-# Between two flows that arrive at one node, and the radius of the symbol for it.
+# Distance between two flows into one node, and radius of the symbol of an addition.
 ARRIVAL = 0.5
 PLUS = 0.17
 RIGHT = 18.95
@@ -40,7 +40,7 @@ TEXT, SMALL = 11.0, 9.5
 
 
 def node_x(name: str) -> float:
-    """Return the centre of a node; a branch runs to the right of those it receives from."""
+    """Return the horizontal centre of a node."""
     branch, index = name.split(".")
     stage = 4 if branch == "mask" else int(index)
     lag = {"box": 0.0, "cls": LAG, "stuff": LAG, "mask": 2 * LAG + ARRIVAL}[branch]
@@ -48,12 +48,15 @@ def node_x(name: str) -> float:
 
 
 def lane_y(branch: str) -> float:
-    """Return the height of a branch."""
+    """Return the vertical centre of a branch."""
     return LANES[branch] * LANE_HEIGHT
 
 
 def arrivals(genotype: Genotype) -> dict[Flow, float]:
-    """Return where each flow is added; of two into one node the farther one's is nearer to it."""
+    """Return the horizontal position at which each flow is added to its target's input.
+
+    Of two flows into one node, that from the farther branch is added closer to the node.
+    """
     places = {}
     for target in {flow.target for flow in genotype.flows}:
         flows = [flow for flow in genotype.flows if flow.target == target]
@@ -90,7 +93,7 @@ def arrow(
     color: str = GREY,
     **style: object,
 ) -> None:
-    """Draw an arrow; with ``rim=True`` in the style it covers the lines that it crosses."""
+    """Draw an arrow; with ``rim=True`` it covers the lines that it crosses."""
     options = {"connectionstyle": "arc3,rad=0", "linewidth": 1.4, "zorder": 2, **style}
     if options.pop("rim", False):
         cover = {**options, "linewidth": 5.0, "arrowstyle": "-", "color": PAPER}
@@ -129,7 +132,7 @@ def draw_flow(ax: Axes, flow: Flow, x: float) -> None:
     draw_plus(ax, x, lane_y(target), COLORS[target])
     end = (x, lane_y(target) + (-PLUS if upwards else PLUS))
     ax.add_patch(Circle(start, 0.07, color=COLORS[source], zorder=6))
-    # Leaves along its branch, arrives from above or below.
+    # The flow leaves along its branch and arrives from above or below.
     style = f"angle,angleA=0,angleB={90 if upwards else -90},rad=14"
     arrow(ax, start, end, COLORS[source], connectionstyle=style, linewidth=2.2, zorder=2.5)
 
@@ -174,7 +177,7 @@ def draw_heads(ax: Axes, segments: np.ndarray) -> None:
     fusion = (edge + 3.6, 1.5 * LANE_HEIGHT)
     box(ax, *detections, 1.75, HEAD[1], "detections\nNMS", edgecolor=INK)
     box(ax, *fusion, 1.5, 1.1, "panoptic\nfusion", edgecolor=INK)
-    # Boxes to the mask head, past the stuff head's way to the fusion.
+    # The boxes' arrow to the mask head passes the stuff head's arrow to the fusion.
     bottom = (detections[0] + 0.3, detections[1] - HEAD[1] / 2)
     above, below = detections[1] + HEAD[1] / 2, detections[1] - HEAD[1] / 2
     for start, end, angles in (
@@ -194,7 +197,7 @@ def draw_heads(ax: Axes, segments: np.ndarray) -> None:
 
 
 def draw_legend(ax: Axes) -> None:
-    """Say what the symbols mean."""
+    """Draw the legend of the symbols."""
     y = -1.25
     style = {"va": "center", "fontsize": TEXT, "color": INK}
     box(ax, 4.1, y, *NODE, "box.1", facecolor=COLORS["box"], edgecolor=COLORS["box"], color=PAPER)

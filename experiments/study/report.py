@@ -16,7 +16,6 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from darts.history import history_svg
 from darts.relaxation import Architecture
 from experiments.study.analysis import Outcome, outcomes
 from experiments.study.claims import HEAD as HEAD_OF_CLAIMS
@@ -52,6 +51,7 @@ from spatialflow.data.registration import ensure_metadata
 from spatialflow.engine import prepare_config
 from spatialflow.engine.predictor import Predictor
 from spatialflow.evaluation.samples import Panoptic, Samples
+from spatialflow.search.history import history_svg
 from spatialflow.search.report import compared
 from spatialflow.search.space import relaxation_from_config, search_space, topology_from_config
 from spatialflow.utils import charts

@@ -1,4 +1,4 @@
-"""Evaluation of panoptic results: quality, intervals, Detectron2's evaluators, samples drawn."""
+"""Evaluation of panoptic results: quality, intervals, Detectron2's evaluators, and samples."""
 
 from spatialflow.evaluation.evaluator import (
     RESULTS_FILE,

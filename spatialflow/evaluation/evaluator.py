@@ -1,8 +1,10 @@
-"""Panoptic quality on registered data, as tables and as JSON, with intervals.
+"""Evaluate panoptic quality on a registered data set, and write tables and JSON with intervals.
 
-Images are matched one at a time, so each image's counts are known: intervals come from resampling
-images, and no pool of processes is started. Segments are counted on the rank that predicted them,
-and only the counts are gathered.
+Segments are matched image by image, on the rank that predicted them, without a pool of processes.
+Only the counts of matches are gathered. As they are known for each image, intervals come from
+resampling images.
+
+H, W: Height and width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluators
@@ -29,21 +32,23 @@ from spatialflow.evaluation.panoptic_quality import GROUPS, count_matches, summa
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "panoptic_results.json"
+"""Name of the JSON file with all results, in the evaluator's output folder."""
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
-    """PQ, SQ and RQ for all classes, things and stuff, in Detectron2's format.
+    """Evaluator of PQ, SQ and RQ for all classes, things and stuff, in Detectron2's format.
 
-    A group without classes, or whose classes are in no image, is nan in the returned dict, "n/a"
-    in the table and null in the JSON.
+    Panoptic quality is defined in Kirillov et al. 2019, arXiv 1801.00868. A group without classes,
+    or whose classes are in no image, is NaN in the returned dict, "n/a" in the table and null in
+    the JSON.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path | None = None) -> None:
-        """Reads the ground truth of a registered data set, deriving it if this is the first time.
+        """Read the ground truth of a registered data set, and derive it on first use.
 
         Args:
-            dataset_name: a name given to `register_panoptic`, or a built-in one.
-            output_dir: folder for `panoptic_results.json`; None writes nothing.
+            dataset_name: Name of a data set that ``register_panoptic`` or this package registered.
+            output_dir: Folder for ``panoptic_results.json``; None writes no file.
         """
         ensure_metadata(dataset_name)
         super().__init__(dataset_name, None if output_dir is None else str(output_dir))
@@ -52,22 +57,23 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._categories = {c["id"]: c for c in truth["categories"]}
         self._truth = {a["image_id"]: a for a in truth["annotations"]}
         self._images = {i["id"]: i for i in truth["images"]}
-        self._records: dict[int | str, dict] = {}
+        self._records: dict[int | str, dict[str, Any]] = {}
 
     def reset(self) -> None:
-        """Forgets the images seen so far."""
+        """Forget all images."""
         super().reset()
         self._records = {}
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Matches the segments of some images with the ground truth.
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Match the segments of some images with the ground truth.
 
         Args:
-            inputs: the mapper's dicts, with `image_id` and `file_name`.
-            outputs: the model's dicts, with `panoptic_seg`.
+            inputs: Dicts of the mapper, with ``image_id`` and ``file_name``.
+            outputs: Dicts of the model; ``panoptic_seg`` is a map (H, W) of segment ids and a list
+                of segments in Detectron2's format.
 
         Raises:
-            ValueError: if an image is not in the data set, or the result has another size.
+            ValueError: If an image is not in the data set, or its result has another size.
         """
         for one_input, output in zip(inputs, outputs, strict=True):
             image_id = one_input["image_id"]
@@ -81,12 +87,12 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                     f"the panoptic result of image {image_id!r} is {tuple(ids.shape)} (height, "
                     f"width), but the image is {expected}"
                 )
-            # Detectron2's process() replaces the ids of the segments it is given.
+            # Detectron2's process() changes the ids in its input: give it a copy.
             super().process([one_input], [{"panoptic_seg": (ids, copy.deepcopy(segments))}])
             self._records[image_id] = self._count(self._predictions.pop())
 
-    def _count(self, prediction: dict) -> dict:
-        """Counts one image's matches; the record goes into the JSON as it is."""
+    def _count(self, prediction: dict[str, Any]) -> dict[str, Any]:
+        """Return the image's record of the JSON, with its matches by class."""
         truth = self._truth[prediction["image_id"]]
         with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
             (Path(folder) / prediction["file_name"]).write_bytes(prediction.pop("png_string"))
@@ -98,15 +104,15 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             "classes": classes,
         }
 
-    def evaluate(self) -> OrderedDict | None:
-        """Gathers the counts of all ranks, logs the tables and writes the JSON.
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """Gather the counts of all ranks, log the tables and write the JSON.
 
         Returns:
-            {"panoptic_seg": {"PQ", "SQ", "RQ", "PQ_th", …, "RQ_st"}} in percent on rank 0, None on
-            the others.
+            ``{"panoptic_seg": {"PQ": …, "SQ": …, "RQ": …, "PQ_th": …, …, "RQ_st": …}}`` in percent
+            on rank 0, None on the other ranks.
 
         Raises:
-            ValueError: if an image of the data set has no result.
+            ValueError: If an image of the data set has no result.
         """
         comm.synchronize()
         gathered = comm.gather(list(self._records.values()))
@@ -133,14 +139,14 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return OrderedDict(panoptic_seg=returned)
 
 
-def results_table(results: dict) -> str:
-    """Writes results as two tables, the groups and the classes.
+def results_table(results: dict[str, Any]) -> str:
+    """Return results as two Markdown tables, one of groups and one of classes.
 
     Args:
-        results: the content of `panoptic_results.json`.
+        results: Content of ``panoptic_results.json``.
 
     Returns:
-        text of several lines; "n/a" where there is nothing to measure.
+        Text of several lines; numbers are in percent, "n/a" where nothing was measured.
     """
     groups = []
     for suffix, (group, _) in GROUPS.items():
@@ -177,21 +183,21 @@ def _number(value: float | None) -> str:
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | Path | None = None
 ) -> DatasetEvaluators:
-    """Builds the evaluators of a registered panoptic data set.
+    """Build the evaluators of a registered panoptic data set; all ranks must call this.
 
     Args:
-        cfg: TEST.DETECTIONS_PER_IMAGE raises COCO's limit of 100 detections an image.
-        dataset_name: a name given to `register_panoptic`, or a built-in one.
-        output_folder: where results are written; None means OUTPUT_DIR/inference.
+        cfg: Config; ``TEST.DETECTIONS_PER_IMAGE`` above 100 raises COCO's limit of 100 detections
+            per image.
+        dataset_name: Name of a data set that ``register_panoptic`` or this package registered.
+        output_folder: Folder for the results; None for ``OUTPUT_DIR/inference``.
 
     Returns:
-        PQ, and box and mask AP (by object size too) if the data set has things. All ranks have to
-        call this.
+        Evaluators of PQ and, if the data set has things, of box and mask AP, also by object size.
     """
     folder = Path(cfg.OUTPUT_DIR) / "inference" if output_folder is None else Path(output_folder)
     has_things = bool(ensure_metadata(dataset_name).thing_classes)
     if comm.is_main_process():
-        # Derived once here, so that the other ranks find the files ready.
+        # Derive the files on one rank; the others find them in the cache.
         panoptic_json(dataset_name)
         if has_things:
             instances_json(dataset_name)

@@ -1,6 +1,8 @@
-"""Intervals of panoptic quality by resampling images."""
+"""Confidence intervals of panoptic quality by resampling images."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -8,22 +10,24 @@ from spatialflow.evaluation.panoptic_quality import GROUPS
 
 
 def bootstrap_pq(
-    per_image: list[dict], n: int = 1000, seed: int = 0
+    per_image: list[dict[str, Any]], n: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float] | None]:
-    """Estimates 95 % intervals of PQ by resampling images with replacement.
+    """Estimate 95 % intervals of PQ by resampling images with replacement (bootstrap).
+
+    A class that a resample does not contain is left out of the mean of this resample. panopticapi
+    treats classes that do not occur in the same way.
 
     Args:
-        per_image: the `per_image` records of `panoptic_results.json`.
-        n: number of resamples.
-        seed: seed of the resampling.
+        per_image: Records ``per_image`` of ``panoptic_results.json``.
+        n: Number of resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        {"PQ", "PQ_th", "PQ_st"} → (2.5 %, 97.5 %) percentiles in percent, None for a group without
-        a class. A class that a resample does not contain is left out of that resample's mean, as
-        panopticapi leaves out classes that do not occur.
+        "PQ", "PQ_th" and "PQ_st" → 2.5 and 97.5 percentile in percent; None for a group without a
+        class.
 
     Raises:
-        ValueError: if there is no image or no resample.
+        ValueError: If there is no image or no resample.
     """
     if not per_image or n < 1:
         raise ValueError(
@@ -31,7 +35,8 @@ def bootstrap_pq(
         )
     ids = sorted({int(c) for record in per_image for c in record["classes"]})
     position = {category_id: i for i, category_id in enumerate(ids)}
-    counts = np.zeros((len(per_image), len(ids), 2))  # sum of IoU, and the denominator of PQ
+    # Numerator (sum of IoU) and denominator of PQ, by image and class.
+    counts = np.zeros((len(per_image), len(ids), 2))
     isthing = np.zeros(len(ids), dtype=int)
     for row, record in enumerate(per_image):
         for category_id, c in record["classes"].items():

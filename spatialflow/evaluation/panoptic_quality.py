@@ -1,32 +1,37 @@
-"""Panoptic quality from counts of matches, image by image; the matching is panopticapi's."""
+"""Count matches of segments image by image with panopticapi, and compute panoptic quality."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from panopticapi.evaluation import PQStat, pq_compute_single_core
 
 GROUPS = {"": ("All", (0, 1)), "_th": ("Things", (1,)), "_st": ("Stuff", (0,))}
-"""Suffix of Detectron2's keys → the group's name, and the values of ``isthing`` that it has."""
+"""Suffix of Detectron2's keys → name of the group, and the values of ``isthing`` in the group."""
 
 COUNTS = ("iou", "tp", "fp", "fn")
-"""What is counted for a class: the sum of IoU over matches, and numbers of segments."""
+"""Counts of a class: sum of IoU over matches, and numbers of segments."""
 
 
 def count_matches(
-    annotations: tuple[dict, dict], folders: tuple[str, str], categories: Mapping[int, dict]
-) -> dict[str, dict]:
-    """Counts the matches of one image's segments, as panopticapi does.
+    annotations: tuple[dict[str, Any], dict[str, Any]],
+    folders: tuple[str, str],
+    categories: Mapping[int, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Count the matches of one image's segments with panopticapi.
 
     Args:
-        annotations: of the ground truth and of the prediction, in COCO panoptic form.
-        folders: with the PNG of each.
-        categories: category id → entry of the JSON's `categories`.
+        annotations: Annotation of the ground truth and of the prediction, in COCO's panoptic
+            format.
+        folders: Folder with the PNG of the ground truth, and folder with that of the prediction.
+        categories: Category id → entry of the JSON's ``categories``.
 
     Returns:
-        category id as a string → `isthing`, `iou`, `tp`, `fp` and `fn`, for classes that have any.
+        Category id as a string → ``isthing``, ``iou``, ``tp``, ``fp`` and ``fn``, without classes
+        whose counts are all 0.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         stat = pq_compute_single_core(0, [annotations], *folders, categories)
@@ -43,17 +48,20 @@ def count_matches(
     }
 
 
-def summarize(per_image: Iterable[dict], categories: Mapping[int, dict]) -> dict:
-    """Sums the counts of images up to PQ, SQ and RQ in percent.
+def summarize(
+    per_image: Iterable[dict[str, Any]], categories: Mapping[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """Sum the counts of images, and compute PQ, SQ and RQ in percent.
 
     Args:
-        per_image: the `per_image` records of `panoptic_results.json`.
-        categories: category id → entry of the JSON's `categories`.
+        per_image: Records ``per_image`` of ``panoptic_results.json``.
+        categories: Category id → entry of the JSON's ``categories``.
 
     Returns:
-        "summary": {"PQ", "SQ", "RQ", "PQ_th", …}, None where a group has no class; "per_class": one
-        dict for each class with its counts, None for the three numbers where it occurs nowhere;
-        "classes_counted": how many classes stand behind PQ, PQ_th and PQ_st.
+        ``summary``: "PQ", "SQ", "RQ", "PQ_th", … → percent, None for a group without a class.
+        ``per_class``: One dict per class with its counts, PQ, SQ and RQ, None for a class that
+        occurs nowhere.
+        ``classes_counted``: "PQ", "PQ_th" and "PQ_st" → number of classes in the mean.
     """
     total = PQStat()
     for record in per_image:
@@ -73,9 +81,9 @@ def summarize(per_image: Iterable[dict], categories: Mapping[int, dict]) -> dict
     return {"summary": summary, "classes_counted": counted, "per_class": per_class}
 
 
-def _class_result(category: dict, total: PQStat) -> dict:
-    """One class's numbers in percent and its counts."""
-    # pq_average divides by the number of classes seen, so it is asked only about one that is.
+def _class_result(category: dict[str, Any], total: PQStat) -> dict[str, Any]:
+    """Return PQ, SQ and RQ of a class in percent, and its counts."""
+    # pq_average divides by the number of classes with counts: call it only if there are counts.
     entry = total.pq_per_cat.get(category["id"])
     result = {
         "id": category["id"],

@@ -1,4 +1,7 @@
-"""Results of models on a few images: how good they are, and how they look."""
+"""Run models on a few images, measure their quality and draw their results.
+
+H, W: Height and width of an image in pixels.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,25 @@ from spatialflow.evaluation.panoptic_quality import count_matches, summarize
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
 
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
-"""Segment ids (H, W), and the segments in Detectron2's form."""
+"""Segment ids (H, W), and the segments in Detectron2's format."""
 
 
 class Samples:
-    """Images of one data set with their ground truth, and the results of models on them."""
+    """Images of one data set with their ground truth.
+
+    Attributes:
+        images: Dicts of the images, as in ``DatasetCatalog.get``.
+        metadata: Detectron2's metadata of the data set.
+        truth: Ground truth of each image.
+        categories: Category id → entry as in the ``categories`` of COCO's panoptic format.
+    """
 
     def __init__(self, images: Sequence[dict[str, Any]], metadata: Metadata) -> None:
         """Read the ground truth.
 
         Args:
-            images: Of ``DatasetCatalog.get``.
-            metadata: Of the data set.
+            images: Dicts of the images, as in ``DatasetCatalog.get``.
+            metadata: Detectron2's metadata of the data set.
 
         Raises:
             DataError: If a file cannot be read.
@@ -55,11 +65,11 @@ class Samples:
 
     @torch.no_grad()
     def results_of(self, model: nn.Module, mapper: PanopticMapper) -> list[Panoptic]:
-        """Return a model's results; it has to be in eval mode.
+        """Return the panoptic result of a model for each image.
 
         Args:
-            model: SpatialFlow, or another of Detectron2's panoptic models.
-            mapper: Of inference.
+            model: Panoptic model with Detectron2's outputs, in eval mode.
+            mapper: Mapper of inference (``is_train=False``).
         """
         return [model([mapper(dict(image))])[0]["panoptic_seg"] for image in self.images]
 
@@ -67,10 +77,11 @@ class Samples:
         """Return PQ, PQ_th and PQ_st in percent with their 95 % intervals over images.
 
         Args:
-            results: Of a model, one an image.
+            results: One panoptic result per image.
 
         Returns:
-            Mean, lower and upper end; None where no image has a class of the group.
+            "PQ", "PQ_th" and "PQ_st" → mean, lower and upper end; None for a group without a class
+            in these images.
         """
         records = []
         for image, truth, result in zip(self.images, self.truth, results, strict=True):
@@ -83,14 +94,14 @@ class Samples:
         return found
 
     def draw(self, results: Mapping[str, Sequence[Panoptic]], count: int) -> np.ndarray:
-        """Draw the first images, their ground truth, and the results of models side by side.
+        """Draw the first images, their ground truth and the results of models side by side.
 
         Args:
-            results: Title → results of a model, one an image.
-            count: Of the images.
+            results: Title → one panoptic result per image.
+            count: Number of images to draw.
 
         Returns:
-            (H, W, 3) uint8 RGB.
+            (H', W', 3) uint8 RGB.
         """
         rows = []
         for i, image in enumerate(self.images[:count]):
@@ -103,14 +114,14 @@ class Samples:
 
 
 def _category(isthing: bool, index: int) -> int:
-    """Return one number for a class, as things and stuff are each counted from 0."""
+    """Return a category id for a thing or stuff class; both are counted from 0."""
     return 2 * index + int(isthing)
 
 
 def _match(
     truth: Panoptic, result: Panoptic, categories: Mapping[int, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return each class's counts on an image, matched by panopticapi."""
+    """Return the counts of each class on one image."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as root:
         folders = (f"{root}/truth", f"{root}/result")
         annotations = (_write(*truth, Path(folders[0])), _write(*result, Path(folders[1])))
@@ -118,7 +129,7 @@ def _match(
 
 
 def _write(ids: Tensor, segments: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Write segments as a PNG into a new folder, and return COCO's description of them."""
+    """Write segments as a PNG into a new folder, and return their COCO annotation."""
     folder.mkdir()
     array = ids.cpu().numpy()
     write_panoptic_png(folder / "0.png", array)

@@ -1,1 +1,1 @@
-"""The authors' checkpoints: names, conversion, and parity with their code."""
+"""The checkpoints of the authors: names, conversion, and parity with their code."""

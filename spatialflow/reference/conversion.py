@@ -1,14 +1,16 @@
-"""Checkpoints of the authors' SpatialFlow code, brought into the names and orders of this project.
+"""Convert checkpoints of the authors' SpatialFlow code into the names and orders of this project.
 
-Three things differ beside the names:
+Besides the names, three things differ:
 
-* **anchors**: an output channel of their box predictors belongs to an anchor counted *for each
-  ratio, for each scale*; Detectron2 counts *for each size, for each ratio*;
-* **stuff classes**: their class "things-other" stands at ``things_other_index`` (36 of 54 in the
-  released COCO models); here "things" is class 0 and the others follow in their order;
-* **BatchNorm counters** (``num_batches_tracked``): dropped, unless the model keeps such a counter.
+* **Anchors**: the authors order the anchors of a location by ratio, then by scale. Detectron2
+  orders them by size, then by ratio. The channels of the box predictors follow this order.
+* **Stuff classes**: the authors' class "things-other" has the index ``things_other_index`` (36 of
+  54 in the released COCO models). Here class 0 is "things", and the others follow in their order.
+* **BatchNorm counters** (``num_batches_tracked``) are dropped, unless the model has such a counter.
 
-Their input is RGB, as is that of the reference configs.
+The input is RGB, in the authors' code and in the reference configs.
+
+A: anchors per location, the number of sizes times the number of ratios.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from torch import Tensor
 from spatialflow.reference.names import our_name
 
 COCO_STUFF_OUTPUTS = 54
-"""Stuff outputs of the released COCO models: 53 stuff classes and things-other."""
+"""Number of stuff outputs of the released COCO models: 53 stuff classes and things-other."""
+
 COCO_THINGS_OTHER_INDEX = 36
+"""Index of things-other in the released COCO models."""
 
 _COUNTER = ".num_batches_tracked"
 _BOXES = "bbox_head.retina_reg"
@@ -36,25 +40,29 @@ _DEFORMABLE_CHANNELS = 27
 
 
 def default_things_other_index(stuff_outputs: int) -> int | None:
-    """Return the index of things-other in the released COCO models, None for other models."""
+    """Return the index of things-other for COCO's 54 stuff outputs, None for other numbers."""
     return COCO_THINGS_OTHER_INDEX if stuff_outputs == COCO_STUFF_OUTPUTS else None
 
 
 def anchor_order(num_sizes: int, num_ratios: int) -> list[int]:
-    """Return, for each anchor in Detectron2's order, its index in the authors' order.
+    """Return the index in the authors' order of each anchor in Detectron2's order.
 
     Args:
-        num_sizes: anchor sizes (scales) per location.
-        num_ratios: aspect ratios per location.
+        num_sizes: Number of anchor sizes (scales) per location.
+        num_ratios: Number of aspect ratios per location.
     """
     return [ratio * num_sizes + size for size in range(num_sizes) for ratio in range(num_ratios)]
 
 
 def stuff_order(stuff_outputs: int, things_other_index: int) -> list[int]:
-    """Return, for each stuff class here (0 is "things"), its index in the authors' order.
+    """Return the index in the authors' order of each stuff class of this project (0 is "things").
+
+    Args:
+        stuff_outputs: Number of stuff outputs, including things-other.
+        things_other_index: Index of things-other in the authors' order.
 
     Raises:
-        ValueError: if there is no class with that index.
+        ValueError: If no stuff output has this index.
     """
     if not 0 <= things_other_index < stuff_outputs:
         raise ValueError(
@@ -66,16 +74,19 @@ def stuff_order(stuff_outputs: int, things_other_index: int) -> list[int]:
 
 
 def permute_anchors(values: Tensor, num_sizes: int, num_ratios: int, dim: int = 0) -> Tensor:
-    """Bring anchor-major channels from the authors' anchor order into Detectron2's.
+    """Reorder channels from the authors' anchor order to Detectron2's.
 
     Args:
-        values: (..., A * n, ...) along ``dim``, with A = ``num_sizes * num_ratios``.
-        num_sizes: anchor sizes per location.
-        num_ratios: aspect ratios per location.
-        dim: the dimension of the channels.
+        values: Tensor with A * n channels in dimension ``dim``, n values per anchor.
+        num_sizes: Number of anchor sizes (scales) per location.
+        num_ratios: Number of aspect ratios per location.
+        dim: Dimension of the channels.
+
+    Returns:
+        Tensor of the same shape.
 
     Raises:
-        ValueError: if the number of channels is no multiple of A.
+        ValueError: If the number of channels is not a multiple of A.
     """
     anchors = num_sizes * num_ratios
     channels = values.shape[dim]
@@ -90,7 +101,13 @@ def permute_anchors(values: Tensor, num_sizes: int, num_ratios: int, dim: int = 
 
 @dataclass(frozen=True)
 class ReferenceLayout:
-    """What a tensor's name does not tell about the orders inside it."""
+    """Orders of the channels in the authors' box and stuff predictors.
+
+    Attributes:
+        num_sizes: Number of anchor sizes (scales) per location.
+        num_ratios: Number of aspect ratios per location.
+        things_other_index: Index of things-other among the authors' stuff classes.
+    """
 
     num_sizes: int
     num_ratios: int
@@ -100,16 +117,16 @@ class ReferenceLayout:
     def from_config(
         cls, cfg: CfgNode, reference: Mapping[str, Tensor], things_other_index: int
     ) -> ReferenceLayout:
-        """Read the anchors of a config, after checking its class counts against a checkpoint.
+        """Read the anchors of a config, and check that anchors and classes fit a checkpoint.
 
         Args:
-            cfg: describes the model to be filled.
-            reference: names and tensors of the authors' code.
-            things_other_index: of the authors' stuff classes.
+            cfg: Config of the model that receives the weights.
+            reference: Tensors of the checkpoint, by the authors' names.
+            things_other_index: Index of things-other among the authors' stuff classes.
 
         Raises:
-            ValueError: if the config's input is not RGB, or its anchors or class counts are not
-                those of the checkpoint.
+            ValueError: If the config's input is not RGB, or its anchors or class counts differ
+                from those of the checkpoint.
         """
         if cfg.INPUT.FORMAT != "RGB":
             raise ValueError(f"INPUT.FORMAT: got {cfg.INPUT.FORMAT!r}, expected 'RGB'")
@@ -131,11 +148,11 @@ class ReferenceLayout:
         return cls(num_sizes, num_ratios, things_other_index)
 
     def reorder(self, name: str, value: Tensor) -> Tensor | None:
-        """Return the tensor in this project's order, or None if the orders are the same.
+        """Return a tensor in this project's order, or None if both orders are the same.
 
         Args:
-            name: the tensor's name in this project.
-            value: the tensor in the authors' order.
+            name: This project's name of the tensor.
+            value: Tensor in the authors' order.
         """
         if name.startswith(("box_head.cls_score.", "box_head.bbox_pred.")):
             return permute_anchors(value, self.num_sizes, self.num_ratios)
@@ -146,14 +163,20 @@ class ReferenceLayout:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted checkpoint; ``permuted`` are names of this project, ``dropped`` the authors'."""
+    """A converted checkpoint.
+
+    Attributes:
+        state: State dict of this project's model.
+        permuted: This project's names of the tensors whose channels were reordered.
+        dropped: Authors' names of the tensors that were left out.
+    """
 
     state: dict[str, Tensor]
     permuted: tuple[str, ...]
     dropped: tuple[str, ...]
 
     def summary(self) -> str:
-        """Return one line for a person."""
+        """Return the numbers of converted, reordered and dropped tensors as one line of text."""
         return (
             f"{len(self.state)} tensors placed ({len(self.permuted)} of them with channels "
             f"reordered), {len(self.dropped)} BatchNorm counters dropped"
@@ -164,11 +187,14 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint of the authors' code.
 
     Args:
-        path: a file by ``torch.save`` that holds names and tensors, at the top level or under
-            ``state_dict``. A prefix ``module.`` is stripped.
+        path: File of ``torch.save`` with tensors by name, at the top level or under
+            ``state_dict``.
+
+    Returns:
+        Tensors by name, without the prefix ``module.``.
 
     Raises:
-        ValueError: if the file cannot be read as such; the message names it.
+        ValueError: If the file cannot be read or has other content; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -197,7 +223,7 @@ def stuff_outputs(reference: Mapping[str, Tensor]) -> int:
     """Return the number of stuff outputs of a checkpoint of the authors' code.
 
     Raises:
-        ValueError: if it has no stuff predictor.
+        ValueError: If the checkpoint has no stuff predictor.
     """
     return _output_channels(reference, _STUFF)
 
@@ -216,16 +242,17 @@ def convert_reference(
     model_state: Mapping[str, Tensor],
     layout: ReferenceLayout,
 ) -> Conversion:
-    """Convert a state dict of the authors' code into one of ours.
+    """Convert a state dict of the authors' code into a state dict of this project.
 
     Args:
-        reference: their names and tensors.
-        model_state: ``state_dict()`` of the model to be filled; only names and shapes are used.
-        layout: the orders inside the box and stuff predictors.
+        reference: Tensors of the checkpoint, by the authors' names.
+        model_state: ``state_dict()`` of the model that receives the weights; only names and shapes
+            are used.
+        layout: Orders of the channels in the authors' box and stuff predictors.
 
     Raises:
-        ValueError: naming every tensor that could not be placed, every parameter that stayed
-            without a value and every shape that differs.
+        ValueError: If the checkpoint does not fit the model. The message lists every tensor without
+            a place, every parameter without a value, and every shape that differs.
     """
     state: dict[str, Tensor] = {}
     permuted, dropped, unplaced = [], [], []
@@ -254,7 +281,8 @@ def convert_reference(
     return Conversion(state=state, permuted=tuple(permuted), dropped=tuple(dropped))
 
 
-_CONSTANTS = {"pixel_mean", "pixel_std"}  # set by the config, not by a checkpoint
+# Tensors of the model that the config sets.
+_CONSTANTS = {"pixel_mean", "pixel_std"}
 
 
 def _problems(
@@ -287,7 +315,7 @@ def _problems(
 
 
 def is_deformable(reference: Mapping[str, Tensor]) -> bool:
-    """Tell whether a checkpoint of the authors' code is of the deformable model."""
+    """Return whether a checkpoint of the authors' code belongs to the deformable model."""
     return any(
         "conv_offset" in name or ("_spatial_flow_convs." in name and _predicts_offsets(value))
         for name, value in reference.items()

@@ -1,4 +1,4 @@
-"""Names of tensors in the authors' SpatialFlow code, and what they are called here."""
+"""Translate names of tensors in the authors' SpatialFlow code into names of this project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _scale_head(index: int, layer: int) -> str:
     return f"stuff_head.scale_heads.p{_FPN_FIRST_LEVEL + index}.{layer}"
 
 
-# (pattern of their name, our name). Groups of digits arrive as int, other groups as str.
+# Pattern of the authors' name → our name. Groups of digits are passed as int, others as str.
 _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"backbone\.conv1\.weight", lambda: "backbone.bottom_up.stem.conv1.weight"),
     (r"backbone\.bn1\.(\w+)", lambda field: f"backbone.bottom_up.stem.conv1.norm.{field}"),
@@ -91,7 +91,7 @@ _RULES: tuple[tuple[str, Callable[..., str]], ...] = (
 )
 
 
-# In the deformable model the flows from the box branch predict offsets, and belong to the node.
+# In the deformable model the flows from the box branch predict offsets; here nodes hold them.
 _DEFORMABLE_RULES: tuple[tuple[str, Callable[..., str]], ...] = (
     (
         r"backbone\.layer(\d+)\.(\d+)\.conv2\.conv_offset\.(weight|bias)",
@@ -109,11 +109,12 @@ _DEFORMABLE_RULES: tuple[tuple[str, Callable[..., str]], ...] = (
 
 
 def our_name(reference_name: str, *, deformable: bool = False) -> str | None:
-    """Return the name in this project of a tensor of the authors' code, or None if there is none.
+    """Return this project's name of a tensor of the authors' code, or None if it has none.
 
     Args:
-        reference_name: such as ``bbox_head.reg_convs.0.conv.weight``, without ``module.``.
-        deformable: whether it is of the deformable model, R101-DCN.
+        reference_name: Authors' name without ``module.``, such as
+            ``bbox_head.reg_convs.0.conv.weight``.
+        deformable: Whether the tensor belongs to the authors' deformable model, R101-DCN.
     """
     for pattern, build in (*_DEFORMABLE_RULES, *_RULES) if deformable else _RULES:
         match = re.fullmatch(pattern, reference_name)

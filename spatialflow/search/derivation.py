@@ -21,11 +21,12 @@ import spatialflow
 from darts.derive import RULES, Strengths, by_perturbation, derive
 from darts.drawing import to_dot, to_svg
 from darts.genotype import Genotype
-from darts.history import history_svg
-from darts.relaxation import MixedEdge, choice_key
+from darts.mixed import MixedEdge
+from darts.relaxation import choice_key
 from darts.space import Costs
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
+from spatialflow.search.history import history_svg
 from spatialflow.search.log import LOG_FILE, read_log
 from spatialflow.search.report import write_report
 from spatialflow.search.settings import PERTURBATION

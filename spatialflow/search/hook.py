@@ -12,8 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor
 
+from darts.curvature import WINDOW, CurvatureWatch
 from darts.learner import ArchitectureLearner, NotFiniteError
-from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import Batch, NonFiniteSteps
 from spatialflow.engine.trainer import Trainer
@@ -61,7 +61,7 @@ class ArchitectureHook(HookBase):
             non_finite: What happens to a step that is not finite, as ``SOLVER.NON_FINITE``.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
-            stop_ratio: Ratio of :class:`darts.watch.CurvatureWatch`; 0 for never.
+            stop_ratio: Ratio of :class:`darts.curvature.CurvatureWatch`; 0 for never.
         """
         self.learner = learner
         self.loader = loader

@@ -1,4 +1,4 @@
-"""The page that a search leaves: what was found, how, and how it looks."""
+"""Write the page of a search: its genotype, its course, and results on held-out images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from markupsafe import Markup
 
 from darts.drawing import to_svg
 from darts.genotype import Genotype
-from darts.history import history_svg
 from darts.relaxation import Architecture
 from darts.space import SearchSpace, Topology
 from spatialflow.data.loader import dataset_dicts
@@ -20,6 +20,7 @@ from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.segments import checked_segments
 from spatialflow.evaluation.samples import Samples
+from spatialflow.search.history import history_svg
 from spatialflow.search.space import flow_costs, human_genotype
 from spatialflow.search.split import split_filter
 from spatialflow.search.supernet import SpatialFlowSupernet
@@ -30,9 +31,10 @@ from spatialflow.utils.html import Page, beside, details, drawing, paragraph, pi
 
 REPORT_FILE = "report.html"
 DRAWN = 3
-"""Images that are drawn, of those that are evaluated."""
+"""Number of evaluated images that are drawn."""
 
 Lines = Sequence[Mapping[str, Any]]
+"""Lines of ``search.jsonl`` by iteration."""
 
 
 def write_report(
@@ -41,13 +43,13 @@ def write_report(
     """Write ``report.html`` into a search's folder.
 
     Args:
-        cfg: Of the search.
-        supernet: As the search left it.
-        genotype: What was derived from it.
-        lines: Of the search's log, by iteration; none where it lies elsewhere.
+        cfg: Config of the search.
+        supernet: Supernet at the end of the search.
+        genotype: Genotype that was derived from it.
+        lines: Lines of the search's log by iteration; empty if the log is not in the folder.
 
     Returns:
-        The path of the page.
+        Path of the page.
     """
     architecture = supernet.architecture
     page = Page(f"Search of flows: {genotype.name}", _lead(genotype))
@@ -71,8 +73,8 @@ def _lead(genotype: Genotype) -> str:
     )
 
 
-def compared(genotype: Genotype, topology: Topology) -> str:
-    """Return the drawings of a genotype and of the human one, side by side."""
+def compared(genotype: Genotype, topology: Topology) -> Markup:
+    """Return drawings of a genotype and of the human one, side by side."""
     drawn = []
     for one in (genotype, human_genotype()):
         flows = "; ".join(str(flow) for flow in one.flows) or "none"
@@ -81,7 +83,7 @@ def compared(genotype: Genotype, topology: Topology) -> str:
     return beside(*drawn)
 
 
-def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> str:
+def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> Markup:
     costs, human = flow_costs(cfg, architecture.space.topology)
     theirs = {(flow.key, flow.operation) for flow in human_genotype().flows}
     edges = {edge.key: edge for edge in architecture.space.edges}
@@ -106,7 +108,7 @@ def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> str:
 
 def _history(
     cfg: CfgNode, genotype: Genotype, architecture: Architecture, lines: Lines
-) -> Iterator[str]:
+) -> Iterator[Markup]:
     loss = genotype.provenance["held_out_loss"]
     yield paragraph(
         f"On held-out images the supernet's loss is {loss['supernet']:.3f}; that of the derived "
@@ -135,7 +137,7 @@ def _history(
 
 
 def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
-    """Return the training's losses, of ``metrics.json``; nothing where there is none."""
+    """Return the losses in ``metrics.json`` by name; empty if the file is missing."""
     path = folder / "metrics.json"
     if not path.is_file():
         return {}
@@ -148,7 +150,7 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
 
 
 def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
-    """Yield the architecture's images of the first data set, of which a search may skip some."""
+    """Yield the architecture's images of the first data set, without those that a search skips."""
     for image in filter(
         split_filter(cfg, architecture=True), dataset_dicts(cfg.DATASETS.TRAIN[0], cfg)
     ):
@@ -161,8 +163,8 @@ def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
         yield image
 
 
-def _samples(cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype) -> Iterator[str]:
-    """Evaluate the supernet's weights with the searched and the human flows, and draw some."""
+def _samples(cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype) -> Iterator[Markup]:
+    """Evaluate the searched and the human flows with the supernet's weights, and draw results."""
     mapper = PanopticMapper(cfg, is_train=False)
     images = list(itertools.islice(_held_out(cfg, mapper), cfg.SEARCH.REPORT_IMAGES))
     if not images:
@@ -200,7 +202,7 @@ def _cell(interval: tuple[float, float, float] | None) -> str:
 
 
 def _within(space: SearchSpace, genotype: Genotype) -> bool:
-    """Tell whether a genotype is a point of a space."""
+    """Return whether a genotype is in a space."""
     try:
         space.check(genotype)
     except ValueError:

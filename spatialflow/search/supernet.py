@@ -9,8 +9,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from darts.choice import MixedChoice
-from darts.relaxation import Architecture, MixedEdge
+from darts.mixed import MixedChoice, MixedEdge
+from darts.relaxation import Architecture
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.build import FlowParts, network_parts
 from spatialflow.modeling.flow_graph import FlowGraph, build_node, conv_choice

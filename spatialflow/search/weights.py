@@ -10,10 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from darts.choice import MixedChoice
 from darts.genotype import Genotype
 from darts.inheritance import inherited, warm_start
-from darts.relaxation import MixedEdge
+from darts.mixed import MixedChoice, MixedEdge
 from spatialflow.config import genotype_of
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.modeling.flow_graph import default_option

@@ -1,1 +1,1 @@
-"""Helpers without a layer above them: errors, files, precision, randomness, pictures, pages."""
+"""Helpers that every layer may use: errors, files, precision, randomness, pictures, pages."""

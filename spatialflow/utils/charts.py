@@ -1,21 +1,42 @@
-"""Charts as SVG, by matplotlib, in colours for light and dark pages."""
+"""Draw charts as SVG with matplotlib, for light and dark pages."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from typing import Any
 
-# Becomes the page's own, light or dark.
+from matplotlib import rc_context
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 INK = "#7a828c"
+"""Colour that the SVG replaces by the page's own text colour, light or dark."""
+
 PAGE_INK = "<style>svg{color:#1c2733}@media (prefers-color-scheme:dark){svg{color:#dfe6ee}}</style>"
 COLORS = ("#b3661d", "#3b82c4", "#7a62c9", "#1b8f86", "#c0508f", "#8a7d1d")
+DASHES = ("-", "--", "-.", ":")
+WIDTH = 7
+"""Width of a chart in inches."""
+
+# Small multiples: number in a row, letters in a line of a title, and sizes in inches.
+COLUMNS = 6
+TITLE_LETTERS = 30
+PANEL_WIDTH, PANEL_HEIGHT = 1.85, 0.9
+MARGIN = 0.4
+LINE, LETTER = 0.17, 0.07
+LEGEND_HANDLE = 0.6
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "spatialflow",
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -31,33 +52,40 @@ Point = tuple[float, float]
 
 
 def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
-    """Draw lines, each with a name, over a common x.
+    """Draw lines over a common horizontal axis.
 
     Args:
-        series: Name → points (x, y) in order.
-        x: Of the horizontal axis.
-        y: Of the vertical axis.
+        series: Name of a line → its points (x, y), in order.
+        x: Label of the horizontal axis.
+        y: Label of the vertical axis.
+
+    Returns:
+        SVG document.
     """
-    with _styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(7, 3.2))
-        marks = ("-", "--", "-.", ":")
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
-            color, mark = COLORS[i % len(COLORS)], marks[i % len(marks)]
-            axes.plot(*zip(*points, strict=True), mark, color=color, label=name)
+            color, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
+            axes.plot(*zip(*points, strict=True), dashes, color=color, label=name)
         axes.set(xlabel=x, ylabel=y)
         axes.legend()
         return _svg(figure)
 
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], *, x: str) -> str:
-    """Draw differences with their intervals, one below the other, and a line at zero.
+    """Draw differences and their intervals as rows, with a line at zero.
 
     Args:
-        rows: Name → mean, lower and upper end.
-        x: Of the axis.
+        rows: Name of a row → mean, lower end and upper end.
+        x: Label of the horizontal axis.
+
+    Returns:
+        SVG document.
     """
-    with _styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(7, 0.9 + 0.3 * len(rows)))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
+        axes = figure.subplots()
         for i, (mean, low, high) in enumerate(rows.values()):
             axes.plot([low, high], [-i, -i], color=COLORS[1], linewidth=2)
             axes.plot([mean], [-i], "o", color=COLORS[0])
@@ -68,22 +96,92 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], *, x: str) -> str:
         return _svg(figure)
 
 
-@contextlib.contextmanager
-def _styled() -> Iterator[Any]:
-    """Give ``pyplot`` that draws in this style; all settings are as they were afterwards."""
-    from matplotlib import pyplot, rc_context
+def small_multiples(
+    panels: Mapping[str, Mapping[str, Sequence[Point]]],
+    *,
+    title: str,
+    x: str,
+    colors: Mapping[str, str] | None = None,
+) -> str:
+    """Draw one small chart of shares per panel, all over the same axes, with one legend.
 
-    with rc_context(_STYLE):
-        yield pyplot
+    A name has the same colour in every panel, and no two names have the same colour.
+
+    Args:
+        panels: Title of a panel → name of a line → its points (x, share from 0 to 1), in order.
+        title: Title of the picture.
+        x: Label of the horizontal axes.
+        colors: Name of a line → its colour ``#rrggbb``, all different; other names get colours that
+            are not among these.
+
+    Returns:
+        SVG document, as large as its panels and legend need.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    styles = _styles(names, colors or {})
+    titles = [textwrap.wrap(name, TITLE_LETTERS) for name in panels]
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    # Sizes are known before drawing: a layout that matplotlib finds takes seconds.
+    gap = LINE * max(map(len, titles)) + 0.1
+    entry = LEGEND_HANDLE + LETTER * max(map(len, names))
+    width = max(columns * PANEL_WIDTH, entry, LETTER * 1.5 * len(title)) + MARGIN
+    legend_columns = int((width - MARGIN) / entry)
+    top = LINE * (math.ceil(len(names) / legend_columns) + 2) + gap
+    height = top + rows * (PANEL_HEIGHT + gap) + 0.2
+    with rc_context(_STYLE | {"font.size": 8, "axes.titlesize": 8}):
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(
+            left=MARGIN / width,
+            right=(MARGIN + columns * PANEL_WIDTH - 0.2) / width,
+            top=1 - top / height,
+            bottom=(gap + 0.2) / height,
+            wspace=0.12,
+            hspace=gap / PANEL_HEIGHT,
+        )
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for i, (axes, series) in enumerate(zip(grid.flat, panels.values(), strict=False)):
+            for line, points in series.items():
+                axes.plot(*zip(*points, strict=True), linewidth=1.2, **styles[line])
+            axes.set_title("\n".join(titles[i]), loc="left")
+            axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
+            # The last panel of its column, where the last row has fewer panels than the others.
+            axes.tick_params(labelbottom=i + columns >= len(panels))
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        left = MARGIN / width
+        figure.text(left, 0.05 / height, x)
+        figure.text(left, 1 - 0.05 / height, title, fontsize=11, va="top")
+        figure.legend(
+            [Line2D([], [], **styles[name]) for name in names],
+            names,
+            ncols=legend_columns,
+            loc="upper left",
+            bbox_to_anchor=(left, 1 - 1.5 * LINE / height),
+            borderaxespad=0,
+            borderpad=0.5,
+        )
+        return _svg(figure)
 
 
-def _svg(figure: Any) -> str:
-    from matplotlib import pyplot
+def _styles(names: Sequence[str], colors: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return a line's colour and style for each name; no colour is used twice."""
+    free = [name for name in names if name not in colors]
+    taken = {color.lower() for color in colors.values()}
+    # As many hues as names, and as many more as can be taken already.
+    count = len(free) + len(taken)
+    wheel = [to_hex(hsv_to_rgb(i / count, 0.65, 0.75)) for i in range(count)]
+    rest = zip(free, (color for color in wheel if color not in taken), strict=False)
+    chosen = {**colors, **dict(rest)}
+    return {
+        name: {"color": chosen[name], "linestyle": DASHES[i % len(DASHES)]}
+        for i, name in enumerate(names)
+    }
 
-    figure.tight_layout()
+
+def _svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
     _, begin, text = file.getvalue().partition("<svg")
     head, end, rest = text.replace(INK, "currentColor").partition(">")
     return begin + head + end + PAGE_INK + rest

@@ -1,13 +1,13 @@
-"""Errors that a user can mend: a program says them in one line, without a stack trace."""
+"""Errors that a user can correct; a program prints them in one line, without a stack trace."""
 
 
 class DataError(ValueError):
-    """A file of a data set is missing, broken, or says something else than another one."""
+    """A file of a data set is missing, broken, or contradicts another file."""
 
 
 class CheckpointError(ValueError):
-    """A file of weights is missing, broken, unsafe to read, or of another model."""
+    """A file of weights is missing, broken, unsafe to read, or belongs to another model."""
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss, a gradient or an image holds NaN or infinity."""
+    """A loss, a gradient or an image contains NaN or infinity."""

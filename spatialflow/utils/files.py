@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and logs of which no more than a line is lost."""
+"""Write files so that an interruption leaves no broken file, and read and write JSON lines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it.
+    """Write a hidden file beside ``path``, flush it to the disk, and rename it to ``path``.
 
-    Whenever the process ends, ``path`` is what it was before or what it should become. What a
-    killed process leaves is a hidden file that :func:`remove_partial_files` finds.
+    If the process ends at any time, ``path`` holds either the old content or the new content. A
+    killed process can leave the hidden file; :func:`remove_partial_files` removes it.
 
     Args:
-        path: The file; its folder must exist.
-        write: Writes the content to an open binary file.
+        path: Path of the file; its folder must exist.
+        write: Write the content to an open binary file.
 
     Raises:
-        OSError: If the disk is full or the folder cannot be written; it names ``path``.
+        OSError: If the disk is full or the folder cannot be written; the error names ``path``.
     """
     path = Path(path)
     try:
@@ -32,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
         )
         try:
-            # mkstemp makes files that only their owner can read; others get what open() gives.
+            # mkstemp makes files that only their owner can read: set the mode of open() instead.
             os.fchmod(descriptor, 0o666 & ~_umask())
             with os.fdopen(descriptor, "wb") as file:
                 _write(_Recorder(file), write)
@@ -42,19 +42,22 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         finally:
             Path(beside).unlink(missing_ok=True)
     except OSError as error:
-        # The error of a write names no file, and that of a rename the hidden one.
+        # The error of a write names no file, and the error of a rename names the hidden file.
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     _flush_folder(path.parent)
 
 
 def remove_partial_files(folder: str | os.PathLike[str]) -> None:
-    """Remove what interrupted calls of :func:`write_atomically` left in a folder."""
+    """Remove the hidden files of interrupted calls of :func:`write_atomically` from a folder."""
     for path in Path(folder).glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None:
-    """Append an object to a file of JSON lines, whatever a killed process has left at its end."""
+    """Append an object to a file of JSON lines.
+
+    If a killed process left an incomplete line at the end, the object goes on a new line.
+    """
     with open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -64,7 +67,7 @@ def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines, without lines that are not whole."""
+    """Return the objects of a file of JSON lines, and skip incomplete lines."""
     found = []
     for text in Path(path).read_text(errors="replace").splitlines():
         try:
@@ -75,7 +78,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class _Recorder:
-    """Passes writes on and keeps the first error: PyTorch reports it as one of its own format."""
+    """Binary file that remembers its first error, as PyTorch replaces it by a RuntimeError."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -108,7 +111,7 @@ def _umask() -> int:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the renaming itself survive a power failure, where the system offers that."""
+    """Make the rename itself survive a power failure, if the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,6 +1,6 @@
-"""Pictures of panoptic results: overlays by Detectron2's ``Visualizer``, and tables of pictures.
+"""Draw panoptic results with Detectron2's ``Visualizer``, and put pictures side by side.
 
-Shape legend: H and W the size of an image in pixels.
+H, W: Height and width of an image in pixels.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# Pictures whose longer side is shorter are drawn larger: text does not fit into 200 pixels.
 LEGIBLE_SIDE = 640
-# Least size of names in points, as Detectron2's default is; it draws those of small objects at 0.6.
-FONT_SIZE = 14.0
-# Where there are more segments, their names would hide them.
-NAMED = 40
-# Share of a segment's colour in an overlay.
-OPACITY = 0.55
-# How much the colours of one class's instances differ, of 1.
-COLOR_CHANGE = 0.16
+"""Least length of an overlay's longer side in pixels; names do not fit into a smaller picture."""
 
-# Of a table of pictures, in pixels.
+FONT_SIZE = 14.0
+"""Least font size of names in points."""
+
+NAMED = 40
+"""Largest number of segments whose names are drawn; more names would hide the segments."""
+
+OPACITY = 0.55
+"""Share of a segment's colour in an overlay."""
+
+COLOR_CHANGE = 0.16
+"""Largest change of a colour channel (0 to 1) between instances of one class."""
+
+# Sizes in a table of pictures, in pixels.
 MARGIN = 12
 TITLE_HEIGHT = 44
 TITLE_SIZE = 26
@@ -36,7 +40,11 @@ PAPER, INK = (255, 255, 255), (33, 37, 41)
 
 
 class _RepeatableVisualizer(Visualizer):
-    """Detectron2's visualizer, drawing the same picture every time."""
+    """Detectron2's visualizer with repeatable colours.
+
+    Detectron2 varies colours with NumPy's global generator. Its pictures differ from run to run,
+    and drawing during a training changes the training.
+    """
 
     def __init__(self, image_rgb: np.ndarray, metadata: Metadata, *, named: bool) -> None:
         super().__init__(image_rgb, metadata)
@@ -45,15 +53,11 @@ class _RepeatableVisualizer(Visualizer):
         self._generator = np.random.default_rng(0)
 
     def draw_text(self, *args: Any, **options: Any) -> Any:
-        """Write a name, if there are not too many."""
+        """Draw a name, unless names are switched off."""
         return super().draw_text(*args, **options) if self._named else self.output
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
-        """Vary a class's colour, so that its instances can be told apart.
-
-        Detectron2 takes numpy's global generator: each run another picture, and, during training,
-        another run.
-        """
+        """Vary the colour of a class, so that its instances differ."""
         change = self._generator.uniform(-COLOR_CHANGE, COLOR_CHANGE, 3)
         return tuple(np.clip(np.asarray(color) + change, 0, 1).tolist())
 
@@ -64,17 +68,18 @@ def draw_panoptic(
     segments_info: Sequence[dict[str, Any]],
     metadata: Metadata,
 ) -> np.ndarray:
-    """Draw segments over an image, with their class names where they are no more than 40.
+    """Draw segments over an image, with their class names if there are at most 40 segments.
 
     Args:
-        image_rgb: (H, W, 3) uint8.
-        panoptic_seg: (H, W) segment ids, of a model or of
+        image_rgb: (H, W, 3) uint8 RGB.
+        panoptic_seg: (H, W) segment ids, from a model or from
             :func:`spatialflow.data.panoptic_ground_truth`.
-        segments_info: The segments, in Detectron2's form.
-        metadata: Of the data set; names and colours of the classes.
+        segments_info: Segments in Detectron2's format.
+        metadata: Detectron2's metadata with names and colours of the classes.
 
     Returns:
-        (H', W', 3) uint8 RGB: the image's size, or larger where the image is too small for text.
+        (H', W', 3) uint8 RGB. The size is that of the image, or larger if the image is too small
+        for text.
 
     Raises:
         ValueError: If image and segments differ in size.
@@ -85,11 +90,11 @@ def draw_panoptic(
             f"segments of {ids.shape} (height, width) given for an image of "
             f"{image_rgb.shape[:2]}; the same size is expected"
         )
-    # Not the visualizer's own scale, with which it takes all objects for small ones.
+    # The visualizer's own scale would make it treat all objects as small ones.
     size = _larger(ids.shape)
     image_rgb = cv2.resize(image_rgb, size, interpolation=cv2.INTER_CUBIC)
     ids = cv2.resize(ids.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-    # The visualizer writes areas into the dicts that it is given.
+    # The visualizer adds areas to its input dicts: give it copies.
     segments = [dict(segment) for segment in segments_info]
     drawing = _RepeatableVisualizer(image_rgb, metadata, named=len(segments) <= NAMED)
     return drawing.draw_panoptic_seg(torch.from_numpy(ids), segments, alpha=OPACITY).get_image()
@@ -103,15 +108,15 @@ def side_by_side(
     """Put pictures into a table with a title over each column.
 
     Args:
-        rows: In each row one picture per title, (H, W, 3) uint8 RGB of any size; each is scaled
-            into a cell that is as large as the largest picture.
-        titles: Of the columns.
+        rows: Rows of pictures, one picture per title, (H, W, 3) uint8 RGB of any size. Each picture
+            is scaled to fit into a cell as large as the largest picture.
+        titles: Titles of the columns.
 
     Returns:
         (H', W', 3) uint8 RGB.
 
     Raises:
-        ValueError: If there is no row, or one has not a picture for each title.
+        ValueError: If there is no row, or a row does not have one picture per title.
     """
     if not rows:
         raise ValueError("no rows of pictures given; at least one is expected")
@@ -147,13 +152,13 @@ def side_by_side(
 
 
 def _larger(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the (width, height) to draw an (H, W) image at."""
+    """Return the (width, height) in pixels at which to draw an (H, W) image."""
     factor = max(1.0, LEGIBLE_SIDE / max(shape))
     return round(shape[1] * factor), round(shape[0] * factor)
 
 
 def _fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale a picture, keeping its shape, until it fills a cell's height or width."""
+    """Scale a picture to the height or width of a cell, and keep its aspect ratio."""
     factor = min(height / picture.shape[0], width / picture.shape[1])
     size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
     if size == picture.shape[1::-1]:

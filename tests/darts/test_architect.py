@@ -7,8 +7,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from darts.architect import Architect, VirtualStep
+from darts.mixed import MixedEdge
 from darts.operations import OPERATIONS
-from darts.relaxation import KINDS, Architecture, MixedEdge, Relaxation, architecture_parameters
+from darts.relaxation import KINDS, Architecture, Relaxation, architecture_parameters
 from darts.space import Branch, SearchSpace, Topology
 
 
@@ -99,7 +100,7 @@ def error(given, expected):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"steps": 0}, {"partial": 2}])
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"steps": 0}, {"partial_channels": 2}])
 def test_second_order_is_exact(build, seed, options):
     model, architect, optimizer = build(seed, **options)
     train, held_out = batch(seed), batch(seed + 50)

@@ -9,10 +9,10 @@ from torch.autograd.functional import hessian
 from torch.func import functional_call
 
 from darts.architect import Architect
+from darts.curvature import WINDOW, CurvatureWatch
 from darts.genotype import Flow, Genotype
 from darts.learner import ArchitectureLearner, LearnerSettings, NotFiniteError
 from darts.relaxation import Architecture, Relaxation, architecture_parameters
-from darts.watch import WINDOW, CurvatureWatch
 from spatialflow.search.log import read_log
 from tests.darts.test_architect import Supernet, batch
 

@@ -1,19 +1,22 @@
 """Relaxed edges: weights, draws, partial channels, and discreteness at the end."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from darts.derive import RULES
 from darts.genotype import Flow, Genotype
 from darts.inheritance import warm_start
+from darts.mixed import MixedChoice, MixedEdge
 from darts.operations import OPERATIONS, build_operation
 from darts.relaxation import (
     EDGE_WEIGHTS,
     KINDS,
     Architecture,
-    MixedEdge,
     Relaxation,
     architecture_parameters,
     choice_key,
@@ -228,7 +231,7 @@ def test_a_genotype_outside_of_the_space_is_refused(space):
     [
         ({"kind": "tanh"}, "relaxation: 'tanh' given"),
         ({"edge_weights": "all"}, "edge weights: 'all' given"),
-        ({"partial": 0}, "partial channels: 0 given"),
+        ({"partial_channels": 0}, "partial channels: 0 given"),
     ],
 )
 def test_wrong_options_are_named(options, problem):
@@ -254,3 +257,18 @@ def test_a_drawn_operation_is_the_one_that_was_trained(space):
     architecture.draw()
     x = torch.randn(1, 8, 4, 4)
     torch.testing.assert_close(mixed(x), trained(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["edge", "choice"])
+def test_architecture_parameters_are_no_weights_of_what_they_weigh(space, kind):
+    architecture = Architecture(space)
+    if kind == "edge":
+        mixed = MixedEdge(space.edges[0], 8, architecture)
+    else:
+        options = {name: nn.Conv2d(8, 8, 1) for name in CHOICES["stuff.attention"]}
+        mixed = MixedChoice("stuff.attention", options, architecture)
+    own = {id(parameter) for parameter in architecture.parameters()}
+    assert not any(id(parameter) in own for parameter in mixed.parameters())
+    assert not any("architecture" in name for name in mixed.state_dict())
+    both = copy.deepcopy(nn.ModuleDict({"alpha": architecture, "mixed": mixed}))
+    assert both["mixed"].architecture is both["alpha"] is not architecture

@@ -39,7 +39,7 @@ def stuff(segment_id, label=GRASS_LABEL):
 
 
 def run(name, results, output_dir=None):
-    """Evaluates results, one (ids, segments) for each image of a data set."""
+    """Evaluate results, one (ids, segments) per image of a data set."""
     evaluator = PanopticEvaluator(name, output_dir)
     evaluator.reset()
     for one, (ids, segments) in zip(DatasetCatalog.get(name), results, strict=True):

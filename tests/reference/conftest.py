@@ -12,7 +12,7 @@ COMPACT = Path(__file__).parent / "compact"
 
 
 def load_script(path: Path) -> ModuleType:
-    """Imports a script that belongs to no package."""
+    """Import a script that belongs to no package."""
     name = f"script_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)

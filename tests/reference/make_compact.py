@@ -1,4 +1,4 @@
-"""Writes the compact copy of the parity fixture.
+"""Write the compact copy of the parity fixture.
 
 Usage: python tests/reference/make_compact.py FULL_FIXTURE_DIR tests/reference/compact
 """
@@ -15,7 +15,7 @@ from spatialflow.reference.parity.fixture import MANIFEST, Fixture, read_fixture
 
 LARGE = 2000
 ROUNDED_LIMIT = 32767
-# Every n-th value is kept. n has no factor in common with the sizes of the maps, so that the kept
+# Every n-th value is kept. n shares no factor with the sizes of the maps, so that the kept
 # values are spread over all channels, rows and columns.
 EVERY = {
     "fpn.": 11,
@@ -32,8 +32,8 @@ def write_compact(fixture: Fixture, folder: Path) -> None:
     """Write ``expected.npz`` and ``checkpoint.npz``.
 
     Args:
-        fixture: a full fixture.
-        folder: an existing folder.
+        fixture: Full fixture.
+        folder: Existing folder.
     """
     every = {
         key: step for key in fixture.arrays for name, step in EVERY.items() if key.startswith(name)

@@ -33,7 +33,7 @@ def failed(result):
 
 
 def changed(value):
-    """Returns an array that differs in every entry by more than any tolerance."""
+    """Return an array that differs in every entry by more than any tolerance."""
     if value.dtype == np.uint8:
         return value ^ 0xFF
     return value + np.asarray(1, dtype=value.dtype)

@@ -30,7 +30,7 @@ DEPTHS = {
 
 
 def reference_name(name):
-    """Returns the authors' name of one of our tensors: the other way than the converter."""
+    """Return the authors' name of one of our tensors, the inverse of the converter."""
     for pattern, replacement in (
         (r"stem\.conv1\.norm", "bn1"),
         (r"\.conv(\d)\.norm", r".bn\1"),
@@ -75,7 +75,7 @@ def reference_name(name):
 
 
 def reference_tensor(name, value):
-    """Returns one of our tensors in the authors' order of anchors or stuff classes."""
+    """Return one of our tensors in the authors' order of anchors or stuff classes."""
     if name.startswith(("box_head.cls_score", "box_head.bbox_pred")):
         by_anchor = value.unflatten(0, (3, 3, -1))  # sizes, ratios
         return by_anchor.transpose(0, 1).flatten(0, 2)

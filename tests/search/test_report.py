@@ -84,15 +84,6 @@ def test_a_row_of_another_width_is_refused() -> None:
         table(["a", "b"], [["1"]], caption="")
 
 
-def test_charts_do_not_change_and_change_nothing() -> None:
-    from matplotlib import rcParams
-
-    before = dict(rcParams)
-    one, other = (charts.lines({"a": [(0, 1), (1, 2)]}, x="x", y="y") for _ in range(2))
-    assert one == other
-    assert dict(rcParams) == before
-
-
 def test_quality_of_results(scenes: str) -> None:
     images = DatasetCatalog.get(scenes)[:4]
     samples = Samples(images, ensure_metadata(scenes))

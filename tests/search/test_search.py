@@ -156,7 +156,7 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, varia
     report = (tmp_path / "stopped" / "report.html").read_text()
     for heading in ("Searched and human", "Flows", "How the search went", "Held-out images"):
         assert f">{heading}</h2>" in report
-    assert (tmp_path / "stopped" / "history.svg").read_text().count("<polyline") == 36 * (
+    assert (tmp_path / "stopped" / "history.svg").read_text().count("clip-path=") == 36 * (
         2 if variant == "sigmoid" else 3
     )
     line = json.loads((tmp_path / "whole" / "search.jsonl").read_text().splitlines()[-1])

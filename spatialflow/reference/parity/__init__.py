@@ -1,4 +1,4 @@
-"""Checks that this network computes what the authors' code computes, from a fixture of theirs."""
+"""Check that this network computes the same values as the authors' code, given a fixture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spatialflow.reference.conversion import (
 from spatialflow.reference.parity.fixture import Fixture, read_fixture
 from spatialflow.reference.parity.fusion import check_fusion
 from spatialflow.reference.parity.network import check_final, check_network
-from spatialflow.reference.parity.report import COMPACT, FULL, Row, format_table, rows_not_compared
+from spatialflow.reference.parity.table import COMPACT, FULL, Row, format_table, rows_not_compared
 from spatialflow.reference.parity.training import check_training
 
 __all__ = ["ParityResult", "check_parity", "format_table", "read_fixture", "things_other_index"]
@@ -27,7 +27,14 @@ __all__ = ["ParityResult", "check_parity", "format_table", "read_fixture", "thin
 
 @dataclass(frozen=True)
 class ParityResult:
-    """Rows of the table, how the checkpoint was converted, and whether weights are rounded."""
+    """Result of a parity check.
+
+    Attributes:
+        rows: Rows of the table, one per comparison.
+        conversion: The converted checkpoint.
+        things_other_index: Index of things-other among the authors' stuff classes.
+        compact: Whether the fixture is compact, with rounded weights.
+    """
 
     rows: list[Row]
     conversion: Conversion
@@ -43,16 +50,16 @@ class ParityResult:
 def check_parity(
     fixture: Fixture, cfg: CfgNode, *, things_other: int | None = None
 ) -> ParityResult:
-    """Convert a fixture's checkpoint and compares everything that the fixture holds.
+    """Convert a fixture's checkpoint, and compare all values of the fixture.
 
     Args:
-        fixture: the authors' checkpoint and values.
-        cfg: describes the model; it runs on the CPU.
-        things_other: index of things-other among the authors' stuff classes; found in the fixture
-            if absent.
+        fixture: Checkpoint and values of the authors' code.
+        cfg: Config of the model, which runs on the CPU.
+        things_other: Index of things-other among the authors' stuff classes; None finds it with
+            :func:`things_other_index`.
 
     Raises:
-        ValueError: if the fixture lacks something or the checkpoint does not fit the model.
+        ValueError: If the fixture lacks an array or the checkpoint does not fit the model.
     """
     if things_other is None:
         things_other = things_other_index(fixture)
@@ -73,10 +80,10 @@ def check_parity(
 
 
 def things_other_index(fixture: Fixture) -> int:
-    """Find the authors' index of things-other.
+    """Return the index of things-other among the authors' stuff classes.
 
-    It is the stuff label under the thing masks of the training ground truth where that is one
-    label, else 36 in a model with 54 stuff outputs, else the last.
+    If all thing masks of the training ground truth lie on one stuff label, it is this label.
+    Otherwise it is 36 for a model with 54 stuff outputs, and the last index for other models.
     """
     if "train.gt_masks" in fixture and "train.gt_semantic" in fixture:
         things = fixture.arrays["train.gt_masks"].astype(bool).any(axis=0)

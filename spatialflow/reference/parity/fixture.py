@@ -1,9 +1,9 @@
-"""A parity fixture: a checkpoint of the authors' code, and what their code computes from it.
+"""Read a parity fixture: a checkpoint of the authors' code, and the values that it computes.
 
-A folder holds ``expected.npz`` and either ``checkpoint.pth``, as the authors' code writes it, or,
-in a *compact* fixture, ``checkpoint.npz``: the same tensors, the large ones rounded to 16 bits with
-a scale per output channel. The ``manifest`` of a compact ``expected.npz`` says of which arrays only
-every n-th value is kept.
+A fixture is a folder with ``expected.npz`` and a checkpoint. The checkpoint of a full fixture is
+``checkpoint.pth`` in the authors' format. That of a *compact* fixture is ``checkpoint.npz``: its
+large tensors are rounded to 16 bits with one scale per output channel. The array ``manifest`` in a
+compact ``expected.npz`` lists the arrays of which only every n-th value is kept.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from spatialflow.reference.conversion import read_reference_checkpoint
 Array = NDArray[Any]
 
 MANIFEST = "manifest"
+"""Name of the array in ``expected.npz`` that holds the manifest, as the bytes of a JSON text."""
 
 
 @dataclass
 class Fixture:
-    """What the authors' code was given and what it gave.
+    """Inputs and outputs of the authors' code.
 
     Attributes:
-        folder: where the fixture was read from.
-        checkpoint: the authors' names and tensors.
-        arrays: the arrays of ``expected.npz``.
-        sampled: for arrays of which only every n-th value is kept: (full shape, n).
-        compact: whether the weights are rounded.
+        folder: Folder of the fixture.
+        checkpoint: Tensors of the checkpoint, by the authors' names.
+        arrays: Arrays of ``expected.npz`` by name.
+        sampled: Name of an array of which only every n-th value is kept → its full shape and n.
+        compact: Whether the fixture is compact, with rounded weights.
     """
 
     folder: Path
@@ -49,10 +50,10 @@ class Fixture:
         return key in self.arrays
 
     def take(self, key: str) -> Array:
-        """Return an array and marks it as looked at.
+        """Return an array, and remember that it was read.
 
         Raises:
-            ValueError: if the fixture does not hold it.
+            ValueError: If the fixture has no array of this name.
         """
         if key not in self.arrays:
             raise ValueError(f"fixture {self.folder}: `{key}` is not in expected.npz")
@@ -60,15 +61,15 @@ class Fixture:
         return self.arrays[key]
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Return the shape of the authors' array, also where only a sample of it is kept."""
+        """Return the full shape of an array, also if only a sample of it is kept."""
         return self.sampled[key][0] if key in self.sampled else self.arrays[key].shape
 
     def sample(self, key: str, full: Array) -> Array:
-        """Return those values of an array that the fixture holds of its counterpart ``key``.
+        """Return the values of our array at the places that the fixture keeps of the authors' one.
 
         Args:
-            key: the name of the counterpart.
-            full: an array of the shape ``self.shape(key)``.
+            key: Name of the authors' array.
+            full: Our array, of the shape ``self.shape(key)``.
         """
         return full.reshape(-1)[:: self.sampled[key][1]] if key in self.sampled else full
 
@@ -77,7 +78,7 @@ class Fixture:
         return [key for key in self.arrays if key.startswith(prefix)]
 
     def unused(self) -> list[str]:
-        """Return the names of arrays that nothing has taken."""
+        """Return the names of the arrays that :meth:`take` has not returned."""
         return [key for key in self.arrays if key not in self._used]
 
 
@@ -85,7 +86,7 @@ def read_fixture(folder: str | Path) -> Fixture:
     """Read a full or a compact fixture.
 
     Raises:
-        ValueError: if a file is missing or cannot be read; the message names it.
+        ValueError: If a file is missing or cannot be read; the message names it.
     """
     folder = Path(folder)
     arrays = _read_arrays(folder / "expected.npz")
@@ -133,7 +134,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 
 
 def split_bytes(values: Array) -> Array:
-    """Put first bytes beside first bytes, second beside second, …, which compresses better."""
+    """Return the bytes of an array (n values of k bytes) as (k, n), which compresses better."""
     return np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T)
 
 

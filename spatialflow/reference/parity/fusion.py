@@ -1,4 +1,7 @@
-"""Compares panoptic fusion on made instances and a made stuff map."""
+"""Compare panoptic fusion on artificial instances and an artificial stuff map.
+
+H, W: Height and width of the map in pixels.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from detectron2.structures import Boxes, Instances
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.reference.conversion import ReferenceLayout, stuff_order
 from spatialflow.reference.parity.fixture import Fixture
-from spatialflow.reference.parity.report import Row
+from spatialflow.reference.parity.table import Row
 
-# The thresholds that the fixture's results were made with, not those of a config.
+# Settings with which the authors' code made the fixture's results; no config gives them.
 _SCORE_THRESHOLD = 0.37
 _OVERLAP_THRESHOLD = 0.37
 _BOX_FILL_THRESHOLD = 0.5
@@ -20,12 +23,12 @@ _FIRST_STUFF_CATEGORY = 100
 
 
 def check_fusion(fixture: Fixture, layout: ReferenceLayout, num_stuff: int) -> list[Row]:
-    """Compare the fusions as partitions with categories; segments may be numbered otherwise.
+    """Compare the segments and their categories; the ids of segments may differ.
 
     Args:
-        fixture: the authors' values.
-        layout: gives the index of things-other.
-        num_stuff: stuff outputs, things-other among them.
+        fixture: Values of the authors' code.
+        layout: Orders of the authors' channels, with the index of things-other.
+        num_stuff: Number of stuff outputs, including things-other.
     """
     semantic = torch.from_numpy(fixture.take("fusion.semantic").astype(np.int64))
     order = stuff_order(num_stuff, layout.things_other_index)
@@ -65,11 +68,11 @@ def _instances(fixture: Fixture, size: tuple[int, int]) -> Instances:
 
 
 def partition_difference(first: np.ndarray, second: np.ndarray) -> int:
-    """Return the number of pixels outside a one-to-one relation of segments; 0 is void in both.
+    """Return the number of pixels whose segments do not correspond one to one.
 
     Args:
-        first: segment ids.
-        second: segment ids of the same shape.
+        first: (H, W) segment ids; 0 is void.
+        second: (H, W) segment ids; 0 is void.
     """
     pairs, counts = np.unique(
         np.stack([first.reshape(-1), second.reshape(-1)]), axis=1, return_counts=True

@@ -1,6 +1,6 @@
-"""Compares the network: dense outputs, detections and final masks.
+"""Compare the network's dense outputs, detections and final masks.
 
-Shape legend: A anchors per location, K thing classes, S stuff classes + 1, M detections.
+N images, A anchors per location, S stuff classes + 1, M detections, H and W the size of a map.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spatialflow.reference.conversion import ReferenceLayout, anchor_order, stuff_order
 from spatialflow.reference.parity.fixture import Fixture
-from spatialflow.reference.parity.report import (
+from spatialflow.reference.parity.table import (
     Row,
     Tolerances,
     at_least,
@@ -41,13 +41,13 @@ def to_reference_stuff(values: Tensor, layout: ReferenceLayout) -> Tensor:
 def check_network(
     model: nn.Module, fixture: Fixture, layout: ReferenceLayout, limits: Tolerances
 ) -> list[Row]:
-    """Compare everything from the image to the detections at the network's scale.
+    """Compare all outputs from the image to the detections, at the scale of the network.
 
     Args:
-        model: holds the converted weights.
-        fixture: the authors' values.
-        layout: the orders inside the box and stuff predictors.
-        limits: how far values may be from the authors'.
+        model: Model with the converted weights.
+        fixture: Values of the authors' code.
+        layout: Orders of the channels in the authors' box and stuff predictors.
+        limits: Tolerances.
     """
     model.eval()
     image = torch.from_numpy(fixture.take("image_rgb"))
@@ -86,7 +86,13 @@ def check_network(
 
 @torch.no_grad()
 def check_final(model: nn.Module, fixture: Fixture, limits: Tolerances) -> list[Row]:
-    """Compare the detections and masks that the model returns at the original size."""
+    """Compare the model's detections and masks at the size of the original image.
+
+    Args:
+        model: Model with the converted weights.
+        fixture: Values of the authors' code.
+        limits: Tolerances.
+    """
     model.eval()
     height, width = (int(value) for value in fixture.take("final.size"))
     image = torch.from_numpy(fixture.take("image_rgb"))
@@ -102,7 +108,7 @@ def check_final(model: nn.Module, fixture: Fixture, limits: Tolerances) -> list[
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Return intersection over union of two boolean masks, 1 if both are empty."""
+    """Return the intersection over union of two boolean masks; 1 if both are empty."""
     union = np.logical_or(first, second).sum()
     return float(np.logical_and(first, second).sum() / union) if union else 1.0
 
@@ -111,14 +117,14 @@ def match_detections(
     ours: tuple[np.ndarray, np.ndarray, np.ndarray],
     theirs: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> list[tuple[int, int]]:
-    """Match detections one to one, the closest first; only equal labels match.
+    """Match detections of equal labels one to one, the closest first.
 
     Args:
-        ours: boxes (M, 4), scores (M,) and labels (M,).
-        theirs: the same of the authors.
+        ours: Our boxes (M, 4), scores (M,) and labels (M,).
+        theirs: The authors' boxes (M', 4), scores (M',) and labels (M',).
 
     Returns:
-        Pairs of indices (ours, theirs), in the order of theirs.
+        Pairs of indices (ours, theirs), in the order of the authors' detections.
     """
     boxes = np.abs(ours[0][:, None] - theirs[0][None]).max(axis=2)
     scores = np.abs(ours[1][:, None] - theirs[1][None])
@@ -176,7 +182,7 @@ def _match_rows(
     pairs = match_detections(ours, theirs)
     first = [pair[0] for pair in pairs]
     second = [pair[1] for pair in pairs]
-    # Without a partner a detection has no difference that could be small.
+    # A detection without a partner has no difference: the rows must not hold then.
     complete = len(pairs) == len(ours[1]) == len(theirs[1])
     box, score = (
         float(np.abs(ours[i][first] - theirs[i][second]).max(initial=0)) if complete else np.inf

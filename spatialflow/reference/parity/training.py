@@ -1,4 +1,7 @@
-"""Compares one training step: losses, positive proposals and gradient norms."""
+"""Compare the losses, positive proposals and gradient norms of one training step.
+
+H, W: Height and width of the image in pixels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from spatialflow.reference.conversion import ReferenceLayout, our_name, stuff_order
 from spatialflow.reference.parity.fixture import Fixture
-from spatialflow.reference.parity.report import Row, Tolerances, at_most, equal
+from spatialflow.reference.parity.table import Row, Tolerances, at_most, equal
 
 _IGNORE = 255
 _LOSSES = {
@@ -32,11 +35,11 @@ def check_training(
     """Compare a training step on the fixture's ground truth.
 
     Args:
-        model: holds the converted weights; its gradients are overwritten.
-        fixture: the authors' values.
-        layout: gives the index of things-other.
-        limits: how far values may be from the authors'.
-        ignore_value: the model's label of pixels to ignore in the stuff target.
+        model: Model with the converted weights; its gradients are overwritten.
+        fixture: Values of the authors' code.
+        layout: Orders of the authors' channels, with the index of things-other.
+        limits: Tolerances.
+        ignore_value: Label of the pixels that the model's stuff loss ignores.
     """
     model.train()
     model.zero_grad(set_to_none=True)
@@ -48,7 +51,7 @@ def check_training(
         losses = model([_training_input(fixture, layout, ignore_value)])
     counter.remove()
     sum(losses.values()).backward()
-    # Ground-truth boxes are proposals too; the authors' count leaves them out.
+    # The model counts ground-truth boxes as proposals, the authors' code does not.
     found = sum(proposals) - len(fixture.take("train.gt_boxes"))
     key = "train.num_positive_proposals"
     rows = [equal(key, found, int(fixture.take(key)), "besides the ground truth")]
@@ -68,13 +71,13 @@ def check_training(
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> float:
-    """Return the Euclidean norm of all gradients together, in float64."""
+    """Return the Euclidean norm over all gradients, computed in float64; 0 without gradients."""
     squares = [p.grad.double().square().sum() for p in parameters if p.grad is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 def stuff_target(fixture: Fixture, layout: ReferenceLayout, ignore_value: int) -> Tensor:
-    """Return the stuff target (H, W) of the fixture in this project's class order."""
+    """Return the fixture's stuff target (H, W) in this project's class order."""
     theirs = fixture.take("train.gt_semantic").astype(np.int64)
     num_stuff = fixture.checkpoint["stuff_head.conv.weight"].shape[0]
     order = np.argsort(stuff_order(num_stuff, layout.things_other_index))

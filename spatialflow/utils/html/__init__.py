@@ -1,4 +1,4 @@
-"""Self-contained HTML pages that tell what a search or a study found."""
+"""HTML pages in one file, for the results of a search or a study."""
 
 from spatialflow.utils.html.page import Page, beside, details, drawing, paragraph, picture, table
 

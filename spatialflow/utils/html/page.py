@@ -1,6 +1,7 @@
-"""One HTML page without a server, a network or another file, legible on a phone and in the dark.
+"""Write an HTML page that is one file, needs no network, and fits phones and dark screens.
 
-Fragments are strings of HTML; all text that is given is escaped.
+The functions of this module return fragments of a page. All text that they are given is escaped.
+The templates lie beside this module, with the style sheet and the script that sorts tables.
 """
 
 from __future__ import annotations
@@ -8,148 +9,142 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from html import escape
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from spatialflow.utils.files import write_atomically
 
 JPEG_QUALITY = 88
-NUMBER = re.compile(r"[-+−]?\d")
+_NUMBER = re.compile(r"[-+−]?\d")
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader(__package__, package_path=""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.tests["numeric"] = lambda cell: _NUMBER.match(cell) is not None
+# The macros of a template are attributes that only exist at run time.
+_FRAGMENTS: Any = _ENVIRONMENT.get_template("fragments.html").module
 
 
 class Page:
-    """A title, and sections that a list of links leads to."""
+    """Page with a title, sections, and links to them.
+
+    Attributes:
+        title: Title of the page.
+        lead: Sentence below the title.
+    """
 
     def __init__(self, title: str, lead: str) -> None:
-        """Begin a page.
-
-        Args:
-            title: Of the page.
-            lead: A sentence below it.
-        """
         self.title = title
         self.lead = lead
-        self._sections: list[tuple[str, str]] = []
+        self._sections: list[tuple[str, tuple[Markup, ...]]] = []
 
-    def section(self, heading: str, *fragments: str) -> None:
-        """Add a section; one without fragments is left out."""
+    def section(self, heading: str, *fragments: Markup) -> None:
+        """Add a section; a section without fragments is left out.
+
+        Args:
+            heading: Heading of the section, also the text of the link to it.
+            fragments: Content, by the functions of this module; a plain string is escaped.
+        """
         if fragments:
-            self._sections.append((heading, "\n".join(fragments)))
+            self._sections.append((heading, fragments))
 
     def html(self) -> str:
         """Return the whole page."""
-        files = resources.files(__package__)
-        style, script = (files.joinpath(name).read_text() for name in ("style.css", "sort.js"))
-        links, sections = [], []
-        for i, (heading, content) in enumerate(self._sections):
-            name, text = f"section-{i + 1}", escape(heading)
-            links.append(f'<li><a href="#{name}">{text}</a></li>')
-            sections.append(
-                f'<section aria-labelledby="{name}"><h2 id="{name}">{text}</h2>{content}</section>'
-            )
-        return "\n".join(
-            [
-                '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f"<title>{escape(self.title)}</title><style>{style}</style></head><body>",
-                '<a class="skip" href="#section-1">Skip to the first section</a><main>',
-                f'<header><h1>{escape(self.title)}</h1><p class="lead">{escape(self.lead)}</p>',
-                f'<nav aria-label="Sections"><ul>{"".join(links)}</ul></nav></header>',
-                *sections,
-                f"</main><script>{script}</script></body></html>\n",
-            ]
+        return _ENVIRONMENT.get_template("page.html").render(
+            title=self.title,
+            lead=self.lead,
+            sections=self._sections,
+            style=_file("style.css"),
+            script=_file("sort.js"),
         )
 
     def save(self, path: Path) -> Path:
-        """Write the page, whole or not at all."""
+        """Write the page to a file; an interrupted write leaves the file unchanged.
+
+        Returns:
+            The path of the file.
+        """
         content = self.html().encode()
         write_atomically(path, lambda file: file.write(content))
         return path
 
 
-def paragraph(text: str) -> str:
+def paragraph(text: str) -> Markup:
     """Return a paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
+    return _FRAGMENTS.paragraph(text)
 
 
-def drawing(svg: str, *, alt: str, caption: str = "", width: str = "own") -> str:
-    """Return a vector drawing; its styles and names do not touch those of others.
+def drawing(svg: str, *, alt: str, caption: str = "", width: str = "own") -> Markup:
+    """Return a vector drawing as an image, so that its styles and ids do not affect the page.
 
     Args:
-        svg: The document.
-        alt: What it shows, for those who do not see it.
-        caption: Below it.
-        width: ``fits`` shrinks to the page's, ``large`` takes all of it, ``own`` stays as it is;
-            the latter two scroll where the page is narrow.
+        svg: SVG document.
+        alt: Text for readers who cannot see the drawing.
+        caption: Text below the drawing; "" for none.
+        width: ``fits`` shrinks the drawing to the width of the page; ``large`` stretches it to the
+            width of the page; ``own`` keeps its width. The last two scroll on a narrow page.
     """
-    data = base64.b64encode(svg.encode()).decode()
-    return _figure(f"data:image/svg+xml;base64,{data}", alt, caption, width)
+    return _FRAGMENTS.figure(_data_url("image/svg+xml", svg.encode()), alt, caption, width)
 
 
-def beside(*fragments: str) -> str:
-    """Return fragments side by side, or below each other where the page is narrow."""
-    return f'<div class="beside">{"".join(fragments)}</div>'
-
-
-def picture(rgb: np.ndarray, *, alt: str, caption: str = "") -> str:
-    """Return a picture.
+def picture(rgb: np.ndarray, *, alt: str, caption: str = "") -> Markup:
+    """Return a picture as wide as the page, which scrolls on a narrow page.
 
     Args:
-        rgb: (H, W, 3) uint8.
-        alt: What it shows.
-        caption: Below it.
+        rgb: (H, W, 3) uint8, H and W the height and width in pixels.
+        alt: Text for readers who cannot see the picture.
+        caption: Text below the picture; "" for none.
     """
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[:, :, ::-1]), quality)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-    return _figure(source, alt, caption, "large")
+    return _FRAGMENTS.figure(_data_url("image/jpeg", data.tobytes()), alt, caption, "large")
 
 
-def _figure(source: str, alt: str, caption: str, width: str) -> str:
-    text = escape(alt, quote=True)
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    # What scrolls has to be reached by the keyboard.
-    scrolls = "" if width == "fits" else ' tabindex="0" role="region" aria-label="scrolls sideways"'
-    return (
-        f'<figure><div class="wide"{scrolls}><img class="{width}" src="{source}" alt="{text}">'
-        f"</div>{below}</figure>"
-    )
+def beside(*fragments: Markup) -> Markup:
+    """Return fragments side by side, or one below the other on a narrow page."""
+    return _FRAGMENTS.beside(fragments)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """Return a table that a click on a column's head sorts.
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> Markup:
+    """Return a table that sorts by a column when its head is clicked.
+
+    Args:
+        head: Text of each column's head.
+        rows: Text of each cell, row by row.
+        caption: Text above the table.
 
     Raises:
-        ValueError: If a row has not a cell for each column.
+        ValueError: If a row does not have one cell for each column.
     """
     for row in rows:
         if len(row) != len(head):
             raise ValueError(f"a row of {len(row)} cells given, {len(head)} expected: {head}")
-    # The head stands where its column does.
-    kinds = [_kind(cell) for cell in (rows[0] if rows else head)]
-    heads = "".join(
-        f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in zip(head, kinds, strict=True)
-    )
-    body = "".join(
-        "<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    name = escape(caption, quote=True)
-    return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{name}"><table class="sortable">'
-        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return _FRAGMENTS.table(head, rows, caption)
 
 
-def _kind(cell: str) -> str:
-    return ' class="number"' if NUMBER.match(cell) else ""
+def details(summary: str, text: str) -> Markup:
+    """Return preformatted text that a reader can open.
+
+    Args:
+        summary: Text to click.
+        text: Text that opens, with its line breaks.
+    """
+    return _FRAGMENTS.details(summary, text)
 
 
-def details(summary: str, text: str) -> str:
-    """Return text as it is, closed until it is asked for."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _file(name: str) -> Markup:
+    """Return a file of this package as text that a template does not escape."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Rows of the parity table, and how far a value may be from the authors'."""
+"""Rows of the parity table, and tolerances of its comparisons."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from spatialflow.reference.parity.fixture import Fixture
 
 @dataclass(frozen=True)
 class Tolerances:
-    """How far a value may be from the authors'.
+    """Largest differences from the authors' values, and smallest agreements.
 
     Attributes:
-        dense: maps of the network, largest absolute difference.
-        loss: losses, relative.
-        gradient: gradient norms, relative.
-        box: corners of boxes, pixels.
-        score: scores, absolute.
-        mask_logit: mask logits at the detections, absolute.
-        mask_iou: intersection over union of two masks, at least.
-        stuff: share of pixels with the same stuff label, at least.
+        dense: Largest absolute difference in a map of the network.
+        loss: Largest relative difference of a loss.
+        gradient: Largest relative difference of a gradient norm.
+        box: Largest difference of a box corner in pixels.
+        score: Largest absolute difference of a score.
+        mask_logit: Largest absolute difference of a detection's mask logit.
+        mask_iou: Smallest intersection over union of two masks.
+        stuff: Smallest share of pixels with the same stuff label.
     """
 
     dense: float = 1e-4
@@ -36,21 +36,21 @@ class Tolerances:
 
 
 FULL = Tolerances()
-"""For weights exactly as the authors' code saved them."""
+"""Tolerances for weights as the authors' code saved them."""
 
 COMPACT = Tolerances(dense=3e-3, score=5e-4, mask_logit=3e-3, mask_iou=0.98)
-"""For a compact fixture: its weights are rounded, while the expected values are not."""
+"""Tolerances for a compact fixture, whose weights are rounded and expected values are not."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One comparison, a line of the table.
 
     Attributes:
-        key: the name in the fixture.
-        required: what has to hold, in words.
-        measured: what was found.
-        holds: whether it does.
+        key: Name of the array in the fixture.
+        required: Requirement as text.
+        measured: Measured value as text.
+        holds: Whether the measured value meets the requirement.
     """
 
     key: str
@@ -60,28 +60,28 @@ class Row:
 
 
 def at_most(key: str, measured: float, limit: float, what: str) -> Row:
-    """Return a row for a difference; NaN does not hold."""
+    """Return a row that holds if a difference is at most ``limit``; NaN does not hold."""
     return Row(key, f"{what} <= {limit:g}", f"{measured:.2e}", bool(measured <= limit))
 
 
 def at_least(key: str, measured: float, limit: float, what: str) -> Row:
-    """Return a row for an agreement; NaN does not hold."""
+    """Return a row that holds if an agreement is at least ``limit``; NaN does not hold."""
     return Row(key, f"{what} >= {limit:g}", f"{measured:.5f}", bool(measured >= limit))
 
 
 def equal(key: str, measured: object, expected: object, what: str) -> Row:
-    """Return a row for two values that have to be the same."""
+    """Return a row that holds if two values are equal."""
     return Row(key, f"{what} = {expected}", str(measured), measured == expected)
 
 
 def max_difference(fixture: Fixture, key: str, ours: np.ndarray, limit: float) -> Row:
-    """Compare an array with the authors' by the largest absolute difference.
+    """Return a row for the largest absolute difference between an array and the authors' array.
 
     Args:
-        fixture: holds the authors' array, or a sample of it.
-        key: its name.
-        ours: our array, in the authors' order.
-        limit: how large the difference may be.
+        fixture: Fixture with the authors' array or a sample of it.
+        key: Name of the array.
+        ours: Our array, in the authors' order.
+        limit: Largest difference at which the row holds.
     """
     expected = fixture.take(key)
     if ours.shape != fixture.shape(key):
@@ -94,12 +94,12 @@ def max_difference(fixture: Fixture, key: str, ours: np.ndarray, limit: float) -
 
 
 def rows_not_compared(fixture: Fixture) -> list[Row]:
-    """Return a row, which does not hold, for each array of the fixture that nothing looked at."""
+    """Return a row that does not hold for each array of the fixture that was never read."""
     return [Row(key, "known to this tool", "not compared", False) for key in fixture.unused()]
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Return the rows as a table in text, one line each."""
+    """Return a table as text, with one line per row."""
     cells = [("key", "required", "measured", "ok")] + [
         (row.key, row.required, row.measured, "yes" if row.holds else "NO") for row in rows
     ]
