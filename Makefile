@@ -24,7 +24,7 @@ INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo search-demo test lint bench bench-targets clean
+.PHONY: help install demo search-demo test soak lint bench bench-targets clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -39,6 +39,9 @@ search-demo: $(INSTALLED)  ## Search the flows on generated scenes, and train wh
 
 test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(INSTALLED)  ## Run the long forms of property and fuzz tests (PYTEST_ARGS="…" for pytest)
+	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Check style, format, types and the layer rule
 	$(BIN)/ruff check .

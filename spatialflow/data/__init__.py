@@ -1,16 +1,19 @@
-"""Data: registration, checking, the mapper, derived files and generated scenes."""
+"""Data: registration, checks, the mapper, evaluation JSONs and generated scenes."""
 
-from spatialflow.data.builtin import register_builtin
+from __future__ import annotations
+
 from spatialflow.data.evaluation_json import cache_root, instances_json, panoptic_json
-from spatialflow.data.mapper import PanopticMapper
-from spatialflow.data.registration import ensure_metadata, register_panoptic, unregister
-from spatialflow.data.segments import panoptic_ground_truth
+from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
+from spatialflow.data.registration import (
+    ensure_metadata,
+    register_builtin,
+    register_panoptic,
+    unregister,
+)
 from spatialflow.data.synthetic.scenes import generate_scenes
-from spatialflow.data.validation.defects import Problem
 
 __all__ = [
     "PanopticMapper",
-    "Problem",
     "cache_root",
     "ensure_metadata",
     "generate_scenes",

@@ -1,241 +1,247 @@
-"""A registered data set: its files as Detectron2's dicts and metadata.
+"""A registered data set: its JSON, read as Detectron2's dicts and metadata.
 
-Each image becomes one dict of Detectron2's format:
+Each image becomes one dict in Detectron2's format:
 
 - `file_name`, `image_id`, `height`, `width`, `pan_seg_file_name`;
-- `annotations_json`: the JSON that says all this, for messages;
-- `segments_info`: the PNG's segments, `id`, `category_id` (the data set's, after a remap),
-  `isthing`, `iscrowd`, `area`, `bbox`;
-- `annotations`: the things alone, `category_id` contiguous, for Detectron2's filter of empty images
-  and its class histogram. Masks are not in here: `PanopticMapper` reads them from the PNG.
+- `annotations_json`: path of the JSON, for messages;
+- `segments_info`: segments of the PNG with `id`, `category_id` (after a remap), `isthing`,
+  `iscrowd`, `area`, `bbox`;
+- `annotations`: things only, with contiguous `category_id`, for Detectron2's filter of empty images
+  and its class histogram. They have no masks: `PanopticMapper` reads those from the PNG.
 """
+
+from __future__ import annotations
 
 import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from spatialflow.data.annotations import PanopticJson, read_panoptic_json
 from spatialflow.data.dataset_spec import (
-    DERIVED_PREFIX,
+    THINGS_COLOR,
     Category,
-    PanopticSource,
+    DatasetSpec,
     read_categories,
     select,
 )
-from spatialflow.data.palette import THINGS_COLOR
-from spatialflow.data.segments import are_complete, complete_segments
-from spatialflow.data.validation.defects import Problem, combined_error
-from spatialflow.data.validation.file_rules import missing_files
-from spatialflow.data.validation.json_rules import category_problems, read_json
-from spatialflow.data.validation.segment_map import read_segments
-from spatialflow.utils.errors import DataError
+from spatialflow.data.panoptic_png import segment_masks
+from spatialflow.data.validation.defects import Defect, DefectError
+from spatialflow.data.validation.file_rules import missing_files, read_segments
+from spatialflow.data.validation.json_rules import check_categories
 
 logger = logging.getLogger(__name__)
 
 CHECK_COMMAND = "python -m spatialflow.data.check"
 
+EVALUATION_PREFIX = "spatialflow://"
+"""Prefix of the names of evaluation JSONs, which Detectron2's `PathManager` can open."""
 
-class DatasetEntry:
-    """The loader of one data set, and the owner of its metadata.
 
-    `DatasetCatalog` holds the entry itself, so nothing but Detectron2's catalogs remembers a
-    registration. Folders may be given later than the name: see `builtin.py`.
+class PanopticDataset:
+    """Load a registered data set and its metadata.
+
+    `DatasetCatalog` holds the object itself, so no other place remembers a registration.
     """
 
-    def __init__(self, source: PanopticSource) -> None:
-        """Keeps the registration; reads nothing."""
-        self.declared = source
+    def __init__(self, spec: DatasetSpec) -> None:
+        """Keep the description; read nothing."""
+        self.spec = spec
 
-    def resolve(self) -> PanopticSource:
-        """Returns the registration with the paths as they are now."""
-        return self.declared
+    def examine(self) -> tuple[DatasetSpec, PanopticJson | None, list[Defect]]:
+        """Read the JSON and look for the folders.
 
-    def hint(self) -> str:
-        """Returns what a message about a missing file or folder adds."""
-        return ""
+        Returns:
+            The description with absolute paths; the JSON, or None if it has the wrong outline; and
+            the defects of outline, categories and folders.
+        """
+        spec = self.spec.with_absolute_paths()
+        annotations, defects = None, []
+        try:
+            annotations = read_panoptic_json(spec.annotations_json, spec.hint)
+        except DefectError as error:
+            defects.extend(error.defects)
+        else:
+            defects += check_categories(
+                annotations.categories, spec.annotations_json, unique_names=spec.remap is None
+            )
+        return spec, annotations, defects + _missing_folders(spec)
 
-    def check_command(self) -> str:
-        """Returns the command that lists everything that is wrong with the data."""
-        source = self.resolve()
-        root = Path(source.images).parent
+    def read(self) -> tuple[DatasetSpec, PanopticJson]:
+        """Read the JSON.
+
+        Returns:
+            The description with absolute paths, and the JSON.
+
+        Raises:
+            DefectError: If `examine` finds a defect.
+        """
+        spec, annotations, defects = self.examine()
+        if defects or annotations is None:
+            raise self.error(defects)
+        return spec, annotations
+
+    def check_places(self) -> None:
+        """Look for the JSON and the folders, without reading them.
+
+        Raises:
+            DefectError: If one of them is missing.
+        """
+        spec = self.spec.with_absolute_paths()
+        defects = _missing_folders(spec)
+        if not Path(spec.annotations_json).is_file():
+            defects.append(Defect(spec.annotations_json, f"no such file{spec.hint}"))
+        if defects:
+            raise self.error(defects)
+
+    def complete_metadata(self) -> None:
+        """Fill the metadata from the JSON.
+
+        Raises:
+            DefectError: If `examine` finds a defect, or a remap does not fit the categories.
+        """
+        set_metadata(*self.read())
+
+    def load(self) -> tuple[list[dict], list[Defect]]:
+        """Load the images without a known defect, and fill the metadata.
+
+        Images and PNGs must exist, but are not read. Only a PNG whose segments lack `area` or
+        `bbox` in the JSON is read, to measure them.
+
+        Returns:
+            One dict for each such image, in the order of the images' names; and the defects of the
+            other images, which are left out. Each of these defects names its image.
+
+        Raises:
+            DefectError: If the whole data set is unusable, or no image is left.
+        """
+        spec, annotations = self.read()
+        classes, mapping = set_metadata(spec, annotations)
+        selection = select(spec, annotations.listing)
+        defects = list(selection.defects)
+        if selection.unannotated:
+            logger.info(
+                "%s: %d images without annotations are left out", spec.name, selection.unannotated
+            )
+        pairs = selection.sound_pairs()
+        missing = missing_files(spec.files(pairs), spec.annotations_json)
+        defects += missing
+        without_files = {defect.image for defect in missing}
+        dicts = []
+        for image, annotation in pairs:
+            if image["file_name"] not in without_files:
+                try:
+                    dicts.append(_image_dict(spec, image, annotation, classes, mapping))
+                except DefectError as error:
+                    defects += error.defects
+        if not dicts:
+            raise self.error(defects)
+        logger.info("%s: %d images, %d classes", spec.name, len(dicts), len(classes))
+        return dicts, defects
+
+    def __call__(self) -> list[dict]:
+        """Load all images, and fill the metadata.
+
+        Returns:
+            One dict for each image, in the order of the images' names.
+
+        Raises:
+            DefectError: If `load` finds any defect.
+        """
+        dicts, defects = self.load()
+        if defects:
+            raise self.error(defects)
+        return dicts
+
+    def error(self, defects: Sequence[Defect]) -> DefectError:
+        """Return an error with the defects and the command that lists them all."""
+        return DefectError(defects, self._check_command())
+
+    def _check_command(self) -> str:
+        if self.spec.root_variable:
+            return f"{CHECK_COMMAND} {self.spec.name}"
+        root = Path(self.spec.images).parent
         usual = (root / "images", root / "panoptic.json", root / "panoptic")
-        places = (source.images, source.annotations_json, source.panoptic_root)
+        places = (self.spec.images, self.spec.annotations_json, self.spec.panoptic_root)
         if tuple(map(str, usual)) == places:
             return f"{CHECK_COMMAND} {shlex.quote(str(root))}"
         options = zip(("--images", "--json", "--panoptic"), places, strict=True)
         return " ".join([CHECK_COMMAND, *(f"{k} {shlex.quote(v)}" for k, v in options)])
 
-    def examine(self) -> tuple[PanopticSource, dict | None, list[Problem]]:
-        """Reads the JSON and looks for the folders.
 
-        Returns:
-            the registration with its paths; the parsed JSON, None if its outline is wrong; and what
-            is wrong with JSON, folders and categories.
-        """
-        source = self.resolve()
-        hint = self.hint()
-        content, problems = read_json(source.annotations_json, hint)
-        usable = not problems
-        if usable:
-            problems = category_problems(
-                content["categories"], source.annotations_json, unique_names=source.remap is None
-            )
-        problems += self._missing_folders(source)
-        return source, content if usable else None, problems
-
-    def _missing_folders(self, source: PanopticSource) -> list[Problem]:
-        return [
-            Problem(folder, "no such folder" + self.hint())
-            for folder in (source.images, source.panoptic_root)
-            if not Path(folder).is_dir()
-        ]
-
-    def check_places(self) -> None:
-        """Looks for the JSON and the folders, without reading them.
-
-        Raises:
-            DataError: if one of them is not there.
-        """
-        source = self.resolve()
-        problems = self._missing_folders(source)
-        if not Path(source.annotations_json).is_file():
-            problems.append(Problem(source.annotations_json, "no such file" + self.hint()))
-        if problems:
-            raise self.error(problems)
-
-    def read(self) -> tuple[PanopticSource, dict]:
-        """Reads the JSON.
-
-        Returns:
-            the registration with its paths, and the parsed JSON.
-
-        Raises:
-            DataError: if `examine` finds a problem.
-        """
-        source, content, problems = self.examine()
-        if problems or content is None:
-            raise self.error(problems)
-        return source, content
-
-    def error(self, problems: Sequence[Problem]) -> DataError:
-        """Returns the error that tells one or more problems of this data set."""
-        return combined_error(problems, self.check_command())
-
-    def load(self) -> tuple[list[dict], list[Problem]]:
-        """Loads the images that nothing is known to be wrong with; completes the metadata.
-
-        Images and PNGs are looked for, but not read, except PNGs whose segments the JSON describes
-        incompletely.
-
-        Returns:
-            one dict for each such image, in the order of the images' names; and what is wrong with
-            others, which are left out. Each of these problems names its image.
-
-        Raises:
-            DataError: if the data set as a whole is unusable, or no image is left.
-        """
-        source, content = self.read()
-        classes, mapping = set_metadata(source, content)
-        selection = select(source, content)
-        problems = list(selection.problems)
-        if selection.unannotated:
-            logger.info(
-                "%s: %d images without annotations are left out", source.name, selection.unannotated
-            )
-        pairs = selection.sound_pairs()
-        missing = missing_files(source.files(pairs), source.annotations_json)
-        problems += missing
-        without_files = {problem.image for problem in missing}
-        dicts = []
-        for image, annotation in pairs:
-            if image["file_name"] not in without_files:
-                loaded = _image_dict(source, image, annotation, classes, mapping)
-                if isinstance(loaded, dict):
-                    dicts.append(loaded)
-                else:
-                    problems += loaded
-        if not dicts:
-            raise self.error(problems)
-        logger.info("%s: %d images, %d classes", source.name, len(dicts), len(classes))
-        return dicts, problems
-
-    def __call__(self) -> list[dict]:
-        """Loads the data set and completes its metadata.
-
-        Returns:
-            one dict for each image, in the order of the images' names.
-
-        Raises:
-            DataError: if `load` finds any problem.
-        """
-        dicts, problems = self.load()
-        if problems:
-            raise self.error(problems)
-        return dicts
+def _missing_folders(spec: DatasetSpec) -> list[Defect]:
+    return [
+        Defect(folder, f"no such folder{spec.hint}")
+        for folder in (spec.images, spec.panoptic_root)
+        if not Path(folder).is_dir()
+    ]
 
 
-def set_metadata(source: PanopticSource, content: dict) -> tuple[list[Category], dict[int, int]]:
-    """Fills the metadata of a data set from its JSON.
+def set_metadata(
+    spec: DatasetSpec, annotations: PanopticJson
+) -> tuple[list[Category], dict[int, int]]:
+    """Fill the metadata of a data set.
 
-    `panoptic_json` and `json_file` are names of derived files, made when Detectron2's `PathManager`
-    is first asked for them (see `derived.py`).
+    `panoptic_json` and `json_file` are names of evaluation JSONs. `evaluation_json.py` writes these
+    when Detectron2's `PathManager` asks for them for the first time.
+
+    Args:
+        spec: Description with absolute paths.
+        annotations: JSON of the data set.
 
     Returns:
-        the classes, and source category id → class id.
+        Classes, and a mapping of category id to class id, as `read_categories` returns them.
     """
     classes, mapping = read_categories(
-        content["categories"], source.remap, where=source.annotations_json
+        annotations.categories, spec.remap, where=spec.annotations_json
     )
     things = [c for c in classes if c.isthing]
     stuff = [c for c in classes if not c.isthing]
-    # Detectron2's Metadata refuses to change a value, but a JSON may have been replaced, or
-    # DETECTRON2_DATASETS set, since the last load: what was read last counts.
-    vars(MetadataCatalog.get(source.name)).update(
+    # Detectron2's Metadata refuses to change a value. But the JSON or the environment variable may
+    # have changed since the last load, and the newest values count.
+    vars(MetadataCatalog.get(spec.name)).update(
         thing_classes=[c.name for c in things],
         thing_colors=[list(c.color) for c in things],
         thing_dataset_id_to_contiguous_id={c.id: i for i, c in enumerate(things)},
         stuff_classes=["things", *(c.name for c in stuff)],
         stuff_colors=[list(THINGS_COLOR), *(list(c.color) for c in stuff)],
         stuff_dataset_id_to_contiguous_id={c.id: i + 1 for i, c in enumerate(stuff)},
-        image_root=source.images,
-        panoptic_root=source.panoptic_root,
-        panoptic_json=f"{DERIVED_PREFIX}{source.name}/panoptic.json",
-        json_file=f"{DERIVED_PREFIX}{source.name}/instances.json",
+        image_root=spec.images,
+        panoptic_root=spec.panoptic_root,
+        panoptic_json=f"{EVALUATION_PREFIX}{spec.name}/panoptic.json",
+        json_file=f"{EVALUATION_PREFIX}{spec.name}/instances.json",
     )
     return classes, mapping
 
 
 def _image_dict(
-    source: PanopticSource,
+    spec: DatasetSpec,
     image: dict,
     annotation: dict,
     classes: list[Category],
     mapping: dict[int, int],
-) -> dict | list[Problem]:
-    """One image in Detectron2's format (see the module's docstring), or what is wrong with it."""
+) -> dict:
+    """Return one image in Detectron2's format; see the docstring of the module."""
     isthing = {c.id: c.isthing for c in classes}
-    contiguous = MetadataCatalog.get(source.name).thing_dataset_id_to_contiguous_id
-    pan_seg_file_name = source.png_path(annotation)
-    segments = annotation["segments_info"]
-    ids = None
-    if not are_complete(segments):
-        found = read_segments(pan_seg_file_name, segments, source.image_files(image))
-        if isinstance(found, list):
-            return found
-        ids = found.ids
+    contiguous = MetadataCatalog.get(spec.name).thing_dataset_id_to_contiguous_id
+    pan_seg_file_name = spec.png_path(annotation)
+    segments, ids = annotation["segments_info"], None
+    if not all("area" in s and "bbox" in s for s in segments):
+        ids = read_segments(pan_seg_file_name, segments, spec.listed_image(image)).ids
     segments = complete_segments(segments, mapping, ids)
     for segment in segments:
         segment["isthing"] = isthing[segment["category_id"]]
     return {
-        "file_name": source.image_path(image),
+        "file_name": spec.image_path(image),
         "image_id": image["id"],
         "height": image["height"],
         "width": image["width"],
         "pan_seg_file_name": pan_seg_file_name,
-        "annotations_json": source.annotations_json,
+        "annotations_json": spec.annotations_json,
         "segments_info": segments,
         "annotations": [
             {
@@ -248,3 +254,36 @@ def _image_dict(
             if segment["isthing"]
         ],
     }
+
+
+def complete_segments(
+    segments: list[dict], mapping: dict[int, int], ids: np.ndarray | None
+) -> list[dict]:
+    """Return an image's segments with remapped classes and all fields that are used later.
+
+    Args:
+        segments: The image's `segments_info` in the JSON; not changed.
+        mapping: Mapping of category id to class id.
+        ids: (H, W) segment ids of the PNG. None if all segments have `area` and `bbox`.
+
+    Returns:
+        New dicts with `id`, `category_id`, `iscrowd`, `area` and `bbox`. A missing `area` or `bbox`
+        is measured in the PNG; a missing `iscrowd` is 0.
+    """
+    complete = all("area" in s and "bbox" in s for s in segments)
+    if ids is not None and not complete:
+        measured = segment_masks(ids, [s["id"] for s in segments])
+        segments = [
+            {**s, "area": m["area"], "bbox": m["bbox"]}
+            for s, m in zip(segments, measured, strict=True)
+        ]
+    return [
+        {
+            "id": s["id"],
+            "category_id": mapping[s["category_id"]],
+            "iscrowd": int(s.get("iscrowd", 0)),
+            "area": s["area"],
+            "bbox": list(s["bbox"]),
+        }
+        for s in segments
+    ]

@@ -1,31 +1,47 @@
-"""What a registered panoptic data set is made of: files, categories, and which images belong to it.
+"""The description of a registered data set: its files, classes and images.
 
-Nothing here knows Detectron2's catalogs. `register.py` turns a `PanopticSource` into dicts and
-metadata, `derived.py` into the JSONs that evaluation reads.
+Nothing here knows Detectron2's catalogs: `registration.py` puts data sets into them, and
+`dataset.py` turns a description and its JSON into Detectron2's dicts and metadata.
 """
 
+from __future__ import annotations
+
+import colorsys
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spatialflow.data.palette import palette_color
-from spatialflow.data.validation.defects import Problem, enumeration
-from spatialflow.data.validation.file_rules import ImageFiles
-from spatialflow.data.validation.json_rules import category_problems, list_images
+from spatialflow.data.validation.defects import Defect, DefectError, enumeration
+from spatialflow.data.validation.file_rules import ListedImage
+from spatialflow.data.validation.json_rules import Listing, check_categories
 
 SUPERCATEGORIES = "supercategories"
 
-DERIVED_PREFIX = "spatialflow://"
-"""Prefix of the names of derived files, understood by Detectron2's `PathManager`."""
+THINGS_COLOR = (82, 18, 128)
+"""RGB colour of label 0 ("things") in a semantic map, the same as Detectron2's."""
 
 Remap = str | Mapping[str | int, str] | None
 Split = tuple[str, float, int] | None
 
+# The conjugate of the golden ratio: its multiples spread evenly over the circle of hues, for any
+# number of classes.
+_HUE_STEP = 0.618033988749895
+_SATURATION_AND_VALUE = ((0.65, 0.95), (0.85, 0.70), (0.45, 0.85), (0.90, 0.50))
+
 
 @dataclass(frozen=True)
 class Category:
-    """A class of a data set, after remapping."""
+    """A class of a data set, after a remap.
+
+    Attributes:
+        id: Category id, unique in the data set.
+        name: Name of the class.
+        isthing: Whether the class is countable (a thing) or not (stuff).
+        color: (red, green, blue), each 0 … 255.
+        supercategory: Name of the class's supercategory.
+    """
 
     id: int
     name: str
@@ -35,18 +51,21 @@ class Category:
 
 
 @dataclass(frozen=True)
-class PanopticSource:
-    """The arguments of one registration, hashable, so that two of them can be compared.
+class DatasetSpec:
+    """The arguments of a registration, which can be compared with those of another one.
 
     Attributes:
-        name: name in Detectron2's catalogs.
-        images: folder of the images.
+        name: Name of the data set in Detectron2's catalogs.
+        images: Folder of the images.
         annotations_json: COCO panoptic JSON.
-        panoptic_root: folder of the panoptic PNGs.
-        remap: None, "supercategories", or (source name or id, new name) pairs.
+        panoptic_root: Folder of the panoptic PNGs.
+        remap: None, "supercategories", or (name or id of a category, new name) pairs.
         split: None, or ("train" | "val", share of the images that are "val", seed).
-        limit: how many images to keep, in the order of their names; None keeps all.
-        city_folders: image files lie as Cityscapes keeps them, `<city>/<image id>_leftImg8bit.png`.
+        limit: Number of images to keep, in the order of their names; None keeps all.
+        city_folders: Whether the image files have the names and folders of Cityscapes,
+            `<city>/<image id>_leftImg8bit.png`.
+        root_variable: Environment variable with the folder that the three paths are relative to;
+            "" for absolute paths.
     """
 
     name: str
@@ -57,9 +76,14 @@ class PanopticSource:
     split: tuple[str, float, int] | None = None
     limit: int | None = None
     city_folders: bool = False
+    root_variable: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the options."""
+        """Check the options.
+
+        Raises:
+            ValueError: If an option has a value that is not allowed.
+        """
         _check_split(self.name, self.split)
         if isinstance(self.remap, str) and self.remap != SUPERCATEGORIES:
             raise ValueError(
@@ -71,33 +95,56 @@ class PanopticSource:
                 f"limit of data set {self.name!r} is {self.limit}; expected None or 1 or more"
             )
 
+    def with_absolute_paths(self) -> DatasetSpec:
+        """Return the description with the value that `root_variable` has at this moment."""
+        if not self.root_variable:
+            return self
+        root = Path(os.environ.get(self.root_variable, "datasets")).expanduser().absolute()
+        return replace(
+            self,
+            images=str(root / self.images),
+            annotations_json=str(root / self.annotations_json),
+            panoptic_root=str(root / self.panoptic_root),
+        )
+
     @property
-    def options(self) -> dict:
-        """The options that change what is derived from the JSON (not where the files lie)."""
+    def hint(self) -> str:
+        """The end of a message about a missing file or folder."""
+        if not self.root_variable:
+            return ""
+        value = os.environ.get(self.root_variable, "not set: ./datasets")
+        return (
+            f". Data set {self.name!r} is looked for in the folder that the environment "
+            f"variable {self.root_variable} names (now {value})"
+        )
+
+    @property
+    def content_options(self) -> dict:
+        """The options that change which images and classes the data set has."""
         return {"remap": self.remap, "split": self.split, "limit": self.limit}
 
     def image_path(self, image: Mapping) -> str:
-        """Returns the file of an image entry of the JSON."""
+        """Return the file of an image entry of the JSON."""
         if not self.city_folders:
             return str(Path(self.images) / image["file_name"])
-        # The JSON of cityscapesScripts names "<id>_gtFine_leftImg8bit.png", which is no file.
+        # The JSON of cityscapesScripts names "<id>_gtFine_leftImg8bit.png", which does not exist.
         image_id = str(image["id"])
         return str(Path(self.images) / image_id.split("_")[0] / f"{image_id}_leftImg8bit.png")
 
     def png_path(self, annotation: Mapping) -> str:
-        """Returns the panoptic PNG of an annotation of the JSON."""
+        """Return the panoptic PNG of an annotation of the JSON."""
         return str(Path(self.panoptic_root) / annotation["file_name"])
 
     def files(self, pairs: Iterable[tuple[dict, dict]]) -> Iterator[tuple[str, str]]:
-        """Yields the files of (image entry, annotation) pairs, and the images they belong to."""
+        """Yield the path of each file of (image entry, annotation) pairs, and its image's name."""
         for image, annotation in pairs:
             yield self.image_path(image), image["file_name"]
             yield self.png_path(annotation), image["file_name"]
 
-    def image_files(self, image: Mapping) -> ImageFiles:
-        """Returns what the rules of files need of an image entry of the JSON."""
+    def listed_image(self, image: Mapping) -> ListedImage:
+        """Return the facts of an image entry of the JSON that its files are compared with."""
         size = image["height"], image["width"]
-        return ImageFiles(image["file_name"], size, self.annotations_json)
+        return ListedImage(image["file_name"], size, self.annotations_json)
 
 
 def _check_split(name: str, split: Split) -> None:
@@ -108,35 +155,51 @@ def _check_split(name: str, split: Split) -> None:
         raise ValueError(f"split of data set {name!r} is {split!r}; {expected}")
 
 
+def palette_color(index: int) -> tuple[int, int, int]:
+    """Return the fixed colour of a class whose JSON gives none.
+
+    Args:
+        index: Position of the class in the list of categories, 0 or more.
+
+    Returns:
+        (red, green, blue), each 0 … 255. Neighbouring indices have clearly different colours.
+    """
+    hue = (0.03 + index * _HUE_STEP) % 1.0
+    saturation, value = _SATURATION_AND_VALUE[index % len(_SATURATION_AND_VALUE)]
+    red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(hue, saturation, value))
+    return red, green, blue
+
+
 def read_categories(
     categories: list[dict], remap: Remap | tuple = None, *, where: str = "the JSON"
 ) -> tuple[list[Category], dict[int, int]]:
-    """Reads the classes of a JSON and applies a remap.
+    """Read the classes of a JSON and apply a remap.
 
     Args:
-        categories: the `categories` of a COCO panoptic JSON.
-        remap: None; "supercategories"; or source category name or id → new name (a mapping or
-            pairs). Categories that it does not name keep their own name. Several categories with
-            one new name become one class.
-        where: what messages call the JSON.
+        categories: The `categories` of a COCO panoptic JSON.
+        remap: None; "supercategories"; or new names of categories, as a mapping or pairs whose keys
+            are names or ids. Categories with one new name become one class. Categories without a
+            new name keep their own.
+        where: Path of the JSON, for messages.
 
     Returns:
-        the classes in the order of their ids, and source category id → class id. Without a remap
-        the ids are the JSON's; with one they are 1, 2, … in the order of the first source.
+        Classes in the order of their ids, and a mapping of category id to class id. Without a remap
+        the class ids are those of the JSON. With a remap they are 1, 2, … in the order of the first
+        category of each class.
 
     Raises:
-        DataError: if a category is wrong, a remap names an unknown category, or a class would mix
+        DefectError: If a category is wrong, a remap names an unknown category, or a class would mix
             things and stuff.
     """
-    problems = category_problems(categories, where, unique_names=remap is None)
-    if problems:
-        raise problems[0].error()
+    defects = check_categories(categories, where, unique_names=remap is None)
+    if defects:
+        raise DefectError(defects)
     ordered = sorted(categories, key=lambda c: c["id"])
     new_names = _new_names(ordered, remap, where)
 
     groups: dict[str | int, list[dict]] = {}
     for category in ordered:
-        # Without a remap each category is its own class, even where two share a name.
+        # Without a remap each category is a class of its own, even if two share a name.
         key = category["id"] if remap is None else new_names[category["id"]]
         groups.setdefault(key, []).append(category)
 
@@ -145,11 +208,11 @@ def read_categories(
         if len({bool(m["isthing"]) for m in members}) > 1:
             things = [m["name"] for m in members if m["isthing"]]
             stuff = [m["name"] for m in members if not m["isthing"]]
-            raise Problem(
-                where,
+            message = (
                 f"remap puts things {things} and stuff {stuff} into one class {key!r}; a class is "
-                "either a thing or stuff",
-            ).error()
+                "either a thing or stuff"
+            )
+            raise DefectError([Defect(where, message)])
         class_id = members[0]["id"] if remap is None else position + 1
         colors = [m["color"] for m in members if m.get("color")]
         supercategories = {str(m.get("supercategory", m["name"])) for m in members}
@@ -168,26 +231,32 @@ def read_categories(
 
 
 def _new_names(categories: list[dict], remap: Remap | tuple, where: str) -> dict[int, str]:
-    """Source category id → name of its class."""
+    """Return the name of the class of each category id."""
     if remap == SUPERCATEGORIES:
         without = [c["name"] for c in categories if not c.get("supercategory")]
         if without:
             message = f'remap "{SUPERCATEGORIES}" needs a supercategory for every category; missing'
-            raise Problem(where, f"{message} for {enumeration(without)}").error()
+            raise DefectError([Defect(where, f"{message} for {enumeration(without)}")])
         return {c["id"]: c["supercategory"] for c in categories}
-    # What is not the string is a mapping or, after registration, its items.
+    # Any other remap is a mapping or, after registration, its items.
     wanted: dict[str | int, str] = dict(remap or {})  # type: ignore[arg-type]
     known = {c["id"] for c in categories} | {c["name"] for c in categories}
     unknown = [key for key in wanted if key not in known]
     if unknown:
-        raise Problem(where, f"remap names categories that are not in it: {unknown}").error()
+        message = f"remap names categories that are not in it: {unknown}"
+        raise DefectError([Defect(where, message)])
     return {c["id"]: wanted.get(c["id"], wanted.get(c["name"], c["name"])) for c in categories}
 
 
 def in_validation_split(file_name: str, fraction: float, seed: int) -> bool:
-    """Says whether an image belongs to the validation part, from its name and the seed alone.
+    """Return whether an image belongs to the validation part of a split.
 
-    The choice does not depend on the other images, so a data set that grows keeps its split.
+    The result does not depend on the other images, so a data set that grows keeps its split.
+
+    Args:
+        file_name: File name of the image in the JSON.
+        fraction: Expected share of images in the validation part, between 0 and 1.
+        seed: Seed of the split.
     """
     digest = hashlib.sha256(f"{seed}:{file_name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < fraction
@@ -195,49 +264,48 @@ def in_validation_split(file_name: str, fraction: float, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a registration keeps of its JSON.
+    """The images of a JSON that a registration keeps.
 
     Attributes:
-        pairs: (image entry, annotation) pairs in the order of the images' names. Those of images
-            that `problems` name cannot be used.
-        problems: what is wrong with these images, and with entries that belong to no known image.
-        unannotated: number of images of the whole JSON that `annotations` do not list.
+        pairs: (image entry, annotation) pairs in the order of the images' names. Images that
+            `defects` name cannot be used.
+        defects: Defects of these images, and of entries without a known image.
+        unannotated: Number of images without an annotation in the whole JSON.
     """
 
     pairs: list[tuple[dict, dict]]
-    problems: list[Problem]
+    defects: list[Defect]
     unannotated: int
 
     def sound_pairs(self) -> list[tuple[dict, dict]]:
-        """Returns the pairs that no problem names."""
-        bad = {problem.image for problem in self.problems}
+        """Return the pairs of images that no defect names."""
+        bad = {defect.image for defect in self.defects}
         return [pair for pair in self.pairs if pair[0]["file_name"] not in bad]
 
 
-def select(source: PanopticSource, content: dict) -> Selection:
-    """Picks the annotated images that a registration keeps.
+def select(spec: DatasetSpec, listing: Listing) -> Selection:
+    """Select the annotated images that a registration keeps.
 
     Args:
-        source: the registration.
-        content: its parsed JSON, without problems of its outline.
+        spec: Description of the data set.
+        listing: Annotated images of its JSON.
     """
-    listing = list_images(content, source.annotations_json)
     pairs = sorted(listing.pairs, key=lambda pair: pair[0]["file_name"])
-    if source.split is not None:
-        part, fraction, seed = source.split
+    if spec.split is not None:
+        part, fraction, seed = spec.split
         pairs = [
             pair
             for pair in pairs
             if in_validation_split(pair[0]["file_name"], fraction, seed) == (part == "val")
         ]
-    pairs = pairs[: source.limit]
+    pairs = pairs[: spec.limit]
     kept = {image["file_name"] for image, _ in pairs}
     elsewhere = {image["file_name"] for image, _ in listing.pairs} - kept
-    problems = [problem for problem in listing.problems if problem.image not in elsewhere]
+    defects = [defect for defect in listing.defects if defect.image not in elsewhere]
     if not pairs:
         message = (
-            f"data set {source.name!r} is empty: split={source.split} and limit={source.limit} "
+            f"data set {spec.name!r} is empty: split={spec.split} and limit={spec.limit} "
             "keep no annotated image"
         )
-        problems.append(Problem(source.annotations_json, message))
-    return Selection(pairs, problems, listing.unannotated)
+        defects.append(Defect(spec.annotations_json, message))
+    return Selection(pairs, defects, listing.unannotated)

@@ -1,13 +1,16 @@
-"""JSONs derived from a registration, which evaluation reads: the panoptic truth and the instances.
+"""The JSONs that an evaluation reads: panoptic truth and instances of a registered data set.
 
-They are made when first asked for, in a cache folder (`SPATIALFLOW_CACHE`, else
-`~/.cache/spatialflow`), never beside the user's data. The metadata names them
-`spatialflow://<data set>/panoptic.json` and `…/instances.json`; Detectron2's `PathManager` turns
-such a name into a local file, so Detectron2's own evaluators work on splits and remaps unchanged.
+They are written when they are first needed, into a cache folder (environment variable
+`SPATIALFLOW_CACHE`, else `~/.cache/spatialflow`), never beside the user's data. The metadata names
+them `spatialflow://<data set>/panoptic.json` and `…/instances.json`. Detectron2's `PathManager`
+turns such a name into a local file, so Detectron2's own evaluators work on splits and remaps, too.
+
+H, W: height and width.
 """
 
+from __future__ import annotations
+
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -18,108 +21,108 @@ from typing import IO, Any
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from spatialflow.data.dataset_spec import (
-    DERIVED_PREFIX,
-    Category,
-    PanopticSource,
-    read_categories,
-    select,
-)
+from spatialflow.data.dataset import EVALUATION_PREFIX, complete_segments
+from spatialflow.data.dataset_spec import Category, DatasetSpec, read_categories, select
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
-from spatialflow.data.registration import get_entry
-from spatialflow.data.segments import complete_segments
-from spatialflow.data.validation.defects import Problem
-from spatialflow.data.validation.file_rules import missing_files
-from spatialflow.data.validation.segment_map import read_segments
+from spatialflow.data.registration import find_dataset
+from spatialflow.data.validation.defects import Defect, DefectError
+from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "SPATIALFLOW_CACHE"
 
-# Part of the cache key. Raise it when the content of a derived file changes.
+# Part of the cache key. Raise it when the content of the written files changes.
 _VERSION = 2
 
 
 def cache_root() -> Path:
-    """Returns the folder of derived files; it need not exist yet."""
+    """Return the cache folder; it need not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "spatialflow"
 
 
 def panoptic_json(name: str) -> Path:
-    """Returns the COCO panoptic JSON of a registered data set as it is evaluated.
+    """Return the COCO panoptic JSON with the truth that an evaluation of a data set uses.
 
-    It holds the images of the split, remapped classes, and at most one segment of each stuff class
-    (and one crowd of each class) in an image, as PQ requires: where a remap leaves several, the PNG
-    is rewritten into the cache and named by its absolute path.
+    It holds the images of the split and the remapped classes. An image has at most one segment of
+    each stuff class and one crowd of each class, as PQ requires. Where a remap leaves several, the
+    PNG is written again into the cache, and the JSON names it by its absolute path.
 
     Args:
-        name: a name given to `register_panoptic`, or a built-in one.
+        name: Name given to `register_panoptic`, or of a built-in data set.
 
     Returns:
-        a file in the cache, made now if it is not there.
+        JSON file in the cache, written now if it does not exist.
 
     Raises:
-        DataError: if a file of the data set is missing or wrong.
-        ValueError: if the name is unknown.
+        DataError: If a file of the data set is missing or wrong.
+        ValueError: If the name is unknown.
     """
-    return _derived_file(name, "panoptic.json", _derive_panoptic)
+    return _evaluation_json(name, "panoptic.json", _panoptic_content)
 
 
 def instances_json(name: str) -> Path:
-    """Returns the COCO instances JSON of a registered data set: its things, with RLE masks.
+    """Return the COCO instances JSON of a registered data set: its things with RLE masks.
 
     Args:
-        name: a name given to `register_panoptic`, or a built-in one.
+        name: Name given to `register_panoptic`, or of a built-in data set.
 
     Returns:
-        a file in the cache, made now if it is not there.
+        JSON file in the cache, written now if it does not exist.
 
     Raises:
-        DataError: if a file of the data set is missing or wrong.
-        ValueError: if the name is unknown.
+        DataError: If a file of the data set is missing or wrong.
+        ValueError: If the name is unknown.
     """
-    return _derived_file(name, "instances.json", _derive_instances)
+    return _evaluation_json(name, "instances.json", _instances_content)
 
 
-def _derived_file(name: str, file_name: str, derive: Callable[..., dict]) -> Path:
-    entry = get_entry(name)
-    source, content = entry.read()
-    selection = select(source, content)
+def _evaluation_json(name: str, file_name: str, make_content: Callable[..., dict]) -> Path:
+    dataset = find_dataset(name)
+    spec, truth = dataset.read()
+    selection = select(spec, truth.listing)
     pairs = selection.pairs
-    pngs = ((source.png_path(a), i["file_name"]) for i, a in selection.sound_pairs())
-    problems = selection.problems + missing_files(pngs, source.annotations_json)
-    if problems:
-        raise entry.error(problems)
-    folder = cache_root() / f"{name.replace('/', '_')}-{_key(source, pairs)}"
+    pngs = ((spec.png_path(a), i["file_name"]) for i, a in selection.sound_pairs())
+    defects = selection.defects + missing_files(pngs, spec.annotations_json)
+    if defects:
+        raise dataset.error(defects)
+    key = _cache_key(spec, pairs, truth.sha256.copy())
+    folder = cache_root() / f"{name.replace('/', '_')}-{key}"
     path = folder / file_name
     if not path.is_file():
         logger.info("deriving %s of %s from %d images", file_name, name, len(pairs))
         folder.mkdir(parents=True, exist_ok=True)
         classes, mapping = read_categories(
-            content["categories"], source.remap, where=source.annotations_json
+            truth.categories, spec.remap, where=spec.annotations_json
         )
-        derived = derive(source, pairs, classes, mapping, folder)
-        derived["info"] = content.get("info", {})
-        derived["licenses"] = content.get("licenses", [])
+        content = make_content(spec, pairs, classes, mapping, folder)
+        content["info"] = truth.info
+        content["licenses"] = truth.licenses
         try:
-            text = json.dumps(derived)
+            text = json.dumps(content)
         except RecursionError:
-            raise Problem(source.annotations_json, "is nested too deeply").error() from None
+            raise DefectError([Defect(spec.annotations_json, "is nested too deeply")]) from None
         write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
-def _key(source: PanopticSource, pairs: list[tuple[dict, dict]]) -> str:
-    """Digest of everything that the derived files depend on."""
-    digest = hashlib.sha256(Path(source.annotations_json).read_bytes())
-    digest.update(json.dumps([_VERSION, source.panoptic_root, source.options]).encode())
-    # The PNGs count by size and time: reading them all would cost as much as deriving.
+def _cache_key(spec: DatasetSpec, pairs: list[tuple[dict, dict]], sha256: Any) -> str:
+    """Return a digest of everything that the content depends on.
+
+    Args:
+        spec: Description of the data set.
+        pairs: (image entry, annotation) pairs of its images.
+        sha256: Hash object of the JSON's bytes; it is changed.
+    """
+    options = [_VERSION, spec.panoptic_root, spec.content_options]
+    sha256.update(json.dumps(options).encode())
+    # Size and time identify a PNG: reading all PNGs would take as long as the work that is saved.
     for _, annotation in pairs:
-        status = os.stat(source.png_path(annotation))
-        digest.update(f"{annotation['file_name']}:{status.st_size}:{status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
+        status = os.stat(spec.png_path(annotation))
+        sha256.update(f"{annotation['file_name']}:{status.st_size}:{status.st_mtime_ns}".encode())
+    return sha256.hexdigest()[:16]
 
 
 def _category_json(classes: Iterable[Category]) -> list[dict]:
@@ -135,8 +138,8 @@ def _category_json(classes: Iterable[Category]) -> list[dict]:
     ]
 
 
-def _derive_panoptic(
-    source: PanopticSource,
+def _panoptic_content(
+    spec: DatasetSpec,
     pairs: list[tuple[dict, dict]],
     classes: list[Category],
     mapping: dict[int, int],
@@ -145,7 +148,7 @@ def _derive_panoptic(
     isthing = {c.id: c.isthing for c in classes}
     annotations = []
     for image, annotation in pairs:
-        ids = _checked_ids(source, image, annotation)
+        ids = _checked_ids(spec, image, annotation)
         segments = complete_segments(annotation["segments_info"], mapping, ids)
         merged, new_ids = _merge_segments(segments, isthing)
         file_name = annotation["file_name"]
@@ -165,25 +168,26 @@ def _derive_panoptic(
     }
 
 
-def _checked_ids(source: PanopticSource, image: dict, annotation: dict) -> np.ndarray:
-    """(H, W) ids of a PNG that agrees with the JSON; panopticapi does not look whether it does."""
-    segments = annotation["segments_info"]
-    found = read_segments(source.png_path(annotation), segments, source.image_files(image))
-    if isinstance(found, list):
-        raise found[0].error()
-    return found.ids
+def _checked_ids(spec: DatasetSpec, image: dict, annotation: dict) -> np.ndarray:
+    """Return the (H, W) ids of a PNG after all checks: PQ trusts areas, and reads each PNG once."""
+    path, segments = spec.png_path(annotation), annotation["segments_info"]
+    return read_segments(path, segments, spec.listed_image(image), thorough=True).ids
 
 
 def _merge_segments(
     segments: list[dict], isthing: dict[int, bool]
 ) -> tuple[list[dict], dict[int, int]]:
-    """Merges the segments that PQ wants as one.
+    """Merge the segments that PQ needs as one.
 
-    These are an image's segments of one stuff class, and its crowds of one class (panopticapi looks
-    at one crowd of a class only).
+    These are an image's segments of one stuff class, and its crowds of one class: panopticapi uses
+    only one crowd of each class.
+
+    Args:
+        segments: Segments of one image, complete and remapped.
+        isthing: Whether a class is a thing, by class id.
 
     Returns:
-        the segments left, and old id → id of the segment that took it in, for those that moved.
+        The merged segments, and a mapping of old id to new id for segments that lost their id.
     """
     kept: dict[tuple, dict] = {}
     new_ids: dict[int, int] = {}
@@ -207,14 +211,14 @@ def _box_union(first: list[float], second: list[float]) -> list[float]:
 
 
 def _replace_ids(ids: np.ndarray, new_ids: dict[int, int]) -> np.ndarray:
-    """Replaces some ids of an (H, W) map."""
+    """Return an (H, W) map of ids with some ids replaced."""
     present, inverse = np.unique(ids, return_inverse=True)
     replaced = np.array([new_ids.get(int(i), int(i)) for i in present], dtype=ids.dtype)
     return replaced[inverse].reshape(ids.shape)
 
 
-def _derive_instances(
-    source: PanopticSource,
+def _instances_content(
+    spec: DatasetSpec,
     pairs: list[tuple[dict, dict]],
     classes: list[Category],
     mapping: dict[int, int],
@@ -223,7 +227,7 @@ def _derive_instances(
     things = {c.id for c in classes if c.isthing}
     annotations: list[dict[str, Any]] = []
     for image, annotation in pairs:
-        ids = _checked_ids(source, image, annotation)
+        ids = _checked_ids(spec, image, annotation)
         segments = [s for s in annotation["segments_info"] if mapping[s["category_id"]] in things]
         for segment, mask in zip(
             segments, segment_masks(ids, [s["id"] for s in segments]), strict=True
@@ -244,18 +248,18 @@ def _derive_instances(
     }
 
 
-class DerivedFiles(PathHandler):
-    """Lets Detectron2's `PathManager` make and open derived files by their names."""
+class EvaluationJsonHandler(PathHandler):
+    """Write and open evaluation JSONs by their names, for Detectron2's `PathManager`."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return [DERIVED_PREFIX]
+        return [EVALUATION_PREFIX]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: object) -> str:
-        name, _, file_name = path.removeprefix(DERIVED_PREFIX).rpartition("/")
-        makers = {"panoptic.json": panoptic_json, "instances.json": instances_json}
-        if file_name not in makers:
-            raise ValueError(f"{path} is not a derived file; known are {sorted(makers)}")
-        return str(makers[file_name](name))
+        name, _, file_name = path.removeprefix(EVALUATION_PREFIX).rpartition("/")
+        functions = {"panoptic.json": panoptic_json, "instances.json": instances_json}
+        if file_name not in functions:
+            raise ValueError(f"{path} is not a derived file; known are {sorted(functions)}")
+        return str(functions[file_name](name))
 
     def _isfile(self, path: str, **kwargs: object) -> bool:
         return Path(self._get_local_path(path)).is_file()
@@ -269,4 +273,4 @@ class DerivedFiles(PathHandler):
         return open(self._get_local_path(path), mode, **kwargs)
 
 
-PathManager.register_handler(DerivedFiles(), allow_override=True)
+PathManager.register_handler(EvaluationJsonHandler(), allow_override=True)

@@ -1,4 +1,4 @@
-"""Training batches that are the same after every restart, with any number of workers."""
+"""Loaders whose batches are the same after every restart and with any number of workers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import DataLoader, Dataset
 
+from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.mapper import PanopticMapper
-from spatialflow.data.registration import DatasetEntry, ensure_metadata
-from spatialflow.data.sampler import BatchStream, Sample
+from spatialflow.data.registration import ensure_metadata
+from spatialflow.data.sampler import ResumableBatchSampler, Sample
 from spatialflow.utils.errors import DataError
 from spatialflow.utils.randomness import seeded
 
@@ -28,44 +29,53 @@ logger = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
-# Images drawn in the place of a bad one before all of them are taken to be bad.
 MAX_REPLACEMENTS = 100
+"""Bad images in a row, drawn at random, after which all images count as bad."""
 
 
 class TrainLoader:
-    """Endless batches of mapped images, from any position on.
+    """Yield endless batches of mapped images, from any position on.
 
-    Its state is a position: how many images have been handed out. A run that starts at that
-    position with the same seed continues the stream exactly.
+    The state is one number: the images of all batches that were yielded. A run that loads it and
+    has the same seed continues with exactly the next batch.
+
+    Attributes:
+        sampler: Sampler of the batches; its position advances with each yielded batch.
+        num_workers: Number of worker processes.
+        skip_bad: Whether another image replaces a bad one.
+        bad_images: Number of images that were replaced since the start of this process.
     """
 
     def __init__(
         self,
         dataset_dicts: Sequence[dict[str, Any]],
         mapper: Callable[[dict[str, Any]], dict[str, Any]],
-        stream: BatchStream,
+        sampler: ResumableBatchSampler,
         *,
         num_workers: int = 0,
         bad_data: str = "stop",
     ) -> None:
-        """Keep the parts; workers start when iteration does.
+        """Keep the parts; workers start when iteration starts.
 
         Args:
-            dataset_dicts: What the stream's indices point to.
-            mapper: From a data set's dict to the model's input; may use the global random
-                generators, which are seeded for each image.
-            stream: Which images make which batch.
-            num_workers: Processes that map images; 0 for none. Does not change the batches.
-            bad_data: ``stop`` raises a ``DataError`` of the mapper; ``skip`` puts another image
-                in the place of a bad one and counts it.
+            dataset_dicts: Images in Detectron2's format, which the sampler's positions index.
+            mapper: Function from a dict to the model's input. It may use the global random
+                generators, which are seeded before each image.
+            sampler: Sampler of the batches.
+            num_workers: Number of processes that map images; 0 maps them in this process. The
+                batches do not depend on it.
+            bad_data: ``stop`` raises the mapper's ``DataError``; ``skip`` takes another image
+                instead of the bad one, and counts it.
+
+        Raises:
+            ValueError: If ``bad_data`` has another value.
         """
         if bad_data not in POLICIES:
             raise ValueError(f"DATALOADER.BAD_DATA: {bad_data!r} given, one of {POLICIES} expected")
-        self.stream = stream
+        self.sampler = sampler
         self.num_workers = num_workers
         self.skip_bad = bad_data == "skip"
         self.bad_images = 0
-        """Images that were replaced since the start of this process."""
         self._reported: set[str] = set()
         self._images = _MappedImages(
             DatasetFromList(list(dataset_dicts), copy=False),
@@ -74,55 +84,60 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield batches of this process, from the stream's position on.
+        """Yield this process's part of each batch, from the sampler's position on.
 
         Raises:
-            DataError: If an image is bad and none may take its place.
+            DataError: If an image is bad and may not be replaced.
         """
         batches = DataLoader(
             self._images,
-            batch_sampler=self.stream,
+            batch_sampler=self.sampler,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            # Else it would draw a seed for workers, which need none, from the global generator.
+            collate_fn=_identity,
+            # Without a generator of its own it would draw a seed from the global generator.
             generator=torch.Generator(),
         )
         for batch in batches:
-            self.stream.position += 1
+            self.sampler.position += 1
             yield [self._checked(image) for image in batch]
 
     def _checked(self, image: _Mapped) -> dict[str, Any]:
-        for problem in image.problems:
+        for message in image.errors:
             self.bad_images += 1
-            if self.skip_bad and problem not in self._reported:
-                self._reported.add(problem)
-                logger.warning("left out: %s", problem)
+            if self.skip_bad and message not in self._reported:
+                self._reported.add(message)
+                logger.warning("left out: %s", message)
         if image.content is None:
-            last = image.problems[-1]
+            last = image.errors[-1]
             if self.skip_bad:
                 raise DataError(f"{MAX_REPLACEMENTS} bad images in a row; the last: {last}")
             raise DataError(last)
         return image.content
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position, in images of all processes."""
-        return {"images": self.stream.position * self.stream.batch_size}
+        """Return the number of images in all batches of all processes so far."""
+        return {"images": self.sampler.position * self.sampler.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Set the position; takes effect when iteration starts."""
-        self.stream.position = state["images"] // self.stream.batch_size
+        """Set the position; it takes effect when iteration starts."""
+        self.sampler.position = state["images"] // self.sampler.batch_size
 
 
 class _Mapped:
-    """A mapped image, and what was wrong with those that it replaces."""
+    """A mapped image, and the errors of the bad images that it replaces.
+
+    Attributes:
+        content: Input of the model; None if no image could be mapped.
+        errors: Messages of the bad images, in the order of the attempts.
+    """
 
     def __init__(self) -> None:
         self.content: dict[str, Any] | None = None
-        self.problems: list[str] = []
+        self.errors: list[str] = []
 
 
 class _MappedImages(Dataset[_Mapped]):
-    """Maps samples; errors travel as values, as PyTorch wraps those that workers raise."""
+    """Map samples, and return errors as values: PyTorch changes those that a worker raises."""
 
     def __init__(
         self, dicts: DatasetFromList, mapper: Callable[..., dict[str, Any]], *, attempts: int
@@ -141,27 +156,27 @@ class _MappedImages(Dataset[_Mapped]):
                     mapped.content = self.mapper(self.dicts[index])
                     break
                 except DataError as error:
-                    mapped.problems.append(str(error))
+                    mapped.errors.append(str(error))
                     index = int(substitutes.integers(len(self.dicts)))
         return mapped
 
 
-def _as_it_is(batch: list[_Mapped]) -> list[_Mapped]:
+def _identity(batch: list[_Mapped]) -> list[_Mapped]:
     return batch
 
 
 class EvaluationLoader:
-    """Batches of a data set's images in order, whose errors are their own also with workers."""
+    """Yield a data set's images in order, and raise errors unchanged, also with workers."""
 
     def __init__(self, cfg: CfgNode, name: str) -> None:
-        """Load a data set; workers start when iteration does.
+        """Load a data set; workers start when iteration starts.
 
         Args:
-            cfg: ``DATALOADER.NUM_WORKERS`` and ``INPUT``.
-            name: Of a registered data set.
+            cfg: Config, of which ``DATALOADER.NUM_WORKERS`` and ``INPUT`` count.
+            name: Name of a registered data set.
 
         Raises:
-            DataError: If data are bad.
+            DataError: If the JSON is wrong or a file is missing.
         """
         self._batches = build_detection_test_loader(
             DatasetCatalog.get(name),
@@ -187,7 +202,7 @@ class EvaluationLoader:
 
 
 class _ErrorsAsValues:
-    """Returns what a mapper raises, as PyTorch rewrites errors that come from workers."""
+    """Return the mapper's result or its error: PyTorch changes errors that a worker raises."""
 
     def __init__(self, mapper: Callable[..., dict[str, Any]]) -> None:
         self.mapper = mapper
@@ -202,12 +217,13 @@ class _ErrorsAsValues:
 def build_train_loader(
     cfg: CfgNode, seed: int, *, keep: Callable[[dict[str, Any]], bool] | None = None
 ) -> TrainLoader:
-    """Build the loader that a config describes.
+    """Build the training loader of a config.
 
     Args:
-        cfg: ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT`` and ``SOLVER.IMS_PER_BATCH``.
-        seed: Of the stream, the same in every process.
-        keep: Tells of a data set's dict whether it is to be trained on; None keeps all.
+        cfg: Config, of which ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT`` and
+            ``SOLVER.IMS_PER_BATCH`` count.
+        seed: Seed of order and augmentations, the same in every process.
+        keep: Function that returns whether to train on a data set's dict; None keeps all.
 
     Raises:
         DataError: If data are bad and may not be skipped.
@@ -228,18 +244,22 @@ def build_train_loader(
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dicts, keys.REPEAT_THRESHOLD, sqrt=keys.REPEAT_SQRT
         )
-    stream = BatchStream(
+    sampler = ResumableBatchSampler(
         len(dicts),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         groups=groups,
         repeat_factors=factors,
     )
-    return TrainLoader(dicts, mapper, stream, num_workers=keys.NUM_WORKERS, bad_data=keys.BAD_DATA)
+    return TrainLoader(dicts, mapper, sampler, num_workers=keys.NUM_WORKERS, bad_data=keys.BAD_DATA)
 
 
 def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Return the images of ``DATASETS.TRAIN`` that are to be trained on.
+    """Return the images of ``DATASETS.TRAIN`` to train on.
+
+    Args:
+        cfg: Config, of which ``DATASETS.TRAIN``, ``DATALOADER.BAD_DATA`` and
+            ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` count.
 
     Raises:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
@@ -259,17 +279,21 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def dataset_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
-    """Return a data set's images; those with problems are left out by ``DATALOADER.BAD_DATA skip``.
+    """Return a data set's images; ``DATALOADER.BAD_DATA skip`` leaves out images with defects.
+
+    Args:
+        name: Name of a registered data set.
+        cfg: Config, of which ``DATALOADER.BAD_DATA`` counts.
 
     Raises:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
     """
-    entry = dict(DatasetCatalog).get(name)
-    if cfg.DATALOADER.BAD_DATA != "skip" or not isinstance(entry, DatasetEntry):
+    dataset = dict(DatasetCatalog).get(name)
+    if cfg.DATALOADER.BAD_DATA != "skip" or not isinstance(dataset, PanopticDataset):
         return DatasetCatalog.get(name)
-    dicts, problems = entry.load()
-    for problem in problems:
-        logger.warning("left out: %s", problem)
-    if problems:
-        logger.warning("%s: %d images with problems are left out", name, len(problems))
+    dicts, defects = dataset.load()
+    for defect in defects:
+        logger.warning("left out: %s", defect)
+    if defects:
+        logger.warning("%s: %d images with problems are left out", name, len(defects))
     return dicts

@@ -1,7 +1,10 @@
-"""From a data set's dict to what the model reads: image, instances and semantic map.
+"""Map a data set's dict to the model's input: image, instances and semantic map.
 
-H, W: height and width after augmentation; M: number of instances; S: segments of the image.
+H, W: height and width after augmentation; K: number of thing classes; C: number of stuff classes
+and one for things; M: number of instances; S: number of segments in the image.
 """
+
+from __future__ import annotations
 
 import copy
 import logging
@@ -13,26 +16,30 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spatialflow.data.registration import IGNORE_LABEL, ensure_metadata
-from spatialflow.data.segments import checked_segments, image_files
-from spatialflow.data.validation.defects import Problem
-from spatialflow.data.validation.file_rules import read_image
+from spatialflow.data.validation.file_rules import (
+    ListedImage,
+    SegmentMap,
+    read_image,
+    read_segments,
+)
 from spatialflow.utils.masks import mask_box
 
 logger = logging.getLogger(__name__)
 
-# Augmentations resample uint8 maps by nearest neighbour and pad them with 255, so segments are
-# numbered in bytes: 0 … 254, or two bytes where an image has more segments.
+# Augmentations move uint8 maps by nearest neighbour and pad them with 255. So one byte numbers the
+# segments 0 … 254; an image with more segments needs two bytes.
 _BYTE = 256
 
 
 class PanopticMapper:
-    """Reads an image and derives its ground truth from the panoptic PNG.
+    """Read an image, and derive its ground truth from the panoptic PNG.
 
-    Masks, boxes and the semantic map are all taken from one map of segments after the augmentation,
-    so they cannot disagree.
+    Masks, boxes and the semantic map all come from one map of segments after the augmentation, so
+    they cannot disagree.
     """
 
     @configurable
@@ -46,15 +53,15 @@ class PanopticMapper:
         stuff_labels: Mapping[int, int],
         ignore_label: int = IGNORE_LABEL,
     ) -> None:
-        """Keeps its parts; pass `augmentations=` beside a config to replace the config's.
+        """Keep the parts. `augmentations=` next to a config replaces those of the config.
 
         Args:
-            is_train: whether ground truth is wanted.
-            augmentations: Detectron2's, applied in this order.
+            is_train: Whether to return ground truth.
+            augmentations: Detectron2's augmentations, applied in this order.
             image_format: "RGB", "BGR" or "L".
-            thing_labels: category id of the data set → 0 … K - 1, things only.
-            stuff_labels: category id of the data set → 1 … S - 1, stuff only.
-            ignore_label: value of the semantic map where nothing is known.
+            thing_labels: Mapping of category id to class 0 … K - 1, of things only.
+            stuff_labels: Mapping of category id to label 1 … C - 1, of stuff only.
+            ignore_label: Value of the semantic map where the truth is unknown.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
@@ -67,10 +74,10 @@ class PanopticMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        """Reads INPUT.* and, for training, the classes of DATASETS.TRAIN.
+        """Return the arguments from `INPUT` and, for training, the classes of `DATASETS.TRAIN`.
 
         Raises:
-            ValueError: if the training sets do not have the same classes.
+            ValueError: If the training sets have different classes.
         """
         augmentations = detection_utils.build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.CROP.ENABLED:
@@ -86,24 +93,27 @@ class PanopticMapper:
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Maps one image.
+        """Map one image.
+
+        Files are read once, without the checks that only the check command makes; see
+        `validation/file_rules.py`.
 
         Args:
-            dataset_dict: one dict of a registered data set.
+            dataset_dict: One dict of a registered data set.
 
         Returns:
-            `file_name`, `image_id`, `height`, `width` (of the file) and `image` (3, H, W) uint8.
-            In training also `instances` with `gt_boxes`, `gt_classes` (0 … K - 1) and `gt_masks`
-            (`BitMasks`), crowds and things that left the image removed; and `sem_seg` (H, W) int64:
-            0 for things, crowds included, 1 … S - 1 for stuff, `ignore_label` where void.
+            `file_name`, `image_id`, `height`, `width` (of the file) and `image` (3, H, W) uint8; in
+            training also `instances` and `sem_seg`. `instances` has `gt_boxes` (M, 4) in pixels,
+            `gt_classes` (M,) 0 … K - 1 and `gt_masks` (M, H, W), without crowds and without things
+            that left the image. `sem_seg` (H, W) int64 is 0 for things and crowds, 1 … C - 1 for
+            stuff, and `ignore_label` for void.
 
         Raises:
-            DataError: if a file cannot be read, or image, PNG and JSON disagree.
+            DataError: If a file cannot be read, or the sizes or the segments of image, PNG and JSON
+                disagree.
         """
         mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
-        image = read_image(mapped["file_name"], image_files(dataset_dict), self.image_format)
-        if isinstance(image, Problem):
-            raise image.error()
+        image = read_image(mapped["file_name"], _listed_image(dataset_dict), self.image_format)
         if not self.is_train:
             inputs = T.AugInput(image)
             self.augmentations(inputs)
@@ -111,9 +121,9 @@ class PanopticMapper:
             return mapped
 
         segments = dataset_dict["segments_info"]
-        index = checked_segments(dataset_dict).index
+        index = read_segment_map(dataset_dict).index
         labels = self._segment_labels(segments)
-        # Augmentations that look at the semantic map (crops by class area) find it here.
+        # Augmentations that look at the semantic map, such as crops by class area, need it here.
         inputs = T.AugInput(image, sem_seg=labels[index].astype(np.uint8))
         transforms = self.augmentations(inputs)
         index = _transform_index(transforms, index, len(segments))
@@ -123,12 +133,12 @@ class PanopticMapper:
         return mapped
 
     def _segment_labels(self, segments: list[dict]) -> np.ndarray:
-        """(S + 1,) semantic label of each segment, the last one for "no segment"."""
+        """Return (S + 1,) semantic labels of the segments; the last one is for void."""
         labels = [self.stuff_labels.get(s["category_id"], 0) for s in segments]
         return np.array([*labels, self.ignore_label], dtype=np.int64)
 
     def _instances(self, index: np.ndarray, segments: list[dict]) -> Instances:
-        """The things that are left after the augmentation."""
+        """Return the things with a pixel in the (H, W) map of positions, without crowds."""
         areas = np.bincount(index.ravel(), minlength=len(segments) + 1)
         kept = [
             i
@@ -146,8 +156,73 @@ class PanopticMapper:
         return instances
 
 
+def read_segment_map(dataset_dict: dict) -> SegmentMap:
+    """Read the panoptic PNG of an image, and match its pixels with the segments of the JSON.
+
+    Args:
+        dataset_dict: One dict of `DatasetCatalog.get`.
+
+    Raises:
+        DataError: If the PNG cannot be read, or its size or segments differ from the JSON.
+    """
+    return read_segments(
+        dataset_dict["pan_seg_file_name"],
+        dataset_dict["segments_info"],
+        _listed_image(dataset_dict),
+    )
+
+
+def panoptic_ground_truth(
+    dataset_dict: dict, metadata: Metadata
+) -> tuple[torch.Tensor, list[dict]]:
+    """Return an image's ground truth in the form of a model's panoptic result.
+
+    `Visualizer.draw_panoptic_seg_predictions` draws it, and evaluators accept it as a result.
+
+    Args:
+        dataset_dict: One dict of `DatasetCatalog.get`.
+        metadata: Metadata of the data set.
+
+    Returns:
+        (H, W) int32 segment ids (0 for void), and segments with `id`, `isthing`, `category_id`
+        (contiguous; stuff 1, 2, …) and `area`. Crowds are left out. H and W are those of the file.
+
+    Raises:
+        DataError: If the PNG cannot be read, or its size or segments differ from the JSON.
+    """
+    ids = read_segment_map(dataset_dict).ids
+    segments = []
+    for segment in dataset_dict["segments_info"]:
+        if segment["iscrowd"]:
+            ids[ids == segment["id"]] = 0
+            continue
+        contiguous = (
+            metadata.thing_dataset_id_to_contiguous_id
+            if segment["isthing"]
+            else metadata.stuff_dataset_id_to_contiguous_id
+        )
+        segments.append(
+            {
+                "id": segment["id"],
+                "isthing": segment["isthing"],
+                "category_id": contiguous[segment["category_id"]],
+                "area": segment["area"],
+            }
+        )
+    return torch.from_numpy(ids), segments
+
+
+def _listed_image(dataset_dict: dict) -> ListedImage:
+    return ListedImage(
+        name=dataset_dict["file_name"],
+        size=(dataset_dict["height"], dataset_dict["width"]),
+        # Dicts of data sets that other code registered do not name their JSON.
+        where=dataset_dict.get("annotations_json", "the JSON"),
+    )
+
+
 def _training_labels(names: Sequence[str]) -> tuple[dict[int, int], dict[int, int]]:
-    """Category id → label, for things and for stuff, the same for all training sets."""
+    """Return the labels of things and of stuff by category id, equal in all training sets."""
     if not names:
         raise ValueError("DATASETS.TRAIN is empty; the name of a registered data set is expected")
     first, *others = (ensure_metadata(name) for name in names)
@@ -163,15 +238,15 @@ def _training_labels(names: Sequence[str]) -> tuple[dict[int, int], dict[int, in
 
 
 def _transform_index(transforms: T.TransformList, index: np.ndarray, void: int) -> np.ndarray:
-    """Applies geometry to a map of positions, byte by byte.
+    """Apply geometric transforms to a map of positions, byte by byte.
 
     Args:
-        transforms: what was applied to the image.
-        index: (H, W) positions 0 to `void`; `void` means "no segment".
-        void: the number of segments.
+        transforms: Transforms that were applied to the image.
+        index: (height, width) positions of segments 0 … `void` - 1, and `void` for void.
+        void: S, the number of segments.
 
     Returns:
-        map of the new size, of the same type. Pixels that an augmentation padded are `void`.
+        (H, W) positions of the same type. Pixels that an augmentation padded are `void`.
     """
     wide = void >= _BYTE
     padded = _BYTE**2 - 1 if wide else _BYTE - 1
@@ -189,5 +264,5 @@ def _transform_index(transforms: T.TransformList, index: np.ndarray, void: int) 
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, C) array → (C, H, W) tensor."""
+    """Return the (channels, H, W) tensor of an (H, W, channels) array."""
     return torch.from_numpy(np.stack(cv2.split(image)))

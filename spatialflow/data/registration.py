@@ -1,4 +1,12 @@
-"""Registration of panoptic data sets: a COCO panoptic JSON and its PNGs are all a user prepares."""
+"""Register panoptic data sets; a COCO panoptic JSON and its PNGs are all that a user prepares.
+
+The built-in data sets COCO 2017, Cityscapes and ADE20K have their usual paths in the folder that
+the environment variable `DETECTRON2_DATASETS` names. Only names and paths are in here: classes and
+colours come from the JSONs, so importing this module needs no data. The variable is read when a
+data set is used, not on import.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,11 +14,12 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from spatialflow.data.dataset import DatasetEntry, set_metadata
-from spatialflow.data.dataset_spec import PanopticSource, Remap, Split
+from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.dataset_spec import DatasetSpec, Remap, Split
 
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "spatialflow_panoptic"
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
 
 def register_panoptic(
@@ -23,30 +32,31 @@ def register_panoptic(
     split: Split = None,
     limit: int | None = None,
 ) -> None:
-    """Registers a data set in Detectron2's catalogs.
+    """Register a data set in Detectron2's catalogs.
 
-    The JSON is read once for the classes; its images, the PNGs and derived files are not touched
-    before they are needed. A second call with the same arguments does nothing.
+    The JSON is read for the classes. Images, PNGs and evaluation JSONs are not touched before they
+    are needed. A second call with the same arguments does nothing.
 
     Args:
-        name: the name for `DATASETS.TRAIN` and `DATASETS.TEST`.
-        images: folder of the images.
-        annotations_json: COCO panoptic JSON. Things, stuff and colours come from its `categories`
-            (a fixed palette where it has no `color`).
-        panoptic_root: folder of the panoptic PNGs.
-        remap: None keeps the JSON's categories; "supercategories" makes one class of each
-            `supercategory` (27 for COCO); a mapping of source category name or id → new name
-            merges those that get one name, and leaves unnamed ones as they are.
-        split: None keeps all images; ("train" | "val", fraction, seed) keeps one side of a split
-            in which about `fraction` of the images are "val", chosen by a hash of seed and name.
-        limit: keep only the first images, in the order of their names, after the split.
+        name: Name for `DATASETS.TRAIN` and `DATASETS.TEST`.
+        images: Folder of the images.
+        annotations_json: COCO panoptic JSON. Things, stuff and colours come from its `categories`;
+            a category without `color` gets one from a fixed palette.
+        panoptic_root: Folder of the panoptic PNGs.
+        remap: None keeps the categories of the JSON. "supercategories" makes one class of each
+            `supercategory` (27 for COCO). A mapping of category name or id to new name merges the
+            categories with one new name, and leaves unnamed ones as they are.
+        split: None keeps all images. ("train" | "val", fraction, seed) keeps one part of a split:
+            about `fraction` of the images are "val", chosen by a hash of seed and file name.
+        limit: Number of images to keep, in the order of their names, after the split; None keeps
+            all.
 
     Raises:
-        DataError: if the JSON or a folder is missing, the JSON's outline or a category is wrong, or
+        DataError: If the JSON or a folder is missing, the JSON's outline or a category is wrong, or
             a class would mix things and stuff.
-        ValueError: if an option is wrong, or the name is taken by other data.
+        ValueError: If an option is wrong, or other data have the name.
     """
-    source = PanopticSource(
+    spec = DatasetSpec(
         name=name,
         images=str(Path(images).absolute()),
         annotations_json=str(Path(annotations_json).absolute()),
@@ -55,87 +65,123 @@ def register_panoptic(
         split=None if split is None else (split[0], split[1], split[2]),
         limit=limit,
     )
-    if is_registered(source):
-        return
-    entry = DatasetEntry(source)
-    _, content = entry.read()
-    add_to_catalogs(entry, content)
+    if not _is_registered(spec):
+        dataset = PanopticDataset(spec)
+        dataset.complete_metadata()
+        _add_to_catalogs(dataset)
 
 
-def is_registered(source: PanopticSource) -> bool:
-    """Says whether this very registration has been made.
+def register_builtin() -> None:
+    """Register the built-in data sets; a second call does nothing."""
+    for spec in _builtin_specs():
+        if not _is_registered(spec):
+            _add_to_catalogs(PanopticDataset(spec))
+
+
+def _builtin_specs() -> list[DatasetSpec]:
+    specs = []
+    for part in ("train", "val"):
+        specs.append(
+            DatasetSpec(
+                name=f"spatialflow_coco_2017_{part}",
+                images=f"coco/{part}2017",
+                annotations_json=f"coco/annotations/panoptic_{part}2017.json",
+                # COCO's archive unpacks beside its JSON, in annotations/. Detectron2's own COCO
+                # data sets expect the folder one level up, which is the usual place.
+                panoptic_root=f"coco/panoptic_{part}2017",
+                root_variable=ROOT_VARIABLE,
+            )
+        )
+        specs.append(
+            DatasetSpec(
+                name=f"spatialflow_cityscapes_fine_{part}",
+                images=f"cityscapes/leftImg8bit/{part}",
+                annotations_json=f"cityscapes/gtFine/cityscapes_panoptic_{part}.json",
+                panoptic_root=f"cityscapes/gtFine/cityscapes_panoptic_{part}",
+                city_folders=True,
+                root_variable=ROOT_VARIABLE,
+            )
+        )
+    for part, folder in (("train", "training"), ("val", "validation")):
+        specs.append(
+            DatasetSpec(
+                name=f"spatialflow_ade20k_{part}",
+                images=f"ADEChallengeData2016/images/{folder}",
+                annotations_json=f"ADEChallengeData2016/ade20k_panoptic_{part}.json",
+                panoptic_root=f"ADEChallengeData2016/ade20k_panoptic_{part}",
+                root_variable=ROOT_VARIABLE,
+            )
+        )
+    return specs
+
+
+def _is_registered(spec: DatasetSpec) -> bool:
+    """Return whether the same registration was made before.
 
     Raises:
-        ValueError: if the name is taken by another one.
+        ValueError: If another data set has the name.
     """
-    if source.name not in DatasetCatalog:
+    if spec.name not in DatasetCatalog:
         return False
-    entry = DatasetCatalog[source.name]
-    if isinstance(entry, DatasetEntry) and entry.declared == source:
+    known = DatasetCatalog[spec.name]
+    if isinstance(known, PanopticDataset) and known.spec == spec:
         return True
-    known = entry.declared if isinstance(entry, DatasetEntry) else "a data set of other code"
+    other = known.spec if isinstance(known, PanopticDataset) else "a data set of other code"
     raise ValueError(
-        f"the data set name {source.name!r} is taken by {known}; it cannot be registered again "
-        f"as {source}. Choose another name, or call unregister({source.name!r}) first"
+        f"the data set name {spec.name!r} is taken by {other}; it cannot be registered again "
+        f"as {spec}. Choose another name, or call unregister({spec.name!r}) first"
     )
 
 
-def add_to_catalogs(entry: DatasetEntry, content: dict | None = None) -> None:
-    """Adds an entry to Detectron2's catalogs.
-
-    Args:
-        entry: the data set.
-        content: its parsed JSON, to complete the metadata now; None leaves that to the first load
-            or to `ensure_metadata`.
-    """
-    name = entry.declared.name
-    if content is not None:
-        set_metadata(entry.declared, content)
+def _add_to_catalogs(dataset: PanopticDataset) -> None:
+    name = dataset.spec.name
     MetadataCatalog.get(name).set(
         evaluator_type=EVALUATOR_TYPE, ignore_label=IGNORE_LABEL, label_divisor=1000
     )
-    DatasetCatalog.register(name, entry)
+    DatasetCatalog.register(name, dataset)
 
 
 def unregister(name: str) -> None:
-    """Takes a data set out of Detectron2's catalogs; a name that is not there is no error."""
+    """Remove a data set from Detectron2's catalogs; an unknown name is no error."""
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
     if name in MetadataCatalog:
         MetadataCatalog.remove(name)
 
 
-def get_entry(name: str) -> DatasetEntry:
-    """Returns the entry of a data set.
+def find_dataset(name: str) -> PanopticDataset:
+    """Return a registered data set.
 
     Raises:
-        ValueError: if the name is unknown or was registered by other code.
+        ValueError: If the name is unknown, or other code registered it.
     """
-    entry = dict(DatasetCatalog).get(name)
-    if not isinstance(entry, DatasetEntry):
+    dataset = dict(DatasetCatalog).get(name)
+    if not isinstance(dataset, PanopticDataset):
         raise ValueError(
             f"data set {name!r} is not registered with spatialflow.register_panoptic; known are "
-            f"{[k for k, v in DatasetCatalog.items() if isinstance(v, DatasetEntry)]}"
+            f"{[k for k, v in DatasetCatalog.items() if isinstance(v, PanopticDataset)]}"
         )
-    return entry
+    return dataset
 
 
 def ensure_metadata(name: str) -> Metadata:
-    """Returns the metadata of a data set, complete.
+    """Return the metadata of a data set, complete.
 
-    A data set registered by `register_panoptic` has it from the start. The built-in ones get it
-    when they are first loaded, or here: it comes from a JSON that may not be on this machine.
+    `register_panoptic` completes the metadata at once. The metadata of a built-in data set come
+    from a JSON that may be missing on this machine; so its first load completes them, or this
+    function.
 
     Args:
-        name: name of the data set; one registered by other code is returned as it is.
+        name: Name of the data set. Metadata that other code completed are returned unchanged.
 
     Returns:
-        metadata with `thing_classes`, `stuff_classes` and the other fields of `set_metadata`.
+        Metadata with `thing_classes`, `stuff_classes` and the other fields that `set_metadata`
+        gives them.
 
     Raises:
-        ValueError: if the JSON is missing, or the name is unknown.
+        ValueError: If the JSON is missing, or the name is unknown.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("stuff_classes") is None:
-        set_metadata(*get_entry(name).read())
+        find_dataset(name).complete_metadata()
     return metadata

@@ -1,8 +1,8 @@
-"""Which samples make which batch: a function of seed and position, and of nothing else.
+"""A batch sampler that can start at any batch, so that a resumed training continues exactly.
 
-Detectron2's training samplers start again when a training is resumed, its grouping by aspect ratio
-keeps images back in buckets, and its workers seed themselves anew. Here shuffling, grouping and the
-seed of each sample's augmentation are decided in one place that can start at any batch.
+Detectron2's training samplers start again when a training resumes, its grouping by aspect ratio
+keeps images back in buckets, and its workers choose new seeds. Here seed and position alone decide
+the order, the groups, and the seed of each image's augmentation.
 """
 
 from __future__ import annotations
@@ -20,18 +20,30 @@ from spatialflow.utils.randomness import mix_seeds
 
 
 class Sample(NamedTuple):
-    """One image of a batch: its position in the data set, and the seed of its augmentation."""
+    """One image of a batch.
+
+    Attributes:
+        image: Position of the image in the data set.
+        seed: Seed of the image's augmentation.
+    """
 
     image: int
     seed: int
 
 
-class BatchStream(Sampler[list[Sample]]):
-    """An endless stream of batches that several processes share.
+class ResumableBatchSampler(Sampler[list[Sample]]):
+    """Yield endless batches that several processes share.
 
-    Each epoch is a permutation of the data set. With groups, images of one group wait until there
-    are enough for a batch, over the ends of epochs, so that none is lost. Every process computes
-    the whole batch and takes its own part: N processes see what one would see.
+    Each epoch is a permutation of the data set. With groups, images wait until their group has
+    enough for a batch, also across epochs, so no image is lost. Every process computes the whole
+    batch and takes its own part: N processes together see the same batches as one process.
+
+    Attributes:
+        position: Number of the batch that iteration starts with.
+        size: Number of images in the data set.
+        batch_size: Number of images in a batch of all processes.
+        seed: Seed of order and augmentations.
+        repeat_factors: (size,) mean number of times that an image comes in an epoch, or None.
     """
 
     def __init__(
@@ -43,22 +55,22 @@ class BatchStream(Sampler[list[Sample]]):
         groups: Sequence[int] | None = None,
         repeat_factors: Tensor | None = None,
     ) -> None:
-        """Describe the stream; iteration starts at :attr:`position`.
+        """Keep the settings; iteration starts at :attr:`position`.
 
         Args:
-            size: Number of images.
-            batch_size: Images of a batch, over all processes.
-            seed: Of everything.
-            groups: For each image the group that it shares batches with; None for one group.
-            repeat_factors: (size,) how often an image comes in an epoch on average (Gupta et al.
-                2019, LVIS, sec. 4.1); None for once.
+            size: Number of images in the data set, 1 or more.
+            batch_size: Number of images in a batch of all processes.
+            seed: Seed of order and augmentations, the same in every process.
+            groups: Group of each image; all images of a batch have the same. None for one group.
+            repeat_factors: (size,) mean number of times that an image comes in an epoch (LVIS,
+                arXiv 1908.03195, appendix B.2). None for once.
 
         Raises:
-            ValueError: If there is no image, or the batch cannot be shared evenly.
+            ValueError: If there is no image, or the batch cannot be divided among the processes.
         """
         processes = comm.get_world_size()
         if size < 1:
-            raise ValueError("a stream of batches needs at least one image")
+            raise ValueError("a batch sampler needs at least one image")
         if batch_size < 1 or batch_size % processes:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH: {batch_size} given, a multiple of the number of "
@@ -70,13 +82,11 @@ class BatchStream(Sampler[list[Sample]]):
         self.groups = groups
         self.repeat_factors = repeat_factors
         self.position = 0
-        """Number of the batch that iteration starts with."""
 
     def __iter__(self) -> Iterator[list[Sample]]:
         """Yield this process's part of each batch.
 
-        Earlier batches are gone through without reading an image, at at some million images a
-        second.
+        Batches before :attr:`position` are skipped without reading an image.
         """
         share = self.batch_size // comm.get_world_size()
         mine = slice(comm.get_rank() * share, (comm.get_rank() + 1) * share)
@@ -84,7 +94,7 @@ class BatchStream(Sampler[list[Sample]]):
             yield [Sample(index, self._sample_seed(count)) for count, index in batch[mine]]
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield whole batches of (how many images came before, index)."""
+        """Yield whole batches of (number of images before this one, position in the data set)."""
         waiting: dict[int, list[tuple[int, int]]] = {}
         for item in enumerate(self._indices()):
             group = 0 if self.groups is None else self.groups[item[1]]
@@ -100,7 +110,7 @@ class BatchStream(Sampler[list[Sample]]):
             generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
             indices = torch.arange(self.size)
             if self.repeat_factors is not None:
-                # The fraction of a factor is drawn anew in each epoch.
+                # A factor of 1.3 means once, and with probability 0.3 once more, in each epoch.
                 chance = torch.rand(self.size, generator=generator)
                 times = self.repeat_factors.floor() + (chance < self.repeat_factors.frac())
                 indices = indices.repeat_interleave(times.long())
@@ -108,5 +118,5 @@ class BatchStream(Sampler[list[Sample]]):
             epoch += 1
 
     def _sample_seed(self, count: int) -> int:
-        # The third number keeps samples and epochs apart.
+        # The third number makes these seeds differ from those of the epochs.
         return mix_seeds(self.seed, count, 1)

@@ -18,7 +18,7 @@ from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.config.checks import check_config, check_training_config
 from spatialflow.data import ensure_metadata, register_panoptic
-from spatialflow.data.dataset import DatasetEntry
+from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.engine.trainer import Trainer
 from spatialflow.modeling.meta_arch import SpatialFlow
@@ -124,10 +124,10 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
                     f"DATASETS.{key}: {name!r} given, a registered data set expected "
                     "(DatasetCatalog.list())"
                 )
-            entry = dict(DatasetCatalog)[name]
-            if isinstance(entry, DatasetEntry):
+            dataset = dict(DatasetCatalog)[name]
+            if isinstance(dataset, PanopticDataset):
                 try:
-                    entry.check_places()
+                    dataset.check_places()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
 

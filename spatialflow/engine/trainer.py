@@ -66,7 +66,7 @@ class Trainer(DefaultTrainer):
             model,
             data_loader,
             optimizer,
-            seed=data_loader.stream.seed,
+            seed=data_loader.sampler.seed,
             amp_dtype=amp_dtype(cfg.SOLVER.AMP),
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             non_finite=cfg.SOLVER.NON_FINITE,

@@ -16,9 +16,8 @@ import torch
 from detectron2.data.catalog import Metadata
 from torch import Tensor, nn
 
-from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
 from spatialflow.data.panoptic_png import write_panoptic_png
-from spatialflow.data.segments import panoptic_ground_truth
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import count_matches, summarize
 from spatialflow.utils.visualize import draw_panoptic, side_by_side

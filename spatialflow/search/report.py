@@ -16,9 +16,8 @@ from darts.genotype import Genotype
 from darts.relaxation import Architecture
 from darts.space import SearchSpace, Topology
 from spatialflow.data.loader import dataset_dicts
-from spatialflow.data.mapper import PanopticMapper
+from spatialflow.data.mapper import PanopticMapper, read_segment_map
 from spatialflow.data.registration import ensure_metadata
-from spatialflow.data.segments import checked_segments
 from spatialflow.evaluation.samples import Samples
 from spatialflow.search.history import history_svg
 from spatialflow.search.space import flow_costs, human_genotype
@@ -157,7 +156,7 @@ def _held_out(cfg: CfgNode, mapper: PanopticMapper) -> Iterator[dict[str, Any]]:
         if cfg.DATALOADER.BAD_DATA == "skip":
             try:
                 mapper(dict(image))
-                checked_segments(image)
+                read_segment_map(image)
             except DataError:
                 continue
         yield image

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from spatialflow.data import register_panoptic
-from spatialflow.data.panoptic_png import read_panoptic_png
+from spatialflow.data.validation.file_rules import read_panoptic_png
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
 

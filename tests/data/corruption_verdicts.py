@@ -30,6 +30,13 @@ HARMLESS = "harmless"
 OTHER = "another valid set"
 WRONG = "wrong"
 VERDICTS = (REPORTED, HARMLESS, OTHER, WRONG)
+ONLY_CHECKED = (
+    "is damaged: ",
+    "is truncated: the file ends ",
+    "has other areas than ",
+    "has other boxes than ",
+)
+"""Beginnings of what the checker says of a file that training may use all the same."""
 
 
 class Judge:
@@ -58,8 +65,11 @@ class Judge:
                 return WRONG, f"names none of {named}: {message}"
             if "\n" in message or "Traceback" in message:
                 return WRONG, f"more than a line: {message}"
-        if bool(stopped) != bool(problems):
-            return WRONG, f"the checker says {problems}, training {stopped}"
+        if stopped and not problems:
+            return WRONG, f"the checker finds nothing, training says {stopped}"
+        missed = self._missed(root, samples, problems, stopped)
+        if missed:
+            return WRONG, f"training does not notice {missed}"
         unknown = [m for m in stopped if not any(m.startswith(p) for p in problems)]
         if unknown:
             return WRONG, f"the checker does not say this: {unknown[0]}"
@@ -70,6 +80,16 @@ class Judge:
             return REPORTED, ""
         same = _equal_sets(samples, self.clean_samples) and truth == self.clean_truth
         return HARMLESS if same else OTHER, ""
+
+    @staticmethod
+    def _missed(root, samples, problems, stopped):
+        """Problems that training should have noticed, but did not."""
+        if not stopped:
+            used = problems
+        else:
+            files = _files_of(root, samples) if samples else set()
+            used = [p for p in problems if p.partition(": ")[0] in files]
+        return [p for p in used if not p.partition(": ")[2].startswith(ONLY_CHECKED)]
 
     @staticmethod
     def _misread(root, samples, truth, complete):
@@ -223,6 +243,18 @@ def plain_truth(root):
             key = (image_id, category, crowd, None if whole else s["id"])
             panoptic[key] = panoptic.get(key, 0) + area
     return sorted((*k[:3], area) for k, area in panoptic.items()), sorted(instances)
+
+
+def _files_of(root, names):
+    """The images of these names, and their PNGs."""
+    content = json.loads((root / "panoptic.json").read_text())
+    files = set()
+    for annotation in content["annotations"]:
+        image = _image_of(annotation, content)
+        if image is not None and Path(image["file_name"]).name in names:
+            files.add(str(root / "images" / image["file_name"]))
+            files.add(str(root / "panoptic" / annotation["file_name"]))
+    return files
 
 
 def _image_of(annotation, content):

@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from spatialflow.data import PanopticMapper, check
+from spatialflow.data import PanopticMapper, check, panoptic_json
 from spatialflow.data.panoptic_png import write_panoptic_png
+from spatialflow.data.validation import file_rules
 from spatialflow.utils.errors import DataError
 
 IDS = np.repeat([[1, 2, 3]], 6, axis=0).repeat(4, axis=1)  # (6, 12)
@@ -158,14 +160,22 @@ def break_png(change):
     return lambda root: change(root / "panoptic" / "001.png")
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:60])
+def cut(path, end=45):
+    path.write_bytes(path.read_bytes()[:end])
 
 
-def spoil(path):
+def cut_the_end(path):
+    cut(path, -13)
+
+
+def spoil(path, position=50):
     content = bytearray(path.read_bytes())
-    content[-20] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
+
+
+def spoil_the_end(path):
+    spoil(path, -14)
 
 
 def deep(path):
@@ -184,7 +194,6 @@ ONE_MORE = np.where(np.arange(72).reshape(6, 12) == 70, 9, IDS)
 MOVED = np.where(np.isin(IDS, (1, 3)), 4 - IDS, IDS)
 WRONG_FILES = [
     (break_image(cut), "images/001.png: is truncated: the file ends inside its IDAT chunk"),
-    (break_image(spoil), "images/001.png: is damaged: the checksum of its IDAT chunk at byte"),
     (break_image(lambda p: p.unlink()), "images/001.png: no such file; "),
     (break_image(lambda p: p.write_bytes(b"")), "images/001.png: is empty"),
     (break_image(lambda p: p.write_bytes(b"x")), "images/001.png: is not a picture of a known"),
@@ -200,9 +209,23 @@ WRONG_FILES = [
     (break_png(ids(ONE_MORE)), "panoptic/001.png: has segment ids that {}"),
     (break_png(ids(np.where(IDS == 3, 2, IDS))), "panoptic/001.png: has no pixel of segments {}"),
     (break_png(ids(np.where(IDS == 3, 0, IDS))), "panoptic/001.png: has no pixel of segments {}"),
+]
+# Training reads these as they are: it compares neither checksums nor areas and boxes.
+ONLY_CHECKED = [
+    (break_image(spoil), "images/001.png: is damaged: the checksum of its IDAT chunk at byte"),
+    (break_image(cut_the_end), "images/001.png: is truncated: the file ends inside its IDAT chunk"),
+    (break_image(spoil_the_end), "images/001.png: is damaged: the checksum of its IDAT chunk at"),
+    (break_png(cut_the_end), "panoptic/001.png: is truncated: the file ends inside its IDAT chunk"),
+    (break_png(spoil_the_end), "panoptic/001.png: is damaged: the checksum of its IDAT chunk at"),
     (break_png(ids(np.where(ONE_MORE == 9, 2, IDS))), "panoptic/001.png: has other areas than {}"),
     (break_png(ids(MOVED)), "panoptic/001.png: has other boxes than {}"),
 ]
+
+
+def make_mapper(name):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (name,)
+    return PanopticMapper(cfg, True, augmentations=[])
 
 
 @pytest.mark.parametrize(("change", "text"), WRONG_FILES)
@@ -210,22 +233,52 @@ def test_checker_and_training_say_the_same_of_wrong_files(root, run, register_fo
     name = register_folder(root)
     dicts = DatasetCatalog.get(name)
     change(root)
-    text = text.removesuffix("{}")
     status, problems, summary = run(root)
     assert status == 1
-    assert problems[0].startswith(f"{root}/{text}")
+    assert problems[0].startswith(f"{root}/{text.removesuffix('{}')}")
     assert summary.endswith("1 image affected")
     if "no such file" in text:  # found before anything is read
         with pytest.raises(DataError) as error:
             DatasetCatalog.get(name)
     else:
-        cfg = get_cfg()
-        cfg.DATASETS.TRAIN = (name,)
-        mapper = PanopticMapper(cfg, True)
+        mapper = make_mapper(name)
         mapper(dicts[0])
         with pytest.raises(DataError) as error:
             mapper(dicts[1])
     assert str(error.value) == problems[0]
+
+
+@pytest.mark.parametrize(("change", "text"), ONLY_CHECKED)
+def test_the_checker_and_evaluations_notice_what_training_does_not(
+    root, run, register_folder, change, text
+):
+    name = register_folder(root)
+    one = DatasetCatalog.get(name)[1]
+    mapper = make_mapper(name)
+    clean = mapper(one)
+    change(root)
+    status, (problem,), summary = run(root)
+    assert status == 1
+    assert problem.startswith(f"{root}/{text.removesuffix('{}')}")
+    assert summary.endswith("1 problem, 1 image affected")
+    mapped = mapper(one)
+    # The labels are those of the PNG as it is now: its area and box changed, or nothing.
+    (masks, labels), others = (
+        (sample["instances"].gt_masks.tensor, sample["sem_seg"]) for sample in (mapped, clean)
+    )
+    same = torch.equal(masks, others[0]) and torch.equal(labels, others[1])
+    assert same == ("other" not in text)
+    if text.startswith("panoptic"):
+        with pytest.raises(DataError) as error:
+            panoptic_json(name)
+        assert str(error.value) == problem
+
+
+def test_training_computes_no_checksum(root, register_folder, monkeypatch):
+    name = register_folder(root)
+    (one, *_), mapper = DatasetCatalog.get(name), make_mapper(name)
+    monkeypatch.setattr(file_rules, "png_damage", lambda data: pytest.fail("a checksum"))
+    mapper(one)
 
 
 def test_boxes_may_count_the_last_pixel_or_not(root, run):

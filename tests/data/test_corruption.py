@@ -14,7 +14,11 @@ from PIL import Image
 
 from spatialflow.data import check
 from spatialflow.data.validation.file_rules import png_damage
-from spatialflow.data.validation.json_rules import json_problems
+from spatialflow.data.validation.json_rules import (
+    check_categories,
+    check_structure,
+    list_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +64,32 @@ def test_what_is_broken_already_is_not_broken_again(engine, verdicts, judge, cle
         assert result == verdicts.REPORTED, why
 
 
-@settings(max_examples=200)
-@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
-def test_a_broken_set_is_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed):
+def assert_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed):
     kinds = data.draw(st.lists(st.sampled_from(list(engine.KINDS)), min_size=1, max_size=3))
     result, why = verdict(engine, judge, clean, kinds, seed)
     assert result != verdicts.WRONG, why
 
 
-def test_each_way_of_breaking_a_set_is_met(engine, verdicts, judge, clean):
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=10)
+@given(data=st.data(), seed=SEEDS)
+def test_a_broken_set_is_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed):
+    assert_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed)
+
+
+@pytest.mark.soak
+@settings(max_examples=2000)
+@given(data=st.data(), seed=SEEDS)
+def test_many_broken_sets_are_reported_or_read(engine, verdicts, judge, clean, data, seed):
+    assert_reported_or_read_as_it_is(engine, verdicts, judge, clean, data, seed)
+
+
+@pytest.mark.parametrize("tries", [1, pytest.param(20, marks=pytest.mark.soak)])
+def test_each_way_of_breaking_a_set_is_met(engine, verdicts, judge, clean, tries):
     results = {
-        kind: {verdict(engine, judge, clean, [kind], seed) for seed in range(2)}
+        kind: {verdict(engine, judge, clean, [kind], seed) for seed in range(tries)}
         for kind in engine.KINDS
     }
     seen = {kind: {result for result, _ in found} for kind, found in results.items()}
@@ -106,13 +125,31 @@ VALUES = st.recursive(
 ENTRIES = st.lists(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8) | VALUES, max_size=4)
 
 
-@settings(max_examples=200)
-@given(VALUES | st.fixed_dictionaries(dict.fromkeys(KEYS[:3], ENTRIES)))
+CONTENTS = VALUES | st.fixed_dictionaries(dict.fromkeys(KEYS[:3], ENTRIES))
+
+
+@settings(max_examples=30)
+@given(CONTENTS)
 def test_any_json_at_all_is_judged(content):
-    for problem in json_problems(content, "set.json"):
-        assert str(problem).startswith("set.json: ")
-        assert str(problem).isprintable()
-        assert len(str(problem)) < 2000
+    assert_judged(content)
+
+
+@pytest.mark.soak
+@settings(max_examples=3000)
+@given(CONTENTS)
+def test_many_jsons_of_any_content_are_judged(content):
+    assert_judged(content)
+
+
+def assert_judged(content):
+    defects = check_structure(content, "set.json")
+    if not defects:
+        defects = check_categories(content["categories"], "set.json")
+        defects += list_images(content, "set.json").defects
+    for defect in defects:
+        assert str(defect).startswith("set.json: ")
+        assert str(defect).isprintable()
+        assert len(str(defect)) < 2000
 
 
 def test_a_small_file_that_claims_a_billion_pixels_is_not_unpacked(engine, clean, tmp_path, capsys):

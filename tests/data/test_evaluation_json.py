@@ -9,7 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from spatialflow.data import cache_root, evaluation_json, instances_json, panoptic_json
-from spatialflow.data.panoptic_png import index_map, read_panoptic_png, write_panoptic_png
+from spatialflow.data.panoptic_png import index_map, write_panoptic_png
+from spatialflow.data.validation.file_rules import read_panoptic_png
 from spatialflow.utils.errors import DataError
 
 # Grass 1, sand 2, a cat 3, two crowds of cats 4 and 5, a grass crowd 6.

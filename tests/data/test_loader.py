@@ -15,7 +15,7 @@ from spatialflow.data.loader import (
     TrainLoader,
     build_train_loader,
 )
-from spatialflow.data.sampler import BatchStream
+from spatialflow.data.sampler import ResumableBatchSampler
 from spatialflow.utils.errors import DataError
 
 AUGMENTED = {
@@ -102,10 +102,10 @@ def test_sampler_by_class_frequency(build):
         "DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler",
         "DATALOADER.REPEAT_THRESHOLD": 1.0,
     }
-    factors = build(keys).stream.repeat_factors
+    factors = build(keys).sampler.repeat_factors
     assert (factors >= 1).all()
     assert (factors > 1).any()
-    without_root = build({**keys, "DATALOADER.REPEAT_SQRT": False}).stream.repeat_factors
+    without_root = build({**keys, "DATALOADER.REPEAT_SQRT": False}).sampler.repeat_factors
     torch.testing.assert_close(without_root, factors**2)
 
 
@@ -127,8 +127,8 @@ def mapper_of(bad):
 
 
 def loader_of(size, bad, **options):
-    stream = BatchStream(size, batch_size=4, seed=2)
-    return TrainLoader([{"number": i} for i in range(size)], mapper_of(bad), stream, **options)
+    sampler = ResumableBatchSampler(size, batch_size=4, seed=2)
+    return TrainLoader([{"number": i} for i in range(size)], mapper_of(bad), sampler, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -151,7 +151,7 @@ def test_bad_images_are_replaced_and_counted(workers, caplog):
     assert told == ["left out: 3.png: broken", "left out: 5.png: broken"]
     again = draw(loader_of(8, {3, 5}, bad_data="skip"), 4)
     assert batches == again
-    # Images that are not bad are those of the stream.
+    # Images that are not bad are those of the sampler.
     whole = draw(loader_of(8, set()), 4)
     for batch, other in zip(batches, whole, strict=True):
         for image, original in zip(batch, other, strict=True):
@@ -168,7 +168,9 @@ def test_other_errors_keep_their_trace(workers):
     def mapper(item):
         raise KeyError("a bug")
 
-    loader = TrainLoader([{}], mapper, BatchStream(1, batch_size=1, seed=0), num_workers=workers)
+    loader = TrainLoader(
+        [{}], mapper, ResumableBatchSampler(1, batch_size=1, seed=0), num_workers=workers
+    )
     with pytest.raises(KeyError, match="a bug"):
         draw(loader, 1)
 
@@ -191,7 +193,7 @@ def test_a_broken_file_of_a_registered_set(scenes_cfg, scenes_root, tmp_path, sc
     # What can be seen without reading an image is left out before training starts.
     victim.unlink()
     skipping = build_train_loader(scenes_cfg({**keys, "DATALOADER.BAD_DATA": "skip"}), seed=0)
-    assert skipping.stream.size == len(DatasetCatalog.get(scenes)) - 1
+    assert skipping.sampler.size == len(DatasetCatalog.get(scenes)) - 1
     with pytest.raises(DataError, match=victim.name):
         build_train_loader(scenes_cfg(keys), seed=0)
 

@@ -1,4 +1,4 @@
-"""The stream of batches is a function of seed and position."""
+"""The sampler of batches is a function of seed and position."""
 
 import itertools
 from collections import Counter
@@ -9,11 +9,11 @@ from detectron2.utils import comm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spatialflow.data.sampler import BatchStream
+from spatialflow.data.sampler import ResumableBatchSampler
 
 
-def take(stream, count):
-    return list(itertools.islice(stream, count))
+def take(sampler, count):
+    return list(itertools.islice(sampler, count))
 
 
 def images(batches):
@@ -29,8 +29,8 @@ def images(batches):
     repeated=st.booleans(),
 )
 def test_starting_anywhere_is_continuing(size, batch_size, seed, start, kinds, repeated):
-    def stream():
-        return BatchStream(
+    def sampler():
+        return ResumableBatchSampler(
             size,
             batch_size=batch_size,
             seed=seed,
@@ -38,14 +38,14 @@ def test_starting_anywhere_is_continuing(size, batch_size, seed, start, kinds, r
             repeat_factors=1 + torch.arange(size) % 4 / 3 if repeated else None,
         )
 
-    later = stream()
+    later = sampler()
     later.position = start
-    assert take(later, 5) == take(stream(), start + 5)[start:]
+    assert take(later, 5) == take(sampler(), start + 5)[start:]
 
 
 def test_an_epoch_has_every_image_once_and_is_shuffled():
-    stream = BatchStream(12, batch_size=4, seed=0)
-    first, second = images(take(stream, 3)), images(take(stream, 6))[12:]
+    sampler = ResumableBatchSampler(12, batch_size=4, seed=0)
+    first, second = images(take(sampler, 3)), images(take(sampler, 6))[12:]
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
     assert first != list(range(12))
@@ -53,7 +53,7 @@ def test_an_epoch_has_every_image_once_and_is_shuffled():
 
 def test_batches_share_a_group_and_no_image_waits_for_ever():
     groups = [0] * 7 + [1] * 3
-    batches = take(BatchStream(10, batch_size=4, seed=1, groups=groups), 50)
+    batches = take(ResumableBatchSampler(10, batch_size=4, seed=1, groups=groups), 50)
     for batch in batches:
         assert len({groups[sample.image] for sample in batch}) == 1
     counts = Counter(images(batches)).values()
@@ -65,7 +65,7 @@ def test_every_sample_has_a_seed_of_its_own():
     seeds = [
         sample.seed
         for seed in (0, 1)
-        for batch in take(BatchStream(5, batch_size=5, seed=seed), 20)
+        for batch in take(ResumableBatchSampler(5, batch_size=5, seed=seed), 20)
         for sample in batch
     ]
     assert len(set(seeds)) == len(seeds) == 200
@@ -74,32 +74,32 @@ def test_every_sample_has_a_seed_of_its_own():
 def test_repeat_factors_are_means_over_epochs():
     factors = torch.tensor([1.0, 1.5, 3.0, 0.25])
     epochs = 400
-    stream = BatchStream(4, batch_size=1, seed=0, repeat_factors=factors)
-    drawn = Counter(images(take(stream, int(epochs * factors.sum()))))
+    sampler = ResumableBatchSampler(4, batch_size=1, seed=0, repeat_factors=factors)
+    drawn = Counter(images(take(sampler, int(epochs * factors.sum()))))
     for image, factor in enumerate(factors.tolist()):
         assert drawn[image] / epochs == pytest.approx(factor, rel=0.15)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_batches_of_one(monkeypatch, processes):
-    def stream():
-        return BatchStream(10, batch_size=6, seed=4, groups=[i % 2 for i in range(10)])
+    def sampler():
+        return ResumableBatchSampler(10, batch_size=6, seed=4, groups=[i % 2 for i in range(10)])
 
-    whole = take(stream(), 8)
+    whole = take(sampler(), 8)
     monkeypatch.setattr(comm, "get_world_size", lambda: processes)
     parts = []
     for rank in range(processes):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        parts.append(take(stream(), 8))
+        parts.append(take(sampler(), 8))
     assert [list(itertools.chain(*batch)) for batch in zip(*parts, strict=True)] == whole
 
 
 def test_batches_that_cannot_be_shared(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"SOLVER.IMS_PER_BATCH: 3 given.*processes, 2"):
-        BatchStream(10, batch_size=3, seed=0)
+        ResumableBatchSampler(10, batch_size=3, seed=0)
 
 
 def test_no_image():
     with pytest.raises(ValueError, match="at least one image"):
-        BatchStream(0, batch_size=1, seed=0)
+        ResumableBatchSampler(0, batch_size=1, seed=0)

@@ -10,9 +10,9 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from spatialflow.data import generate_scenes
-from spatialflow.data.panoptic_png import read_panoptic_png
 from spatialflow.data.synthetic.scenes import SCENE_CATEGORIES, generate_scene
 from spatialflow.data.synthetic.textures import SHAPES
+from spatialflow.data.validation.file_rules import read_panoptic_png
 
 ROOT = Path(__file__).parents[2]
 NAMES = {c["id"]: c["name"] for c in SCENE_CATEGORIES}

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from spatialflow.data.loader import TrainLoader
-from spatialflow.data.sampler import BatchStream
+from spatialflow.data.sampler import ResumableBatchSampler
 from spatialflow.engine import StepTrainer, Trainer
 from tests.conftest import GROUP_NORM
 
@@ -115,7 +115,9 @@ class Random(nn.Module):
 
 def random_weights(steps, *, state=None):
     model = Random()
-    loader = TrainLoader([0.5] * 4, lambda item: item, BatchStream(4, batch_size=2, seed=0))
+    loader = TrainLoader(
+        [0.5] * 4, lambda item: item, ResumableBatchSampler(4, batch_size=2, seed=0)
+    )
     trainer = StepTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), seed=7)
     first = 0
     if state is not None:

@@ -1,1 +1,1 @@
-"""Generated panoptic scenes."""
+"""Generate panoptic scenes, and register them as data sets."""

@@ -1,4 +1,4 @@
-"""Generated scenes as data sets, made on first use and kept in the cache."""
+"""Register generated scenes as data sets, and keep them in the cache."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from spatialflow.data.synthetic.scenes import generate_scenes
 
 logger = logging.getLogger(__name__)
 
-# Part of the cache's name: raise it when the generator changes.
+# Part of the folder's name in the cache. Raise it when the generator changes.
 VERSION = 2
 SEEDS = {"train": 0, "val": 1}
 
 
 def register_scenes(*, train: int, val: int, size: int) -> None:
-    """Register ``scenes_train`` and ``scenes_val``, generating what is not in the cache yet.
+    """Register ``scenes_train`` and ``scenes_val``; generate scenes that the cache lacks.
 
     Args:
         train: Number of training scenes.
-        val: Number of validation scenes; none is a training scene.
-        size: Height and width of a scene, in pixels.
+        val: Number of validation scenes, none of which is a training scene.
+        size: Height and width of a scene in pixels.
     """
     for side, count in (("train", train), ("val", val)):
         root = cache_root() / "scenes" / f"{side}-{count}-{size}-seed{SEEDS[side]}-v{VERSION}"
         if not root.is_dir():
             logger.info("Generating %d scenes in %s", count, root)
             root.parent.mkdir(parents=True, exist_ok=True)
-            beside = tempfile.mkdtemp(dir=root.parent, prefix=".partial-")
+            partial = tempfile.mkdtemp(dir=root.parent, prefix=".partial-")
             try:
-                generate_scenes(beside, count=count, seed=SEEDS[side], size=(size, size))
-                os.replace(beside, root)
+                generate_scenes(partial, count=count, seed=SEEDS[side], size=(size, size))
+                os.replace(partial, root)
             except OSError:
-                # Another process may have been first; anything else is an error.
+                # Another process may have written the same folder; any other reason is an error.
                 if not root.is_dir():
                     raise
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
         register_panoptic(
             f"scenes_{side}", root / "images", root / "panoptic.json", root / "panoptic"
         )

@@ -1,12 +1,14 @@
-"""Generated panoptic scenes, written as a COCO panoptic data set.
+"""Generate panoptic scenes, and write them as a COCO panoptic data set.
 
-Four stuff classes (cloud, brick, gravel, water) fill the picture in bands with wavy borders; things
-of five classes (disc, ring, square, triangle, star) lie on them and on one another. All classes
-draw their colours from one palette, and things wear textures like those of stuff, so neither
-a colour nor a texture gives a thing's class away: shape does, and for stuff texture and place.
+Four stuff classes (cloud, brick, gravel, water) fill the image in bands with wavy borders. Things
+of five classes (disc, ring, square, triangle, star) lie on them and on each other. All classes use
+the same colours, and things have textures like those of stuff. So the class of a thing follows from
+its shape only, and the class of stuff from texture and place.
 
 H, W: height and width of a scene in pixels.
 """
+
+from __future__ import annotations
 
 import json
 import logging
@@ -36,7 +38,7 @@ SCENE_COLORS = np.array(
     ],
     dtype=np.float64,
 )
-"""(8, 3) RGB: the colours that all classes share."""
+"""(8, 3) RGB colours that all classes share."""
 
 _SUPERCATEGORIES = {
     **dict.fromkeys(("disc", "ring"), "round"),
@@ -66,26 +68,32 @@ SCENE_CATEGORIES = [
     }
     for i, name in enumerate([*SHAPES, *STUFF_TEXTURES])
 ]
-"""The `categories` of the JSON."""
+"""List `categories` of the JSON."""
 
 _CATEGORY_IDS = {c["name"]: c["id"] for c in SCENE_CATEGORIES}
 
-# Sizes and areas are meant for scenes of 192 px, and grow with the shorter side.
+# Sizes and areas are for scenes of 192 px; others scale them by their shorter side.
 _NOMINAL_SIDE = 192
 _THINGS = (4, 9)
 _SMALL = (15.0, 26.0)
 _LARGE = (28.0, 62.0)
 _MIN_VISIBLE_PIXELS = 80
 _MIN_VISIBLE_SHARE = 0.45
-_MIN_INSIDE_SHARE = 0.75  # the rest may lie outside the picture
-_STRETCH = 0.08  # things are up to exp(2 * 0.08) times as long as wide
+_MIN_INSIDE_SHARE = 0.75  # the rest may lie outside the image
+_STRETCH = 0.08  # length over width of a thing is at most exp(2 * 0.08)
 _MIN_STUFF_PIXELS = 400
 _PLACING_ATTEMPTS = 12
 
 
 @dataclass
 class Scene:
-    """One scene: `image` (H, W, 3) uint8 RGB, `ids` (H, W) int32, and its `segments_info`."""
+    """One scene.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB pixels.
+        ids: (H, W) int32 segment ids.
+        segments: List `segments_info` of the JSON.
+    """
 
     image: np.ndarray
     ids: np.ndarray
@@ -95,18 +103,18 @@ class Scene:
 def generate_scenes(
     root: str | Path, *, count: int, seed: int = 0, size: tuple[int, int] = (192, 192)
 ) -> None:
-    """Writes scenes as a COCO panoptic data set, for `register_panoptic`.
+    """Write scenes as a COCO panoptic data set, for `register_panoptic`.
 
-    Scene i depends on seed and i alone: a larger `count` adds scenes and changes none.
+    Scene i depends on seed and i only: a larger `count` adds scenes and does not change the others.
 
     Args:
-        root: folder to write; gets `images/*.png`, `panoptic/*.png` and `panoptic.json`.
-        count: number of scenes.
-        seed: sets with different seeds share no scene.
-        size: height and width in pixels, each at least 64.
+        root: Folder to write `images/*.png`, `panoptic/*.png` and `panoptic.json` into.
+        count: Number of scenes, 1 or more.
+        seed: Seed of the set. Sets with different seeds share no scene.
+        size: Height and width in pixels, each 64 or more.
 
     Raises:
-        ValueError: if count or size are too small.
+        ValueError: If count or size is too small.
     """
     if count < 1:
         raise ValueError(f"count is {count}; 1 or more is expected")
@@ -136,18 +144,15 @@ def generate_scenes(
 
 
 def generate_scene(seed: int, index: int, size: tuple[int, int] = (192, 192)) -> Scene:
-    """Draws one scene.
+    """Draw one scene.
 
     Args:
-        seed: seed of the set.
-        index: number of the scene in the set.
-        size: height and width in pixels, each at least 64.
-
-    Returns:
-        the scene.
+        seed: Seed of the set.
+        index: Number of the scene in the set, from 0.
+        size: Height and width in pixels, each 64 or more.
 
     Raises:
-        ValueError: if the size is too small.
+        ValueError: If the size is too small.
     """
     if min(size) < 64:
         raise ValueError(f"size is {size}; height and width of at least 64 px are expected")
@@ -157,7 +162,7 @@ def generate_scene(seed: int, index: int, size: tuple[int, int] = (192, 192)) ->
         painter.paint_stuff()
         painter.paint_things()
         segments = painter.segments()
-        # A narrow band that things cover is a sliver nobody could label: draw another scene.
+        # Things may cover a band up to a part too small to label: then draw another scene.
         if all(
             s["area"] >= _MIN_STUFF_PIXELS * painter.scale**2
             for s in segments
@@ -167,7 +172,7 @@ def generate_scene(seed: int, index: int, size: tuple[int, int] = (192, 192)) ->
 
 
 class _Painter:
-    """A scene that is being drawn, from back to front."""
+    """Draw a scene from back to front."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
@@ -179,11 +184,11 @@ class _Painter:
         self.full_areas: dict[int, float] = {}  # thing's id → its area if nothing hid it
 
     def paint_stuff(self) -> None:
-        """Fills the picture with two to four bands."""
+        """Fill the image with two to four bands."""
         names = list(STUFF_TEXTURES)
         number = int(self.rng.choice([2, 3, 4], p=[0.3, 0.5, 0.2]))
         chosen = sorted(self.rng.choice(len(names), number, replace=False))
-        if self.rng.random() < 0.2:  # place is a hint, not a rule
+        if self.rng.random() < 0.2:  # the place is a hint, not a rule
             self.rng.shuffle(chosen)
         band = self._bands(number)
         for position, choice in enumerate(chosen):
@@ -196,7 +201,7 @@ class _Painter:
             self.color[where] = blended[where]
 
     def _bands(self, number: int) -> np.ndarray:
-        """(H, W) number of the band of each pixel."""
+        """Return the (H, W) number of the band of each pixel."""
         height, width = self.ids.shape
         slope = self.rng.uniform(-0.3, 0.3)
         level = self.y / height + slope * (self.x / width - 0.5)
@@ -213,7 +218,7 @@ class _Painter:
         return band
 
     def paint_things(self) -> None:
-        """Puts things on the picture, mostly large ones first."""
+        """Draw things onto the image, mostly large ones first."""
         number = int(self.rng.integers(_THINGS[0], _THINGS[1] + 1))
         small = self.rng.random(number) < 0.4
         sizes = np.where(
@@ -229,7 +234,15 @@ class _Painter:
                     break
 
     def _try_thing(self, name: str, side: float) -> bool:
-        """Draws a thing of a given square root of its area, if it would hide no other too much."""
+        """Draw a thing if it does not hide another one too much.
+
+        Args:
+            name: Class of the thing.
+            side: Square root of its area in pixels.
+
+        Returns:
+            Whether the thing was drawn.
+        """
         window, distance = self._outline_distance(name, side)
         inside = distance < 0
         if inside.sum() < _MIN_INSIDE_SHARE * side**2:
@@ -247,11 +260,15 @@ class _Painter:
         return True
 
     def _outline_distance(self, name: str, side: float) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Puts an outline somewhere.
+        """Choose a place for an outline.
+
+        Args:
+            name: Class of the thing.
+            side: Square root of its area in pixels.
 
         Returns:
-            the window of the picture that the thing and its shadow lie in, and the (h, w) signed
-            distance in pixels to the outline there, negative inside.
+            Window of the image with the thing and its shadow, and the (h, w) signed distance of
+            its pixels to the outline, in pixels, negative inside.
         """
         shape, unit_area = SHAPES[name]
         radius = side / np.sqrt(unit_area)
@@ -259,7 +276,7 @@ class _Painter:
         center = self.rng.uniform(0.05, 0.95, 2) * size
         angle = self.rng.uniform(0, 2 * np.pi)
         stretch = np.exp(self.rng.uniform(-_STRETCH, _STRETCH))
-        # The farthest that an outline reaches is the corner of a square.
+        # The corner of a square is the most distant point of all outlines.
         reach = np.sqrt(2) * np.exp(_STRETCH) * radius + 8 * self.scale
         first = np.maximum(center - reach, 0).astype(int)
         last = np.minimum(center + reach + 1, size).astype(int)
@@ -270,7 +287,7 @@ class _Painter:
         return window, shape(v, u) * radius
 
     def _draw_thing(self, window: tuple[slice, slice], distance: np.ndarray) -> None:
-        """Blends a thing and its shadow into the picture."""
+        """Blend a thing and its shadow into the image."""
         rng, scale, color = self.rng, self.scale, self.color[window]
         drop = max(1, round(2 * scale))
         height, width = distance.shape
@@ -281,17 +298,17 @@ class _Painter:
         blend = texture(self.y[window], self.x[window], rng, scale)[..., None]
         first, second = self._two_colors(away_from=color[distance < 0].mean(axis=0))
         paint = first + blend * (second - first)
-        # A darker rim, so that a thing can be told from a ground of its own colour.
+        # A darker rim makes a thing visible on a ground of its own colour.
         rim = np.clip(1 + distance / (2.2 * scale), 0, 1)
         paint *= 1 - 0.5 * rim[..., None]
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
         color += cover * (paint - color)
 
     def _two_colors(self, away_from: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Two different colours of the palette, slightly changed.
+        """Return two different colours of the palette, slightly changed.
 
         Args:
-            away_from: (3,) a colour that the first one should differ from.
+            away_from: (3,) colour that the first one should differ from.
         """
         colors = SCENE_COLORS + self.rng.normal(0, 8, SCENE_COLORS.shape)
         order = self.rng.permutation(len(colors))
@@ -304,7 +321,7 @@ class _Painter:
         return first, second
 
     def _new_id(self, name: str) -> int:
-        """A segment id not yet in use, whose PNG colour is near the class's."""
+        """Return an unused segment id; its colour in the PNG is similar to that of the class."""
         while True:
             near = np.array(_LABEL_COLORS[name]) + self.rng.integers(-25, 26, 3)
             red, green, blue = (int(v) for v in near.clip(1, 255))
@@ -314,12 +331,12 @@ class _Painter:
                 return segment_id
 
     def segments(self) -> list[dict]:
-        """The `segments_info` of the scene."""
+        """Return the `segments_info` of the scene."""
         segments = []
         for segment_id, name in self.classes.items():
             rows, columns = np.nonzero(self.ids == segment_id)
             if rows.size == 0:
-                # Only stuff can vanish under things; generate_scene then draws another scene.
+                # Only stuff can be hidden completely; generate_scene then draws another scene.
                 box = [0, 0, 0, 0]
             else:
                 left, top = int(columns.min()), int(rows.min())
@@ -336,7 +353,7 @@ class _Painter:
         return segments
 
     def finish(self) -> np.ndarray:
-        """The (H, W, 3) uint8 picture, with light and grain."""
+        """Return the (H, W, 3) uint8 image, with light and grain."""
         height, width = self.ids.shape
         angle = self.rng.uniform(0, 2 * np.pi)
         light = np.cos(angle) * (self.y / height - 0.5) + np.sin(angle) * (self.x / width - 0.5)

@@ -1,8 +1,10 @@
 """Textures and shapes of the generated scenes, as functions of pixel coordinates.
 
-Every texture is a value from 0 to 1 that blends two colours, so that any class can wear any colour.
-h, w: height and width of the window that is drawn.
+A texture returns values from 0 to 1 that blend two colours, so any class can have any colour.
+h, w: height and width of the window to draw.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -10,11 +12,14 @@ import cv2
 import numpy as np
 
 Texture = Callable[[np.ndarray, np.ndarray, np.random.Generator, float], np.ndarray]
-"""(y (h, w), x (h, w), generator, scale) → (h, w) values from 0 to 1; scale 1 suits 192 px."""
+"""Function from y (h, w), x (h, w), generator and scale to (h, w) values from 0 to 1.
+
+Scale 1 fits scenes of 192 px.
+"""
 
 
 def _soft_step(value: np.ndarray, width: float) -> np.ndarray:
-    """0 below zero, 1 above, with a soft edge."""
+    """Return 0 for negative and 1 for positive values, with a soft step of a given width."""
     return np.clip(0.5 + value / width, 0.0, 1.0)
 
 
@@ -24,7 +29,7 @@ def _rotated(y: np.ndarray, x: np.ndarray, angle: float) -> tuple[np.ndarray, np
 
 
 def clouds(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Smooth blobs without direction."""
+    """Return smooth blobs without direction."""
     del x
     value = np.zeros(y.shape)
     for sigma, weight in ((7.0, 1.0), (3.0, 0.45)):
@@ -34,7 +39,7 @@ def clouds(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float)
 
 
 def bricks(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Rows of bricks, each row shifted by half a brick."""
+    """Return rows of bricks, each row shifted by half a brick."""
     height = rng.uniform(8, 10) * scale
     width = 2.1 * height
     y, x = _rotated(y, x, rng.uniform(-0.08, 0.08))
@@ -48,7 +53,7 @@ def bricks(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float)
 
 
 def water(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Wavy, nearly horizontal stripes."""
+    """Return wavy, nearly horizontal stripes."""
     period = rng.uniform(8, 11) * scale
     swing = rng.uniform(0.18, 0.3) * period
     length = rng.uniform(26, 38) * scale
@@ -58,7 +63,7 @@ def water(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) 
 
 
 def gravel(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Pebbles of different sizes on a disturbed grid."""
+    """Return pebbles of different sizes on an irregular grid."""
     pitch = rng.uniform(7.5, 9.5) * scale
     rows, columns = (int(v.max() / pitch) + 3 for v in (y, x))
     shift = rng.uniform(-0.22, 0.22, (2, rows, columns))
@@ -70,21 +75,21 @@ def gravel(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float)
 
 
 def plain(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """A soft gradient."""
+    """Return a soft gradient."""
     angle = rng.uniform(0, 2 * np.pi)
     y, _ = _rotated(y - y.mean(), x - x.mean(), angle)
     return np.clip(0.25 + 0.35 * y / (40 * scale), 0.0, 1.0)
 
 
 def stripes(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Straight stripes in any direction."""
+    """Return straight stripes in a random direction."""
     period = rng.uniform(6, 11) * scale
     y, _ = _rotated(y, x, rng.uniform(0, np.pi))
     return _soft_step(np.sin(2 * np.pi * y / period + rng.uniform(0, 2 * np.pi)), 0.8)
 
 
 def checks(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """A checkerboard in any direction."""
+    """Return a checkerboard in a random direction."""
     period = rng.uniform(10, 15) * scale
     y, x = _rotated(y, x, rng.uniform(0, np.pi))
     product = np.sin(2 * np.pi * y / period) * np.sin(2 * np.pi * x / period)
@@ -92,7 +97,7 @@ def checks(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float)
 
 
 def dots(y: np.ndarray, x: np.ndarray, rng: np.random.Generator, scale: float) -> np.ndarray:
-    """Round dots on a grid in any direction."""
+    """Return round dots on a grid in a random direction."""
     pitch = rng.uniform(8, 11) * scale
     y, x = _rotated(y, x, rng.uniform(0, np.pi))
     distance = np.hypot(y % pitch - pitch / 2, x % pitch - pitch / 2)
@@ -105,10 +110,10 @@ STUFF_TEXTURES: dict[str, Texture] = {
     "gravel": gravel,
     "water": water,
 }
-"""Class → texture, in the order from top to bottom that most scenes follow."""
+"""Texture of each stuff class, in the order from top to bottom of most scenes."""
 
 THING_TEXTURES: tuple[Texture, ...] = (plain, plain, plain, stripes, checks, dots, clouds)
-"""Any thing wears any of these."""
+"""Textures of things; each thing class can have each of them."""
 
 
 def _disc(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -128,7 +133,10 @@ def _triangle(y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _star(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Five points: the plane is folded onto half of one point, whose edge is a straight line."""
+    """Return the distance to a star with five points.
+
+    The plane is folded onto one half of a point, whose edge is a straight line.
+    """
     inner, wedge = 0.45, np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge)
     radius = np.hypot(y, x)
@@ -146,4 +154,7 @@ SHAPES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], float]] 
     "triangle": (_triangle, 3 * np.sqrt(3) / 4),
     "star": (_star, 5 * 0.45 * np.sin(np.pi / 5)),
 }
-"""Class → (signed distance to the outline at unit size, negative inside; area at unit size)."""
+"""Outline and area of each thing class at unit size.
+
+The outline is a function from y and x to the signed distance, negative inside.
+"""

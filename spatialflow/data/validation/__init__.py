@@ -1,1 +1,1 @@
-"""The rules of a COCO panoptic data set, and what is wrong with one."""
+"""Check the JSON, images and panoptic PNGs of a data set."""

@@ -1,9 +1,11 @@
-"""What is wrong with a data set's files, as values.
+"""Defects of a data set's files, and the error that carries them.
 
-The checker lists problems, loading counts or raises them, the mapper raises them: all three get
-them from the same rules, so one defect has one message. `json_rules.py` has the rules of the JSON,
-`file_rules.py` those of images and PNGs.
+The check command lists defects. Loading, training and evaluation raise them or leave the image out.
+All get them from the same rules, so one defect always has one message: `json_rules.py` has the
+rules of the JSON, `file_rules.py` those of images and PNGs.
 """
+
+from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
@@ -11,21 +13,21 @@ from dataclasses import dataclass
 
 from spatialflow.utils.errors import DataError
 
-# Values of a JSON may be of any size and depth; a message is one line.
+# Values of a JSON may have any size and depth; a message is one line.
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 _REPR.maxstring = _REPR.maxother = 80
 
 
 @dataclass(frozen=True)
-class Problem:
+class Defect:
     """One defect of a data set.
 
     Attributes:
-        file: the file that it is in, or the one of two that disagree.
-        message: what is wrong with it.
-        image: what has to be left out to be rid of it: an image's `file_name` in the JSON, or the
-            place of a JSON entry that names none. None if the data set as a whole is unusable.
+        file: File with the defect. If two files disagree, the one that is more likely wrong.
+        message: Description of the defect.
+        image: Image to leave out to get rid of the defect: its `file_name` in the JSON, or the
+            place of a JSON entry without a file name. None if the whole data set is unusable.
     """
 
     file: str
@@ -33,29 +35,34 @@ class Problem:
     image: str | None = None
 
     def __str__(self) -> str:
-        """One printable line, whatever the names in it hold."""
+        """Return one printable line, whatever characters the names contain."""
         return printable(f"{self.file}: {self.message}")
 
-    def error(self) -> DataError:
-        """Returns the error that says this."""
-        return DataError(str(self))
 
+class DefectError(DataError):
+    """Defects of a data set, raised.
 
-def combined_error(problems: Sequence[Problem], command: str) -> DataError:
-    """Returns one error for one or more problems.
-
-    Args:
-        problems: the first one is told, the others are counted.
-        command: the command that lists them all.
+    Attributes:
+        defects: One or more defects. The text of the error is the first one.
+        check_command: Command that lists all defects. If it is not empty, the text of the error
+            also gives the number of the other defects, and this command.
     """
-    if len(problems) == 1:
-        return problems[0].error()
-    more = f" … and {len(problems) - 1} more; `{printable(command)}` lists them"
-    return DataError(f"{problems[0]}{more}")
+
+    def __init__(self, defects: Sequence[Defect], check_command: str = "") -> None:
+        # Pickle passes these arguments again when a worker sends the error.
+        super().__init__(defects, check_command)
+        self.defects = list(defects)
+        self.check_command = check_command
+
+    def __str__(self) -> str:
+        first, more = str(self.defects[0]), len(self.defects) - 1
+        if not more or not self.check_command:
+            return first
+        return f"{first} … and {more} more; `{printable(self.check_command)}` lists them"
 
 
 def printable(text: str) -> str:
-    """Writes line breaks, control characters and lone surrogates as escapes."""
+    """Return a text with line breaks, control characters and lone surrogates as escapes."""
     if text.isprintable():
         return text
     return "".join(
@@ -64,11 +71,11 @@ def printable(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Returns a value of a JSON as messages show it: shortened."""
+    """Return the shortened representation of a JSON value for a message."""
     return _REPR.repr(value)
 
 
 def enumeration(values: Sequence[object], most: int = 5) -> str:
-    """Lists a few values and counts the rest."""
+    """Return the first values as a list in words, and the number of the others."""
     text = ", ".join(str(v) for v in values[:most])
     return text if len(values) <= most else f"{text} and {len(values) - most} more"
