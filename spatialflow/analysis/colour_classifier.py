@@ -117,4 +117,6 @@ def evaluate_colour_classifier(
     evaluator.reset()
     for item in DatasetCatalog.get(test_name):
         evaluator.process([item], [{"panoptic_seg": classifier.predict(item["file_name"])}])
-    return dict(evaluator.evaluate()["panoptic_seg"])
+    results = evaluator.evaluate()
+    assert results is not None, "only processes other than the first have no results"
+    return dict(results["panoptic_seg"])

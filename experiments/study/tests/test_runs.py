@@ -125,7 +125,7 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
 
-@pytest.mark.usefixtures("clean_catalog")
+@pytest.mark.usefixtures("few_scenes")
 def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     ran = []
 
@@ -164,7 +164,7 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
         study.searched("default", 0)
 
 
-@pytest.mark.usefixtures("clean_catalog")
+@pytest.mark.usefixtures("few_scenes")
 @pytest.mark.parametrize("search", [("default", 0), ("perturbation", 1), ("darts_original", 2)])
 def test_kept_searches_have_the_settings_of_today(study, search):
     method, seed = search
