@@ -1,1 +1,1 @@
-"""Benchmarks of speed, memory, recovery and peers; each is a program."""
+"""Benchmarks of speed, memory, recovery and peers. Each is a program."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""What attention of the stuff head costs, and the genotypes of an ablation of it.
+r"""Measure the cost of attention in the stuff head, and write genotypes for an ablation of it.
 
     python benchmarks/attention.py cost --write docs/attention.md
     python benchmarks/attention.py genotypes --output output/attention
@@ -9,9 +9,10 @@ r"""What attention of the stuff head costs, and the genotypes of an ablation of 
         --opts DATASETS.FOLDER.PATH nuclei_train433 \
         SOLVER.MAX_ITER 300 SOLVER.WARMUP_ITERS 30 SOLVER.BASE_LR 0.001
 
-Costs are of the published R50's sites at 800 × 1344 pixels, one image, random input: P3 to P5 with
-256 channels, and the sum of the levels with 128. Times are forward and backward, in turn in one
-process; memory is what autograd keeps for the backward pass.
+Costs are for one image of 800 × 1344 pixels at the two sites of the published R50: the levels P3
+to P5 with 256 channels, and their sum with 128 channels. The input is random. Times are of forward
+and backward, with all blocks in turn in one process. Memory is what autograd saves for the backward
+pass.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import Kept
 from darts.genotype import Genotype
+from spatialflow.analysis.memory import SavedTensors
 from spatialflow.analysis.tables import complete, table
-from spatialflow.analysis.timing import in_turn
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import load_genotype
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
 from spatialflow.modeling.heads.attention import attention_multiply_adds, build_attention
 
-# Channels, and the maps of an image of 800 × 1344 pixels.
+# Site → channels and the sizes of its maps, for an image of 800 × 1344 pixels.
 MAPS = {
     ATTENTION_SITES[0]: (256, ((100, 168), (50, 84), (25, 42))),
     ATTENTION_SITES[1]: (128, ((100, 168),)),
@@ -51,7 +52,11 @@ def genotypes() -> Iterator[Genotype]:
 
 
 class Block:
-    """A block with its inputs at full size."""
+    """An attention block with its inputs at full size.
+
+    Attributes:
+        maps: One (1, C, H, W) input for each level of the site.
+    """
 
     def __init__(self, site: str, option: str) -> None:
         self.channels, self.sizes = MAPS[site]
@@ -62,29 +67,31 @@ class Block:
         ]
 
     def step(self) -> None:
-        """Forward and backward."""
+        """Run forward and backward on all maps."""
         torch.autograd.backward([self.module(x).sum() for x in self.maps])
 
-    def kept(self) -> float:
-        """What is kept for the backward pass beside the inputs, in MiB."""
-        counted = Kept(self.module)
+    def saved_mib(self) -> float:
+        """Return the MiB that autograd saves in a forward pass on all maps."""
+        counted = SavedTensors(self.module)
         with counted.counting():
             outputs: list[Tensor] = [self.module(x) for x in self.maps]
         del outputs
         return counted.mib
 
     def multiply_adds(self) -> float:
-        """On all maps."""
+        """Return the multiply-adds of a forward pass on all maps."""
         areas = [height * width for height, width in self.sizes]
         return sum(attention_multiply_adds(self.option, self.channels, area) for area in areas)
 
 
 def cost_table() -> str:
-    """Measure all blocks at both sites."""
+    """Measure all blocks at both sites, and return a Markdown table."""
     rows = []
     for site in ATTENTION_SITES:
         blocks = {option: Block(site, option) for option in ATTENTION_OPTIONS[1:]}
-        times = in_turn({option: block.step for option, block in blocks.items()}, rounds=ROUNDS)
+        times = time_in_turn(
+            {option: block.step for option, block in blocks.items()}, rounds=ROUNDS
+        )
         for option, block in blocks.items():
             seconds = times[option]
             rows.append(
@@ -93,7 +100,7 @@ def cost_table() -> str:
                     f"`{option}`",
                     f"{sum(p.numel() for p in block.module.parameters()):,}",
                     f"{block.multiply_adds() / 1e9:.2f}",
-                    f"{block.kept():.0f}",
+                    f"{block.saved_mib():.0f}",
                     f"{1000 * statistics.median(seconds):.0f} "
                     f"({1000 * min(seconds):.0f} to {1000 * max(seconds):.0f})",
                 ]
@@ -103,7 +110,7 @@ def cost_table() -> str:
 
 
 def main() -> None:
-    """Measure, or write the genotypes."""
+    """Measure the costs, or write the genotypes."""
     args = parse_arguments()
     if args.command == "genotypes":
         args.output.mkdir(parents=True, exist_ok=True)

@@ -1,35 +1,33 @@
 #!/usr/bin/env python
-r"""PQ and time of test-time augmentation, of one trained model on the same images.
+r"""Measure PQ and time of test-time augmentation, for one trained model on the same images.
 
     python benchmarks/augmented.py --config-file benchmarks/peers/nuclei.yaml \
         --weights output/attention_nuclei/spatialflow-seed0/model_final.pth --sizes 320 384 448 \
         --write docs/results.md --opts DATASETS.FOLDER.PATH nuclei_train433
 
-Differences are to one view, paired by image; intervals are over images. A time is that of all
-images of the evaluation, once.
+Differences are to prediction from one view, paired by image. Intervals are over images. A time is
+that of one evaluation of all images.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spatialflow.analysis.intervals import Result, Sampled
-from spatialflow.analysis.tables import complete, parser_of, table
-from spatialflow.analysis.trials import PQTrainer, compact
+from spatialflow.analysis.intervals import ResampledPQ, Result
+from spatialflow.analysis.tables import complete, program_parser, table
+from spatialflow.analysis.trials import PQTrainer, read_evaluation
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
-from spatialflow.config import find_config, get_cfg
+from spatialflow.config import get_cfg
 from spatialflow.engine import prepare_config
-from spatialflow.evaluation import RESULTS_FILE
 
 
 def views(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the keys of each row."""
+    """Return the keys of ``TEST.AUG`` for each row of the table, by the row's name."""
     middle = args.sizes[len(args.sizes) // 2]
     return {
         "one view": {"ENABLED": False},
@@ -44,8 +42,8 @@ def views(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def evaluate(args: argparse.Namespace, keys: dict[str, Any], folder: str) -> tuple[Result, float]:
-    """Return one evaluation, and its seconds."""
-    cfg = get_cfg(str(find_config(args.config_file)), args.opts)
+    """Evaluate once with keys of ``TEST.AUG``; return the result and the seconds."""
+    cfg = get_cfg(args.config_file, args.opts)
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(args.weights), folder
     for key, value in keys.items():
         cfg.TEST.AUG[key] = value
@@ -54,22 +52,21 @@ def evaluate(args: argparse.Namespace, keys: dict[str, Any], folder: str) -> tup
     trainer = PQTrainer(cfg)
     trainer.resume_or_load(resume=False)
     PQTrainer.test(cfg, trainer.model)
-    path = Path(folder, "inference", cfg.DATASETS.TEST[0], RESULTS_FILE)
-    result = {"contestant": "", "seed": 0, **compact(json.loads(path.read_text()))}
+    result = {"contestant": "", "seed": 0, **read_evaluation(cfg)}
     return result, PQTrainer.evaluation_seconds
 
 
 def main() -> None:
-    """Evaluate all rows and print the table."""
+    """Evaluate each row, and print the table."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     rows: list[list[str]] = []
-    first: tuple[Sampled, float] | None = None
+    first: tuple[ResampledPQ, float] | None = None
     with errors_in_one_line(SETUP_ERRORS):
         for name, keys in views(args).items():
             with tempfile.TemporaryDirectory(prefix="spatialflow_views_") as folder:
                 result, seconds = evaluate(args, keys, folder)
-            sampled = Sampled([result])
+            sampled = ResampledPQ([result])
             first = first or (sampled, seconds)
             difference = sampled.minus(first[0]).cell(0, sign=True) if rows else ""
             cells = [sampled.cell(group) for group in range(3)]
@@ -82,10 +79,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--config-file", required=True, help="of the training; name or path")
+    parser = program_parser(__doc__)
+    parser.add_argument("--config-file", required=True, help="config of the training: name or path")
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="short sides")
+    parser.add_argument("--sizes", type=int, nargs="+", required=True, help="short sides in pixels")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser.parse_args()
 

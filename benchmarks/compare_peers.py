@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Compare Detectron2's Panoptic FPN, parallel branches and SpatialFlow, and leave out each flow.
+"""Compare SpatialFlow with Detectron2's Panoptic FPN, and measure the worth of each flow.
 
     python benchmarks/compare_peers.py run --nuclei nuclei_train433     # hours; may be stopped
     python benchmarks/compare_peers.py flows --nuclei nuclei_train433   # hours; the same
     python benchmarks/compare_peers.py speed --nuclei nuclei_train433   # minutes
     python benchmarks/compare_peers.py report                          # tables from the results
 
-``run`` trains what has no result yet of the three main contestants, with every seed at both rates;
-``flows`` SpatialFlow, parallel branches and SpatialFlow less one flow, for longer and at
-SpatialFlow's rate. A result is one small JSON file below ``benchmarks/results``, written when its
-run is complete.
+``run`` trains Panoptic FPN, parallel branches and SpatialFlow, with every seed at two learning
+rates. ``flows`` trains SpatialFlow, parallel branches and SpatialFlow without each flow, for longer
+and at one rate. A result is one small JSON file below ``benchmarks/results``. It is written when
+its run is complete, and runs that have a result are not repeated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from detectron2.utils.logger import setup_logger
 
 from benchmarks.peers.analysis import report
 from benchmarks.peers.contestants import (
@@ -32,14 +33,14 @@ from benchmarks.peers.contestants import (
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
-from spatialflow.analysis.trials import run_apart, trial
+from spatialflow.analysis.trials import run_in_subprocess, run_trial
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RATES = (0.001, 0.002)
 SEEDS = (0, 1, 2)
-# Flows have to be learnt before leaving one out can say anything.
+# With fewer steps flows are not learnt, and leaving one out changes nothing.
 FLOW_RATE = 0.001
 FLOW_STEPS = ["SOLVER.MAX_ITER", "300", "SOLVER.WARMUP_ITERS", "30"]
 
@@ -54,7 +55,7 @@ class Run(NamedTuple):
 
     @property
     def file(self) -> str:
-        """Where its result is, below the folder of results."""
+        """Path of the result, below the folder of results."""
         return f"{run_name(*self)}.json"
 
 
@@ -65,7 +66,7 @@ def peers(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def flows(args: argparse.Namespace) -> Iterator[Run]:
-    """Yield the runs that say what each flow is worth."""
+    """Yield the runs that measure the worth of each flow."""
     for seed, dataset, contestant in itertools.product(args.seeds, args.data, flow_contestants()):
         yield Run(dataset, contestant, FLOW_RATE, seed)
 
@@ -87,16 +88,16 @@ def run_all(args: argparse.Namespace) -> None:
             continue
         words = [__file__, "one", *run, "--results", args.results, "--threads", args.threads]
         words += ["--nuclei", args.nuclei] if args.nuclei else []
-        run_apart(run.file, [*words, "--opts", *steps, *args.opts])
+        run_in_subprocess(run.file, [*words, "--opts", *steps, *args.opts])
 
 
 def run_one(args: argparse.Namespace) -> None:
-    """Train and evaluate once, and write the result."""
+    """Train and evaluate one contestant once, and write the result."""
     run = Run(args.dataset, args.contestant, args.rate, args.seed)
     torch.set_num_threads(args.threads)
     output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
     cfg = config(**run._asdict(), output=output, nuclei=args.nuclei, opts=args.opts)
-    trial(cfg, args.results / run.file, run._asdict())
+    run_trial(cfg, args.results / run.file, run._asdict())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -108,13 +109,13 @@ def parse_arguments() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, help="folder of the results")
     common.add_argument("--data", nargs="+", choices=DATASETS)
-    common.add_argument("--nuclei", type=Path, help="folder of the nuclei")
+    common.add_argument("--nuclei", type=Path, help="folder of the nuclei in COCO panoptic layout")
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
     plans = [commands.add_parser(name, parents=[common]) for name in ("run", "flows")]
     for plan in plans:
-        plan.add_argument("--contestants", nargs="*", help="these only")
+        plan.add_argument("--contestants", nargs="*", help="train these only")
         plan.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
-    one = commands.add_parser("one", parents=[common], help="one of the runs")
+    one = commands.add_parser("one", parents=[common], help="do one run")
     for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
         one.add_argument(name, type=kind)
     speed = commands.add_parser("speed", parents=[common])
@@ -122,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
         "--weights",
         type=Path,
         default=ROOT / "output" / "peers",
-        help="where the runs have left their models",
+        help="folder of the models that the runs trained",
     )
     tables = commands.add_parser("report", parents=[common])
     tables.add_argument(
@@ -141,6 +142,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run a command."""
     args = parse_arguments()
+    if args.command != "one":
+        setup_logger(name="spatialflow")
     work = {
         "run": run_all,
         "flows": run_all,

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""The PQ that ground truth itself gets when it passes through a config's fusion.
+"""Measure the PQ that ground truth itself gets when it passes through a config's fusion.
 
     python benchmarks/fusion_ceiling.py --config-file coco/spatialflow_lite0_27.yaml KEY VALUE ...
 
-No network can do better in the same setting: images are resized as at test time, masks are cut to
-their boxes at the mask head's 28×28, stuff goes through labels at the network's scale, and the
-fusion's thresholds drop what they drop. Boxes and classes are perfect, scores are 1.
+No network can do better in the same setting. Boxes and classes are those of the ground truth, and
+all scores are 1. Images are resized as at test time, masks are reduced to the 28 × 28 of the mask
+head, stuff labels are at the network's scale, and the thresholds of the fusion apply.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ MASK_SIDE = 28
 
 
 class GroundTruth(nn.Module):
-    """Gives the ground truth of its inputs in the form that SpatialFlow's heads give theirs."""
+    """A model whose heads predict the ground truth of their inputs."""
 
     def __init__(self, model: SpatialFlow, num_stuff: int) -> None:
-        """Take the model whose post-processing is to be passed.
+        """Keep the parts.
 
         Args:
-            model: Only its fusion and sizes matter, not its weights.
-            num_stuff: S, stuff classes and "things".
+            model: Model whose post-processing is used. Its weights do not matter.
+            num_stuff: S, number of stuff classes and one.
         """
         super().__init__()
         self.model = model
         self.num_stuff = num_stuff
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Pass each image's ground truth through the model's post-processing."""
+        """Return the post-processed ground truth of each image."""
         return [self._pass(item) for item in batched_inputs]
 
     def _pass(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -56,14 +56,14 @@ class GroundTruth(nn.Module):
         truth.scores = torch.ones(len(truth))
         for field in ("gt_boxes", "gt_classes", "gt_masks"):
             truth.remove(field)
-        # Unlabelled pixels, which PQ does not judge, go to "things", which fusion leaves alone.
+        # PQ ignores unlabelled pixels. Label 0, "things", keeps the fusion from filling them.
         labels = item["sem_seg"].where(item["sem_seg"] < self.num_stuff, 0)
         logits = F.one_hot(labels, self.num_stuff).permute(2, 0, 1).float()
         return self.model.postprocess(truth, logits, item["image"].shape[-2:], item)
 
 
 def fusion_ceiling(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
-    """Return PQ, SQ, RQ … of a data set's ground truth after fusion, in percent."""
+    """Return PQ, SQ, RQ, … in percent of a data set's ground truth after fusion."""
     mapper = PanopticMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False))
     loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     model = GroundTruth(SpatialFlow(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""How near the second-order gradient comes to the true one on the whole model, by its step.
+"""Measure the error of the second-order architecture gradient on the whole model, by its step.
 
     python benchmarks/hypergradient.py --write docs/search.md
 
-The reference is the same gradient in float64 with a step of 1e-6, which exact differentiation
-agrees with where that is possible (tests/search/test_search.py). A network of ReLUs is bent over
-longer steps, and float32 rounds over shorter ones.
+The gradient of DARTS (arXiv 1806.09055, equation 8) uses central differences in weight space. The
+reference is the same gradient in float64 with a step of 1e-6; where exact differentiation is
+possible, the two agree (tests/search/test_search.py). Longer steps err because a network of ReLUs
+is not linear over them, shorter ones because of rounding in float32. The table has the relative
+error and, in parentheses, the cosine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from darts.architect import Architect, VirtualStep
 from darts.relaxation import architecture_parameters
-from spatialflow.analysis.tables import complete, parser_of, table
+from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
 from spatialflow.data.loader import build_train_loader
@@ -36,7 +38,17 @@ REFERENCE = 1e-6
 def gradients(
     model: nn.Module, batches: list, dtype: torch.dtype, scales: tuple[float, ...]
 ) -> tuple[list[Tensor], Tensor]:
-    """Return the second-order gradient with each scale, and that of first order."""
+    """Compute architecture gradients.
+
+    Args:
+        model: Supernet; a copy of it is used.
+        batches: A batch of training and a held-out batch.
+        dtype: Precision of weights and images.
+        scales: Steps of the central differences.
+
+    Returns:
+        The flattened second-order gradient with each scale, and that of first order.
+    """
     model = copy.deepcopy(model).to(dtype)
     train, held_out = (
         FixedProposalBatch([{**item, "image": item["image"].to(dtype)} for item in batch])
@@ -54,13 +66,13 @@ def gradients(
 
 
 def error(given: Tensor, expected: Tensor) -> str:
-    """Write a relative error and a cosine."""
+    """Return the relative error and the cosine of a gradient as text."""
     cosine = torch.nn.functional.cosine_similarity(given, expected, dim=0)
     return f"{(given - expected).norm() / expected.norm():.3f} ({cosine:.3f})"
 
 
 def main() -> None:
-    """Train for a while, and measure in between."""
+    """Train a supernet, and measure the error after some numbers of steps."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     opts = ["MODEL.META_ARCHITECTURE", SUPERNET, "MODEL.DEVICE", "cpu", "DATASETS.SCENES.TRAIN", 64]
@@ -91,7 +103,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Whether a search finds a flow that has been planted, among all edges and operations.
+"""Test whether a search finds a planted flow among all edges and operations.
 
     python benchmarks/recovery.py run --seeds 0 1 2 3 4 5 6 7 8 9      # may be stopped and started
     python benchmarks/recovery.py report --write docs/search.md
 
-A teacher is the four branches of SpatialFlow with one flow, drawn anew for each seed from the full
-space. The student is the supernet of that space on the teacher's own branches without the flow,
-and has to give the teacher's outputs. All nodes see the same pyramid, so every other source
-carries something of what the planted one does; none carries all of it.
+A teacher has the four branches of SpatialFlow and one flow, which is drawn from the full space for
+each seed. The student is the supernet of that space on copies of the teacher's branches without the
+flow, and learns the teacher's outputs. All nodes read the same pyramid, so other sources carry a
+part of what the planted one carries, but none carries all.
+
+Letters: N pyramids, C channels, H and W the size of a level.
 """
 
 from __future__ import annotations
@@ -54,7 +56,11 @@ Batch = tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]
 
 
 class Task:
-    """A teacher with one planted flow, and batches of pyramids with its outputs."""
+    """A teacher with one planted flow, and batches of pyramids with its outputs.
+
+    Attributes:
+        planted: The flow that a search should find.
+    """
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         rng = random.Random(seed)
@@ -67,13 +73,13 @@ class Task:
             nn.init.kaiming_normal_(node.weight)
         carrier = self.teacher.flows[self.planted.key]
         if isinstance(carrier, ConvOperation | SeparableConv):
-            # The flow is to be as strong as what it is added to.
+            # The flow becomes as strong as the input that it is added to.
             carrier.last.weight.data *= reference_scale(self.planted.operation)
         self.teacher.requires_grad_(False)
         self.seed = seed
 
     def batch(self, number: int) -> Batch:
-        """Return pyramids, level → (N, C, H, W), and what the teacher makes of them."""
+        """Return pyramids, level → (N, C, H, W), and the outputs of the teacher for them."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
         features = {
             level: F.avg_pool2d(
@@ -86,7 +92,7 @@ class Task:
 
 
 class Student(nn.Module):
-    """The supernet, on copies of the teacher's nodes."""
+    """The supernet on copies of the teacher's nodes."""
 
     def __init__(self, task: Task, space: SearchSpace, how: Relaxation) -> None:
         super().__init__()
@@ -96,13 +102,13 @@ class Student(nn.Module):
         self.flow_graph.nodes.load_state_dict(task.teacher.nodes.state_dict())
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Return branch → level → (N, C, H, W)."""
+        """Return the outputs, branch → level → (N, C, H, W)."""
         self.architecture.draw()
         return self.flow_graph(features)
 
 
 def losses(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-    """Return for each branch its squared error over the variance of what it should give."""
+    """Return the squared error of each branch over the variance of the expected output."""
     features, expected = batch
     given = model(features)
     return {
@@ -115,7 +121,15 @@ def losses(model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Search:
-    """How a config searches, on the task instead of images."""
+    """Settings of a search, taken from a config.
+
+    Attributes:
+        how: Relaxation of the architecture.
+        settings: Settings of the architecture's steps.
+        rule: Name of the rule of derivation.
+        budget: Largest cost of a genotype over that of the human flows.
+        optimizer: ``SGD``, or another name for AdamW.
+    """
 
     how: Relaxation
     settings: LearnerSettings
@@ -125,7 +139,7 @@ class Search:
 
     @classmethod
     def of(cls, name: str, opts: list[str]) -> Search:
-        """Read ``configs/search``, with KEY VALUE pairs over it."""
+        """Read a config of :data:`SEARCHES`, with KEY VALUE pairs over it."""
         cfg = get_cfg(SEARCHES[name], opts)
         return cls(
             relaxation_from_config(cfg),
@@ -142,7 +156,7 @@ def space_of(name: str) -> SearchSpace:
 
 
 def costs_of(space: SearchSpace) -> tuple[Costs, float]:
-    """Return multiply-adds of each edge's operations, and those of the human flows."""
+    """Return the multiply-adds of each edge's operations, and those of the human flows."""
     areas = sum(side**2 for side in LEVELS.values())
 
     def cost(operation: str) -> float:
@@ -153,7 +167,7 @@ def costs_of(space: SearchSpace) -> tuple[Costs, float]:
 
 
 def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
-    """Search as the search trainer does: a step of the architecture, then one of the weights."""
+    """Search as the search trainer does, with architecture and weight steps in turn."""
     student = Student(task, space, given.how)
     costs, human = costs_of(space)
     learner = ArchitectureLearner(
@@ -181,7 +195,7 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
         torch.stack(list(losses(student, train).values())).sum().backward()
         nn.utils.clip_grad_norm_(weights, 10.0)
         if held_out and given.settings.order == 2:
-            # It looks ahead by the step that the weights are about to take.
+            # The virtual step is the one that the weights take next.
             learner.step(iteration, held_out, train=train, optimizer=optimizer)
         optimizer.step()
         schedule.step()
@@ -191,7 +205,7 @@ def search(task: Task, space: SearchSpace, given: Search) -> Genotype:
 
 
 def first_gradient(task: Task, space: SearchSpace) -> Genotype:
-    """Return the one flow whose parameter the first gradient would raise most."""
+    """Return the single flow whose parameter the gradient before any training raises most."""
     student = Student(task, space, Relaxation())
     costs, human = costs_of(space)
     learner = ArchitectureLearner(
@@ -207,7 +221,13 @@ def first_gradient(task: Task, space: SearchSpace) -> Genotype:
 
 
 def run_one(contestant: str, seed: int, opts: list[str]) -> dict[str, Any]:
-    """Plant, search and compare."""
+    """Plant a flow, and let a contestant search for it.
+
+    Args:
+        contestant: One of :data:`CONTESTANTS`.
+        seed: Seed of the task and of the search.
+        opts: KEY VALUE pairs over the config of the search.
+    """
     name = contestant if contestant in SEARCHES else "default"
     space = space_of(name)
     task = Task(space_of("default"), seed)
@@ -230,7 +250,7 @@ def run_one(contestant: str, seed: int, opts: list[str]) -> dict[str, Any]:
 
 
 def score(result: dict[str, Any]) -> tuple[bool, bool, int]:
-    """Return whether edge and operation were found, and how many other edges were."""
+    """Return whether the edge and its operation were found, and the number of other edges."""
     planted = Flow.from_dict(result["planted"])
     found = [Flow.from_dict(flow) for flow in result["found"]]
     edge = any(flow.edge == planted.edge for flow in found)
@@ -238,7 +258,7 @@ def score(result: dict[str, Any]) -> tuple[bool, bool, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what has no result yet."""
+    """Do the runs that have no result yet."""
     torch.set_num_threads(args.threads)
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
@@ -257,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print the table, and put it into pages."""
+    """Print the table, and complete pages with it."""
     results = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
     rows = []
     for contestant in CONTESTANTS:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What an iteration of a search costs, over a training step of the human design at the same batch.
+"""Compare an iteration of a search with a training step of the human design at the same batch.
 
     python benchmarks/search_cost.py --write docs/search.md
 
-Times are taken in turn in one process. Memory is that of all tensors that are alive at a time while
-a trainer is built and does two iterations: weights, their gradients and moments, activations.
+Times are taken in turn in one process. Memory is the most that all tensors take at once while a
+trainer is built and does two iterations: weights, gradients, moments of the optimiser, activations.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from detectron2.utils.events import EventStorage
 
-from benchmarks.memory import peak_mib
 from darts.operations import OPERATIONS
-from spatialflow.analysis.tables import complete, parser_of, table
-from spatialflow.analysis.timing import in_turn
+from spatialflow.analysis.memory import peak_mib
+from spatialflow.analysis.tables import complete, program_parser, table
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
@@ -51,7 +51,12 @@ ITERATIONS = 2
 
 
 def step_of(name: str, folder: Path) -> Callable[[], None]:
-    """Build a trainer, and return a function that does one iteration with its architecture step."""
+    """Build a trainer, and return a function that does one iteration.
+
+    Args:
+        name: One of :data:`VARIANTS`. For a search, an iteration has an architecture step.
+        folder: Folder for outputs.
+    """
     keys = {
         **VARIANTS[name],
         "MODEL.META_ARCHITECTURE": "SpatialFlow" if name == HUMAN else SUPERNET,
@@ -65,7 +70,7 @@ def step_of(name: str, folder: Path) -> Callable[[], None]:
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     trainer = (Trainer if name == HUMAN else SearchTrainer)(cfg)
     hooks = [hook for hook in trainer._hooks if isinstance(hook, ArchitectureHook)]
-    # Not one of those that write a log.
+    # An iteration in which no hook writes a log.
     trainer.iter = trainer.step_trainer.iter = cfg.SOLVER.MAX_ITER // 2 + 1
 
     def step() -> None:
@@ -79,7 +84,7 @@ def step_of(name: str, folder: Path) -> Callable[[], None]:
 
 
 def measure_memory(name: str) -> float:
-    """Return MiB: the most that is alive while a variant is built and does some iterations."""
+    """Return the peak MiB of a variant while it is built and does two iterations."""
     gc.collect()
 
     def work() -> None:
@@ -92,14 +97,14 @@ def measure_memory(name: str) -> float:
 
 
 def measure_times(rounds: int, names: Iterable[str] = VARIANTS) -> dict[str, list[float]]:
-    """Return the seconds of variants' iterations; the first round only warms up."""
+    """Return the seconds of an iteration in every round, by variant."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_cost_") as folder:
         steps = {name: step_of(name, Path(folder)) for name in names}
-        return in_turn(dict(steps), rounds=rounds)
+        return time_in_turn(dict(steps), rounds=rounds)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all variants, and print the table."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     with errors_in_one_line(SETUP_ERRORS):
@@ -124,7 +129,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     return parser.parse_args()
 

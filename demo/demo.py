@@ -1,16 +1,16 @@
 #!/usr/bin/env python
 """Predict on image files and folders with a trained model.
 
-python demo/demo.py --config-file output/demo/config.yaml --input IMAGE_OR_FOLDER ... \
-    --output output/predictions MODEL.WEIGHTS output/demo/model_final.pth
+    python demo/demo.py --config-file output/demo/config.yaml --input IMAGE_OR_FOLDER ... \
+        --output output/predictions MODEL.WEIGHTS output/demo/model_final.pth
 
-Writes to the output folder, in the order of the images given:
+Writes to the output folder, in the order of the inputs:
 
-overlays/<name>.png   the image with its segments and their class names
-panoptic/<name>.png   segment ids, R + 256 G + 65536 B
-panoptic.json         the segments, in COCO panoptic format with the data set's category ids
+    overlays/<name>.png   the image with its segments and their class names
+    panoptic/<name>.png   segment ids, R + 256 G + 65536 B
+    panoptic.json         the segments in COCO panoptic format, with the data set's category ids
 
-The exit code is 0 if all images were read, 1 otherwise.
+The exit status is 0 if all images were read, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from spatialflow.engine import Predictor, prepare_config
 from spatialflow.utils.visualize import draw_panoptic
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-# What reading a file that is no picture, or half of one, raises.
+# Errors of reading a file that is no image, or a part of one.
 READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Predict all inputs, and return the exit status."""
     args = parse_arguments(arguments)
     paths, failures = list_images(args.input)
     try:
@@ -90,10 +90,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def list_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Return the files to read, and what was asked for and is not there.
+    """Return the files to read, and a message for each input that is missing.
 
     Args:
-        inputs: Files, taken as they are, and folders, whose images are taken in order of name.
+        inputs: Files, and folders whose images are read in the order of their names.
     """
     paths: list[Path] = []
     failures = []
@@ -110,10 +110,10 @@ def list_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 
 def read_config(config_file: str, opts: Sequence[str]) -> CfgNode:
-    """Return the config, complete and with weights that are there.
+    """Return the complete config.
 
     Raises:
-        ValueError: If the config is not valid or ``MODEL.WEIGHTS`` names no file.
+        ValueError: If the config is not valid, or ``MODEL.WEIGHTS`` names no file.
     """
     cfg = spatialflow.get_cfg(config_file, opts)
     prepare_config(cfg)
@@ -126,22 +126,22 @@ def read_config(config_file: str, opts: Sequence[str]) -> CfgNode:
 
 
 def class_metadata(cfg: CfgNode) -> Metadata:
-    """Return the metadata of the config's data, for names, colours and ids of the classes.
+    """Return the metadata of the config's data set: names, colours and ids of the classes.
 
     Raises:
-        ValueError: If the config names no data set, or has not as many classes as it.
+        ValueError: If the config names no data set, or has another number of classes.
     """
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not names:
         raise ValueError("DATASETS.TEST and DATASETS.TRAIN are empty: no data to name classes by")
     metadata = ensure_metadata(names[0])
-    # A built-in data set's classes are known, and can be checked, only now.
+    # The classes of a built-in data set can be checked only after its metadata are loaded.
     prepare_config(cfg)
     return metadata
 
 
 def describe(segments: Iterable[dict[str, Any]], metadata: Metadata) -> str:
-    """Return a line such as ``2 disc, 1 star; cloud, water``."""
+    """Return a summary of segments, such as ``2 disc, 1 star; cloud, water``."""
     names = (metadata.stuff_classes, metadata.thing_classes)
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     for segment in segments:
@@ -151,10 +151,15 @@ def describe(segments: Iterable[dict[str, Any]], metadata: Metadata) -> str:
 
 
 class ResultWriter:
-    """Writes overlays and a COCO panoptic data set."""
+    """Writes predictions as overlays and as a COCO panoptic data set."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
-        """Make the folders."""
+        """Make the folders.
+
+        Args:
+            folder: Folder to write to.
+            metadata: Metadata with names, colours and ids of the classes.
+        """
         self.folder = folder
         self.metadata = metadata
         self.images: list[dict[str, Any]] = []
@@ -173,12 +178,12 @@ class ResultWriter:
     def add(
         self, path: Path, image_rgb: np.ndarray, result: tuple[torch.Tensor, list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
-        """Write one image's result.
+        """Write the result of one image.
 
         Args:
-            path: Where the image was read from.
-            image_rgb: (H, W, 3) uint8.
-            result: Segment ids (H, W) and ``segments_info``, as the model gives them.
+            path: File of the image.
+            image_rgb: The image, (H, W, 3) uint8.
+            result: Segment ids (H, W) and ``segments_info``, as the model returns them.
 
         Returns:
             The ``segments_info``.
@@ -215,7 +220,7 @@ class ResultWriter:
         return segments
 
     def _free_name(self, stem: str) -> str:
-        """Return a file name that no image before has: folders may share names."""
+        """Return a file name that is not taken yet, as images of several folders may share one."""
         taken = {annotation["file_name"] for annotation in self.annotations}
         number = 1
         while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in taken:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Train a small SpatialFlow, evaluate it and draw what it sees: what ``make demo`` runs.
+"""Train a small SpatialFlow, evaluate it and draw its predictions. ``make demo`` runs this.
 
 Without arguments it generates panoptic scenes and trains on them for some minutes on a CPU. With
-``--data FOLDER`` (images/, panoptic/, panoptic.json in COCO panoptic layout) it does the same on
-real data, with a fifth of the images held out.
+``--data FOLDER`` it trains on that folder and holds out a fifth of the images. The folder has COCO
+panoptic layout: images/, panoptic/ and panoptic.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
-from benchmarks.colour_classifier import evaluate_colour_classifier
+from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
 from spatialflow.engine import Predictor, Trainer, setup
@@ -71,16 +71,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder in COCO panoptic layout")
     parser.add_argument("--output", default="output/demo", help="folder for results")
-    parser.add_argument("--pictures", type=int, default=6, help="how many scenes to draw")
+    parser.add_argument("--pictures", type=int, default=6, help="number of images to draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     return parser.parse_args()
 
 
 def show_progress_only(output: str) -> None:
-    """Keep the console to progress and results; everything goes to ``log.txt``."""
+    """Show only progress and results on the console. The whole log goes to ``log.txt``.
+
+    Args:
+        output: Folder of the log.
+    """
     shown = ("detectron2.utils.events", "spatialflow")
     for name in ("detectron2", "fvcore"):
-        # What setup_logger returns is kept, so that the training finds these handlers.
+        # The cache of setup_logger makes the training use the same handlers.
         arguments = {} if name == "detectron2" else {"name": name}
         for handler in setup_logger(output, distributed_rank=0, **arguments).handlers:
             if getattr(handler, "stream", None) is sys.stdout:
@@ -90,12 +94,22 @@ def show_progress_only(output: str) -> None:
 
 
 def row(results: dict[str, float]) -> str:
-    """Return PQ of all, things and stuff as a line of a table."""
+    """Return PQ of all classes, things and stuff as text."""
     return "  ".join(f"{results[key]:5.1f}" for key in ("PQ", "PQ_th", "PQ_st"))
 
 
 def draw_examples(cfg: CfgNode, name: str, path: Path, count: int) -> Path:
-    """Draw image, ground truth and prediction of the first images of a data set side by side."""
+    """Draw images, their ground truth and their predictions side by side.
+
+    Args:
+        cfg: Config of a finished training.
+        name: Name of the data set.
+        path: PNG file to write.
+        count: Number of images.
+
+    Returns:
+        The path.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")

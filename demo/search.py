@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Search the flows on generated scenes, then train what was found: ``make search-demo``."""
+"""Search flows on generated scenes, and train the found network. ``make search-demo`` runs this."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEARCH_CONFIG = "search/demo.yaml"
 
 
 def main() -> None:
-    """Search, derive, train, evaluate."""
+    """Search, derive a genotype, train and evaluate it."""
     args = parse_arguments()
     folder = Path(args.output)
     show_progress_only(args.output)
@@ -41,7 +41,7 @@ def main() -> None:
     opts = ["MODEL.SPATIALFLOW.GENOTYPE", str(path), "SOLVER.IMS_PER_BATCH", "4"]
     opts += ["SOLVER.MAX_ITER", "320"]
     opts += ["DATASETS.TEST", "('scenes_val',)", *args.opts]
-    # The second run has a log of its own; the console is not to show it twice.
+    # The second run has its own log. Without this the console would show each line twice.
     for name in ("detectron2", "fvcore", "spatialflow", "darts"):
         logging.getLogger(name).handlers.clear()
     show_progress_only(str(trained))
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def config(folder: Path, opts: list[str], trainer: type[Trainer]) -> CfgNode:
-    """Set up a run of the demo in a folder."""
+    """Return the config of a run, with its output in a folder."""
     words = [*opts, "OUTPUT_DIR", str(folder)]
     args = argparse.Namespace(config_file=SEARCH_CONFIG, opts=words, eval_only=False)
     return setup(args, trainer=trainer)

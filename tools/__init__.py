@@ -1,1 +1,1 @@
-"""Tools of the command line; each is a program."""
+"""Programs for users: analysis, comparison, conversion, installation."""

@@ -1,8 +1,8 @@
-"""Compares this network with the authors' code on a fixture of theirs.
+"""Compare this network with outputs of the authors' code.
 
-Usage: python tools/check_parity.py FIXTURE_DIR --config-file CFG [KEY VALUE ...]
+    python tools/check_parity.py FIXTURE_DIR --config-file CFG [KEY VALUE ...]
 
-Prints a table and exits with 0 only if every row holds.
+Prints a table. The exit status is 0 only if every row holds.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from spatialflow.reference.parity import check_parity, format_table, read_fixtur
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Compare with the authors' code on a fixture.")
     parser.add_argument("fixture", metavar="FIXTURE_DIR", help="checkpoint.pth and expected.npz")
-    parser.add_argument("--config-file", required=True, help="describes the fixture's model")
+    parser.add_argument("--config-file", required=True, help="config of the fixture's model")
     parser.add_argument(
         "--things-other-index",
         type=int,
@@ -31,7 +31,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison and return the exit status."""
+    """Run the comparison, and return the exit status."""
     arguments = parse_arguments(argv)
     try:
         cfg = get_cfg(arguments.config_file, arguments.opts)

@@ -1,9 +1,11 @@
-"""Converts a checkpoint of the authors' SpatialFlow code into one for this project.
+"""Convert a checkpoint of the authors' SpatialFlow code into one for this project.
 
-Usage: python tools/convert_reference_checkpoint.py --input IN.pth --output OUT.pth \
-    --config-file CFG [--things-other-index N] [KEY VALUE ...]
+    python tools/convert_reference_checkpoint.py --input IN.pth --output OUT.pth \
+        --config-file CFG [--things-other-index N] [KEY VALUE ...]
 
-Evaluate the result with: python train_net.py --eval-only --config-file CFG MODEL.WEIGHTS OUT.pth
+Evaluate the result with:
+
+    python train_net.py --eval-only --config-file CFG MODEL.WEIGHTS OUT.pth
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ from spatialflow.utils.files import write_atomically
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Convert a checkpoint of the authors' code.")
     parser.add_argument("--input", required=True, type=Path, help="checkpoint of their code")
     parser.add_argument("--output", required=True, type=Path, help="checkpoint to write")
-    parser.add_argument("--config-file", required=True, help="describes the model to be filled")
+    parser.add_argument("--config-file", required=True, help="config of the model: name or path")
     parser.add_argument(
         "--things-other-index",
         type=int,
@@ -45,15 +47,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
-    """Read and converts a checkpoint.
+    """Read and convert a checkpoint.
 
     Args:
-        source: a checkpoint of the authors' code.
-        cfg: describes the model to be filled.
-        things_other: index of things-other among the authors' stuff outputs.
+        source: Checkpoint of the authors' code.
+        cfg: Config of the model.
+        things_other: Index of the class things-other among the authors' stuff outputs; None takes
+            the one that is known for COCO.
 
     Raises:
-        ValueError: if the file cannot be read, does not fit the model, or the index is needed.
+        ValueError: If the file cannot be read, does not fit the model, or the index is needed.
     """
     reference = read_reference_checkpoint(source)
     if things_other is None:
@@ -72,7 +75,7 @@ def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert one file and return the exit status."""
+    """Convert one file, and return the exit status."""
     arguments = parse_arguments(argv)
     try:
         cfg = get_cfg(arguments.config_file, arguments.opts)

@@ -1,12 +1,12 @@
-"""Install Detectron2 as plain Python, with pip alone, unless one can be imported already.
+"""Install Detectron2 as plain Python with pip alone, unless one is installed.
 
-Detectron2 is on no package registry under its own name, and its usual route (from git) compiles an
+Detectron2 is on no package registry under its own name, and its usual route, from git, compiles an
 extension that nothing here needs. This script installs a wheel of its Python code, pinned by hash,
-into the running interpreter's environment. Run it with the environment's python, after torch:
+into the environment of the running interpreter. Run it with the environment's python, after torch:
 
     .venv/bin/python tools/install_detectron2.py
 
-The wheel is tagged for CPython 3.10 because of that extension; the tag is overridden and the
+The wheel has a tag for CPython 3.10 because of that extension. The tag is overridden, and the
 extension stays unused.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 WHEEL_DISTRIBUTION = "sal-detectron2"
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "detectron2.txt"
 STRAY_PACKAGE = "tools"
-# What the project uses of Detectron2, so that an unusable one is noticed here.
+# Imports the parts of Detectron2 that the project uses, so that a broken one is found here.
 PROBE = """
 import detectron2
 from detectron2.config import get_cfg
@@ -42,16 +42,16 @@ What now:
 
 
 class InstallError(RuntimeError):
-    """Detectron2 could not be installed; the message says why."""
+    """Detectron2 could not be installed. The message says why."""
 
 
 def probe() -> tuple[bool, str]:
     """Import Detectron2 in a new interpreter.
 
     Returns:
-        Whether it works, and the version and file, or the error's text.
+        Whether it works; and its version and file, or the text of the error.
     """
-    # -P: a folder named detectron2 where the caller stands is not the installed package.
+    # With -P a folder named detectron2 in the working directory is not imported.
     result = subprocess.run(
         [sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False
     )
@@ -59,7 +59,7 @@ def probe() -> tuple[bool, str]:
 
 
 def is_missing(error: str) -> bool:
-    """Tell "there is no detectron2" from "there is one and it does not work"."""
+    """Return whether an import error says that Detectron2 is missing, not that it is broken."""
     return "No module named 'detectron2'" in error
 
 
@@ -67,7 +67,7 @@ def install(site_packages: Path) -> None:
     """Install the pinned wheel into a folder.
 
     Raises:
-        InstallError: pip failed; its own message has been printed.
+        InstallError: If pip fails. It has printed its own message.
     """
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
@@ -81,8 +81,8 @@ def install(site_packages: Path) -> None:
 def remove_stray_package(site_packages: Path) -> list[str]:
     """Remove the top-level package `tools` that the wheel drops beside `detectron2`.
 
-    A file goes only if the wheel's own record lists it and its content is still the recorded one,
-    so that another distribution's `tools` stays.
+    A file is removed only if the wheel's record lists it with its present content, so that a
+    `tools` of another distribution stays.
 
     Returns:
         The removed files, relative to `site_packages`.
@@ -119,19 +119,19 @@ def find_record(site_packages: Path) -> Path | None:
 
 
 def content_hash(file: Path) -> str:
-    """Return a file's hash as wheels record it."""
+    """Return the hash of a file in the form of a wheel's record."""
     digest = hashlib.sha256(file.read_bytes()).digest()
     return "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder that holds nothing any more."""
+    """Remove a folder if it is empty."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def has_torch() -> bool:
-    """Say whether both torch and torchvision are installed."""
+    """Return whether both torch and torchvision are installed."""
     try:
         return bool(metadata.version("torch") and metadata.version("torchvision"))
     except metadata.PackageNotFoundError:
@@ -139,13 +139,13 @@ def has_torch() -> bool:
 
 
 def ensure_detectron2(site_packages: Path) -> str:
-    """Install Detectron2 if there is none.
+    """Install Detectron2 if it is missing.
 
     Returns:
-        One sentence on what is there now.
+        One sentence on the installed version.
 
     Raises:
-        InstallError: There is none and none could be installed, or there is one that does not work.
+        InstallError: If Detectron2 cannot be installed, or an installed one does not work.
     """
     works, answer = probe()
     if works:
@@ -162,7 +162,7 @@ def ensure_detectron2(site_packages: Path) -> str:
 
 
 def main() -> int:
-    """Run the installation and return the process' exit code."""
+    """Run the installation, and return the exit status."""
     site_packages = Path(sysconfig.get_paths()["purelib"])
     try:
         print(ensure_detectron2(site_packages))

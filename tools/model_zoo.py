@@ -29,7 +29,11 @@ with outputs of their code, and what was not."""
 
 
 def render(content: dict[str, Any]) -> str:
-    """Return the page."""
+    """Return the page.
+
+    Args:
+        content: Content of docs/model_zoo.json.
+    """
 
     def config(name: str) -> str:
         return f"[{name}](../configs/{name})"

@@ -1,1 +1,1 @@
-"""Training beside Detectron2's Panoptic FPN."""
+"""Comparison with Detectron2's Panoptic FPN in training."""

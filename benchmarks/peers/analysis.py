@@ -1,4 +1,4 @@
-"""From results to the tables of the peers."""
+"""Tables of the comparison with Panoptic FPN, from kept results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.contestants import MAIN, WITHOUT, flow_contestants
-from spatialflow.analysis.intervals import GROUPS, Result, Sampled, load_results, minus
+from benchmarks.peers.contestants import MAIN, flow_contestants
+from spatialflow.analysis.ablations import WITHOUT
+from spatialflow.analysis.comparison import difference_row, difference_table
+from spatialflow.analysis.intervals import (
+    GROUPS,
+    ResampledPQ,
+    Result,
+    load_results,
+    paired_difference,
+)
 from spatialflow.analysis.tables import complete, table
 
 SPEED_FILE = "speed.json"
 
 
-def of(results: list[Result], dataset: str, contestant: str, rate: float) -> list[Result]:
-    """Return a contestant's results by seed."""
+def results_of(results: list[Result], dataset: str, contestant: str, rate: float) -> list[Result]:
+    """Return a contestant's results on a data set at a learning rate, in the order of seeds."""
     mine = [
         r
         for r in results
@@ -26,10 +34,12 @@ def of(results: list[Result], dataset: str, contestant: str, rate: float) -> lis
 
 
 def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
-    """Return the learning rate with the higher mean PQ at the seeds that all rates have.
+    """Return the learning rate of a contestant with the highest mean PQ.
+
+    The mean is over the seeds that all of its rates have.
 
     Raises:
-        ValueError: If there is no result, or no such seed.
+        ValueError: If there is no result, or no seed that all rates have.
     """
     mine: dict[float, dict[int, float]] = {}
     for r in results:
@@ -44,13 +54,19 @@ def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
 
 
 def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> str:
-    """Compare the main contestants, each at the better of its learning rates."""
-    rows, results_of = [], {}
+    """Return Markdown tables of the main contestants, each at its best learning rate.
+
+    Args:
+        results: Results of all runs.
+        dataset: Name of the data set.
+        speed: Content of ``speed.json``; {} leaves the columns of cost empty.
+    """
+    rows, by_name = [], {}
     for contestant in MAIN:
         rate = best_rate(results, dataset, contestant)
-        mine = of(results, dataset, contestant, rate)
-        results_of[contestant] = mine
-        sampled = Sampled(mine)
+        mine = results_of(results, dataset, contestant, rate)
+        by_name[contestant] = mine
+        sampled = ResampledPQ(mine)
         cost = speed.get(dataset, {}).get(contestant, {})
         rows.append(
             [
@@ -75,26 +91,23 @@ def main_table(results: list[Result], dataset: str, speed: dict[str, Any]) -> st
         "s",
     ]
     pairs = [("spatialflow", "panoptic_fpn"), ("spatialflow", "parallel")]
-    differences = []
-    for one, other in pairs:
-        difference, seeds = minus(results_of[one], results_of[other])
-        cells = [difference.cell(group, sign=True) for group in range(3)]
-        differences.append([f"{one} − {other}", *cells, str(seeds)])
-    return table(head, rows) + "\n\n" + table(["difference", *GROUPS, "seeds"], differences)
+    differences = [difference_row(a, by_name[a], b, by_name[b]) for a, b in pairs]
+    return table(head, rows) + "\n\n" + difference_table(differences)
 
 
 def class_table(results: list[Result], dataset: str) -> str:
-    """Write the mean PQ of each class."""
+    """Return a Markdown table of the mean PQ of each class."""
     rows = []
     for contestant in MAIN:
-        mine = of(results, dataset, contestant, best_rate(results, dataset, contestant))
+        rate = best_rate(results, dataset, contestant)
+        mine = results_of(results, dataset, contestant, rate)
         values = np.array([[c["PQ"] for c in r["classes"]] for r in mine], dtype=float)
         rows.append([contestant, *(f"{value:.1f}" for value in values.mean(axis=0))])
     return table(["PQ by class", *(c["name"] for c in mine[0]["classes"])], rows)
 
 
 def flow_table(results: list[Result], dataset: str) -> str:
-    """Write what SpatialFlow loses without each flow: the complete design minus the other.
+    """Return a Markdown table of what SpatialFlow loses without each flow.
 
     Raises:
         ValueError: If there is no result of the complete design.
@@ -111,7 +124,7 @@ def flow_table(results: list[Result], dataset: str) -> str:
         mine = sorted(by_contestant.get(contestant, []), key=lambda r: r["seed"])
         if not mine:
             continue
-        worth, seeds = minus(whole, mine)
+        worth, seeds = paired_difference(whole, mine)
         saved = whole[0]["parameters"] - mine[0]["parameters"]
         name = "all ten" if contestant == "parallel" else contestant.removeprefix(WITHOUT)
         cells = [worth.cell(group, sign=True) for group in range(3)]
@@ -122,10 +135,10 @@ def flow_table(results: list[Result], dataset: str) -> str:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print the tables, and put them between the marks of the pages that are named.
+    """Print the tables, and complete pages with them.
 
     Raises:
-        ValueError: If a page has no mark of a table.
+        ValueError: If a page has no mark of any of the tables.
     """
     results = load_results(args.results)
     path = args.results / SPEED_FILE

@@ -1,7 +1,7 @@
-"""Time of a training step and of inference, the contestants in turn in one process.
+"""Time of a training step and of inference, with the contestants in turn in one process.
 
-The models are those that the runs have left: what inference costs depends on what is detected, and
-with random heads one detects as much as it may and the other nothing.
+The models are those that the runs trained. The cost of inference depends on what is detected, and
+untrained models detect nothing or as much as they may.
 """
 
 from __future__ import annotations
@@ -14,29 +14,38 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.analysis import SPEED_FILE, best_rate, of
+from benchmarks.peers.analysis import SPEED_FILE, best_rate, results_of
 from benchmarks.peers.contestants import MAIN, config, run_name
 from spatialflow.analysis.intervals import Result, load_results
-from spatialflow.analysis.timing import IMAGES, ROUNDS, Timed, in_turn, spread
+from spatialflow.analysis.timing import IMAGES, ROUNDS, TimedModel, compare_times, time_in_turn
 from spatialflow.utils.files import write_atomically
 
 
-def timed(dataset: str, contestant: str, weights: Path, nuclei: Path | None, folder: Path) -> Timed:
+def timed(
+    dataset: str, contestant: str, weights: Path, nuclei: Path | None, folder: Path
+) -> TimedModel:
     """Build a main contestant with the weights of a run.
 
+    Args:
+        dataset: ``nuclei`` or ``scenes``.
+        contestant: Name of the contestant.
+        weights: Checkpoint of the run.
+        nuclei: Folder of the nuclei in COCO panoptic layout; needed for ``nuclei`` alone.
+        folder: Folder for outputs.
+
     Raises:
-        ValueError: If the weights are not there.
+        ValueError: If there is no such checkpoint.
     """
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file; the model of a run expected (--weights)")
     output, opts = folder / dataset / contestant, ["MODEL.WEIGHTS", str(weights)]
-    return Timed(
+    return TimedModel(
         config(dataset, contestant, rate=1e-4, seed=0, output=output, nuclei=nuclei, opts=opts)
     )
 
 
 def measure_speed(args: argparse.Namespace) -> None:
-    """Measure all contestants and write medians, and ratios over the first of them.
+    """Measure all contestants, and write their times and the ratios to the first contestant.
 
     Raises:
         ValueError: If a contestant has no result or its model is not there.
@@ -55,18 +64,18 @@ def measure_speed(args: argparse.Namespace) -> None:
                 name: timed(dataset, name, model, args.nuclei, Path(folder))
                 for name, model in models(results, dataset, args.weights).items()
             }
-        # Inference first: steps change what is detected.
-        inference = in_turn({name: item.inference for name, item in entrants.items()}, IMAGES)
+        # Inference comes first, as training steps change what is detected.
+        inference = time_in_turn({name: item.inference for name, item in entrants.items()}, IMAGES)
         counted = {
             name: {"GFLOPs": round(item.gflops(), 2), "detections": item.inference()}
             for name, item in entrants.items()
         }
-        steps = in_turn({name: item.step for name, item in entrants.items()})
+        steps = time_in_turn({name: item.step for name, item in entrants.items()})
         content[dataset] = {
             name: {
                 **counted[name],
-                **spread("step", steps[name], steps[MAIN[0]]),
-                **spread("inference", inference[name], inference[MAIN[0]]),
+                **compare_times("step", steps[name], steps[MAIN[0]]),
+                **compare_times("inference", inference[name], inference[MAIN[0]]),
             }
             for name in entrants
         }
@@ -79,10 +88,10 @@ def measure_speed(args: argparse.Namespace) -> None:
 
 
 def models(results: list[Result], dataset: str, weights: Path) -> dict[str, Path]:
-    """Return each main contestant's model at its better rate and first seed."""
+    """Return the checkpoint of each main contestant at its best rate and first seed."""
     chosen = {}
     for name in MAIN:
         rate = best_rate(results, dataset, name)
-        seed = of(results, dataset, name, rate)[0]["seed"]
+        seed = results_of(results, dataset, name, rate)[0]["seed"]
         chosen[name] = weights / run_name(dataset, name, rate, seed) / "model_final.pth"
     return chosen

@@ -1,1 +1,1 @@
-"""Speed beside Detectron2's own networks and functions."""
+"""Speed and memory, compared with Detectron2's own networks and functions."""

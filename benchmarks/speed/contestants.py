@@ -1,7 +1,7 @@
-"""The networks that are compared, untrained, and made to detect as many things as is asked for.
+"""The networks that are compared: untrained, but with any wanted number of detections.
 
-All have R50 and its pyramid. With random weights a detector finds nothing or as much as it may, so
-its last layers are scaled, and the score threshold is set where the wanted number passes.
+All have an R50 and its pyramid. With random weights a detector finds nothing or as much as it may.
+So its last layers are scaled, and its score threshold is set where the wanted number passes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Item = dict[str, Any]
 
 PANOPTIC_FPN, PARALLEL, SPATIALFLOW = "Panoptic FPN", "parallel branches", "SpatialFlow"
 NAMES = (SPATIALFLOW, PARALLEL, PANOPTIC_FPN)
-# Layer → standard deviation of what it gives, before its bias.
+# Meta-architecture → layer → standard deviation of its output before the bias.
 SCALES = {
     SpatialFlow: {"box_head.cls_score": 1.0, "box_head.bbox_pred": 0.3},
     PanopticFPN: {
@@ -36,7 +36,13 @@ SCALES = {
 
 
 def build(name: str, opts: tuple[object, ...] = (), device: str = "cpu") -> nn.Module:
-    """Return an untrained model in training mode."""
+    """Build an untrained model in training mode.
+
+    Args:
+        name: One of :data:`NAMES`.
+        opts: KEY VALUE pairs for the SpatialFlow networks.
+        device: Device of the model.
+    """
     torch.manual_seed(0)
     if name == PANOPTIC_FPN:
         cfg = detectron2_get_cfg()
@@ -50,13 +56,20 @@ def build(name: str, opts: tuple[object, ...] = (), device: str = "cpu") -> nn.M
 
 
 @torch.no_grad()
-def inferring(
+def calibrated_models(
     item: Item,
     opts: tuple[object, ...] = (),
     names: tuple[str, ...] = NAMES,
     device: str = "cpu",
 ) -> dict[str, nn.Module]:
-    """Return contestants in eval mode, calibrated on an image."""
+    """Build contestants in eval mode, with norms and last layers calibrated on an image.
+
+    Args:
+        item: Input of the model with the image.
+        opts: KEY VALUE pairs for the SpatialFlow networks.
+        names: Contestants to build.
+        device: Device of the models.
+    """
     models = {name: build(name, opts, device) for name in names}
     trunk = _calibrated_trunk(build(SPATIALFLOW, (), device), item)
     for model in models.values():
@@ -67,8 +80,8 @@ def inferring(
 
 
 @torch.no_grad()
-def detect(model: nn.Module, item: Item, count: int) -> None:
-    """Set a calibrated model's score threshold so that it detects about ``count`` things."""
+def set_detections(model: nn.Module, item: Item, count: int) -> None:
+    """Set the score threshold of a calibrated model so that it detects about ``count`` things."""
     search = _spatialflow_counter if isinstance(model, SpatialFlow) else _panoptic_fpn_counter
     set_threshold, detected = search(model, item, count)
     low, high = (1.0, 1.0) if count == 0 else (0.0, 1.0)
@@ -95,7 +108,7 @@ def _spatialflow_counter(
         )
 
     def detected() -> int:
-        # More pairs than could all survive; with random scores most do.
+        # NMS would be slow on so many pairs, and with random scores enough of them survive.
         if int((scores > head.selection.score_threshold).sum()) > 20 * count:
             return count
         return len(head.select(boxes, scores, images.image_sizes[0]))
@@ -126,7 +139,10 @@ def _panoptic_fpn_counter(
 
 
 def _calibrated_trunk(model: Any, item: Item) -> dict[str, torch.Tensor]:
-    """Give a trunk's norms the statistics of an image, or deep random ones explode."""
+    """Return a trunk's weights with the norm statistics of an image.
+
+    With others, activations of a deep random network explode.
+    """
     trunk = model.backbone.bottom_up.train()
     norms = [m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -141,7 +157,7 @@ def _scale(model: nn.Module, layer: nn.Module, deviation: float, item: Item) -> 
     seen: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.flatten()))
     if isinstance(model, SpatialFlow):
-        # Without a threshold its untrained head would suppress among all pairs.
+        # The whole model would run NMS on all pairs, as there is no threshold yet.
         model.predict_maps(model.preprocess_image([item]))
     else:
         model([item])

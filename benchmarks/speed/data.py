@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Images a second of the mapper, beside Detectron2's own path to the same training input.
+"""Measure images per second of our mapper, compared with Detectron2's for the same training input.
 
     python benchmarks/speed/data.py --data DATA --threads 1 --write docs/performance.md
 
-Detectron2's ``DatasetMapper`` reads what its panoptic path reads: instances as run lengths from a
-JSON of the folder (``instances_things.json``), stuff from PNG files of labels, which are made here.
-Detectron2 prepares both beforehand; this project reads the panoptic PNG alone.
+Our mapper reads the panoptic PNG alone. Detectron2's ``DatasetMapper`` reads instances as run
+lengths from the folder's ``instances_things.json``, and stuff from PNG files of labels. Those are
+made here and not timed, as Detectron2 prepares them before training.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from detectron2.structures import BoxMode
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from benchmarks.speed.report import Report, program, ratio, spread
-from spatialflow.analysis.timing import in_turn
+from benchmarks.speed.report import Report, median_ratio, run_benchmark, spread
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import PanopticMapper
 from spatialflow.engine import prepare_config
 
-MINE, THEIRS = "spatialflow.data.PanopticMapper", "detectron2.data.DatasetMapper"
+OURS, THEIRS = "spatialflow.data.PanopticMapper", "detectron2.data.DatasetMapper"
 NAME = "folder_all"
 IMAGES = 50
 IGNORE = 255
@@ -39,7 +39,12 @@ Dicts = list[dict[str, Any]]
 
 
 def works(folder: Path, prepared: Path, images: int = IMAGES) -> dict[str, Any]:
-    """Return both ways of mapping the first images of a folder in COCO panoptic layout.
+    """Return functions that map the first images of a folder by our and by Detectron2's mapper.
+
+    Args:
+        folder: Folder in COCO panoptic layout.
+        prepared: Folder for the PNG files that Detectron2's mapper reads.
+        images: Number of images.
 
     Raises:
         ValueError: If the folder has no ``instances_things.json``.
@@ -61,11 +66,11 @@ def works(folder: Path, prepared: Path, images: int = IMAGES) -> dict[str, Any]:
         use_instance_mask=True,
         instance_mask_format="bitmask",
     )
-    return {MINE: lambda: _map(mapper, mine), THEIRS: lambda: _map(theirs_mapper, theirs)}
+    return {OURS: lambda: _map(mapper, mine), THEIRS: lambda: _map(theirs_mapper, theirs)}
 
 
 def _map(mapper: Any, dicts: Dicts) -> None:
-    np.random.seed(0)  # noqa: NPY002 - what Detectron2's augmentations draw from
+    np.random.seed(0)  # noqa: NPY002 - Detectron2's augmentations draw from it
     for entry in dicts:
         mapper(entry)
 
@@ -100,7 +105,7 @@ def _detectron2_dicts(dicts: Dicts, instances: dict[str, Any], folder: Path) -> 
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report.
+    """Measure, and return the report.
 
     Raises:
         ValueError: If no data is given.
@@ -108,12 +113,12 @@ def measure(args: argparse.Namespace) -> list[Report]:
     if args.data is None:
         raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as prepared:
-        seconds = in_turn(works(args.data, Path(prepared)), IMAGES, args.rounds)
-    over = ratio(seconds[MINE], seconds[THEIRS])
+        seconds = time_in_turn(works(args.data, Path(prepared)), IMAGES, args.rounds)
+    over = median_ratio(seconds[OURS], seconds[THEIRS])
     report = Report("data", ["", "s an image", "images a second", "ratio of times"])
     for name, values in seconds.items():
         rate = f"{1 / sorted(values)[len(values) // 2]:.1f}"
-        mine = f"{over:.2f}" if name == MINE else "1"
+        mine = f"{over:.2f}" if name == OURS else "1"
         report.rows.append([f"`{name}`", spread(values), rate, mine])
     report.bars = {"mapper over Detectron2's": over}
     report.data = {"seconds an image": seconds}
@@ -121,4 +126,4 @@ def measure(args: argparse.Namespace) -> list[Report]:
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Inference and a training step of two images at full size on one GPU, in turn in one process.
+"""Measure inference and a training step of two images at full size on one GPU.
 
     python -m benchmarks.speed.gpu --write docs/performance.md
 
-The models are those of the other benchmarks; memory is the most that PyTorch's allocator has given
-out at once during a work, beyond weights, gradients and momentum that lie there all the time.
+The models are those of the benchmarks on the CPU, in turn in one process. Memory is the peak of
+PyTorch's allocator, without the weights, gradients and momentum that stay allocated.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.memory import training_image
-from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, detect, inferring
-from benchmarks.speed.report import Report, program, ratio
-from benchmarks.speed.training import stepping
-from spatialflow.analysis.timing import in_turn
+from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, calibrated_models, set_detections
+from benchmarks.speed.report import Report, median_ratio, run_benchmark
+from benchmarks.speed.training import training_step
+from spatialflow.analysis.inputs import training_image
+from spatialflow.analysis.memory import MIB
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.utils.precision import autocast
 
 SIZE = (800, 1344)
@@ -32,33 +33,32 @@ DETECTIONS = 30
 SHARE = 5
 GPU = torch.device("cuda")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
-MIB = 2**20
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report of all contestants, precisions and works."""
+    """Measure all contestants in both precisions, and return the report."""
     if not torch.cuda.is_available():
         sys.exit("benchmarks.speed.gpu: no CUDA device, one expected")
     over = "over Panoptic FPN"
     head = ["", "precision", "network", "ms (least to most)", over, "MiB", over]
     report = Report("gpu", head)
     item = training_image(SIZE, things=THINGS)
-    models = inferring(item, device="cuda")
+    models = calibrated_models(item, device="cuda")
     for model in models.values():
-        detect(model, item, DETECTIONS)
+        set_detections(model, item, DETECTIONS)
     for what, training in {"inference": False, "training": True}.items():
         for model in models.values():
             model.train(training)
         works = {
-            name: stepping(model, SIZE) if training else inferring_on(model, item)
+            name: training_step(model, SIZE) if training else inference(model, item)
             for name, model in models.items()
         }
         for precision, dtype in PRECISIONS.items():
             tasks = {name: _under(work, dtype) for name, work in works.items()}
-            seconds = in_turn(tasks, SHARE, args.rounds)
-            memory = {name: peak_mib(task) for name, task in tasks.items()}
+            seconds = time_in_turn(tasks, SHARE, args.rounds)
+            memory = {name: peak_cuda_mib(task) for name, task in tasks.items()}
             for name in NAMES:
-                slower = ratio(seconds[name], seconds[PANOPTIC_FPN])
+                slower = median_ratio(seconds[name], seconds[PANOPTIC_FPN])
                 more = memory[name] / memory[PANOPTIC_FPN]
                 cells = [_milliseconds(seconds[name]), f"{slower:.2f}", f"{memory[name]:.0f}"]
                 report.rows.append([what, precision, name, *cells, f"{more:.2f}"])
@@ -66,8 +66,8 @@ def measure(args: argparse.Namespace) -> list[Report]:
     return [report]
 
 
-def inferring_on(model: nn.Module, item: dict[str, Any]) -> Callable[[], None]:
-    """Return a model's inference of one image."""
+def inference(model: nn.Module, item: dict[str, Any]) -> Callable[[], None]:
+    """Return a function that predicts one image."""
 
     @torch.no_grad()
     def infer() -> None:
@@ -76,8 +76,8 @@ def inferring_on(model: nn.Module, item: dict[str, Any]) -> Callable[[], None]:
     return infer
 
 
-def peak_mib(work: Callable[[], Any]) -> float:
-    """Return the most that the allocator has given out during some work, less what lay there."""
+def peak_cuda_mib(work: Callable[[], Any]) -> float:
+    """Run a function and return the most MiB that it has allocated at once on the GPU."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -102,4 +102,4 @@ def _milliseconds(seconds: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""What bfloat16 changes in the results of a trained model on real images.
+"""Measure the change of PQ that bfloat16 makes, for a trained model on real images.
 
     python benchmarks/speed/halves.py --data nuclei_train433 --threads 1
 
-The model is that of ``benchmarks/peers/nuclei.yaml``, trained here with two seeds (seven minutes)
-and long enough that few of its scores lie near a threshold; PQ is of the images it has not seen.
+The model is that of ``benchmarks/peers/nuclei.yaml``. It is trained here with two seeds (seven
+minutes), so long that few of its scores lie near a threshold. PQ is of held-out images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.report import Report, program
+from benchmarks.speed.report import Report, run_benchmark
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
@@ -30,7 +30,7 @@ NUMBERS = ("PQ", "PQ_th", "PQ_st")
 
 
 def measure_quality(data: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Train, and return PQ, PQ_th and PQ_st in percent, in both precisions."""
+    """Train once, and return PQ, PQ_th and PQ_st in percent for ``fp32`` and for ``bf16``."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         keys = ["DATASETS.FOLDER.PATH", str(data), "OUTPUT_DIR", folder, "SEED", seed]
         cfg = get_cfg(CONFIG, [*keys, *TRAINING])
@@ -58,7 +58,7 @@ def _evaluate(cfg: Any, folder: Path, dtype: str | None) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report.
+    """Measure, and return the report.
 
     Raises:
         ValueError: If no data is given.
@@ -80,4 +80,4 @@ def measure(args: argparse.Namespace) -> list[Report]:
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

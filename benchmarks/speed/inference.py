@@ -1,7 +1,10 @@
 #!/usr/bin/env python
-"""Inference end to end, in turn in one process, and where SpatialFlow's time goes.
+"""Measure inference end to end, and the share of each part of SpatialFlow.
 
-python benchmarks/speed/inference.py --threads 1 --write docs/performance.md
+    python benchmarks/speed/inference.py --threads 1 --write docs/performance.md
+
+All contestants predict the same image of noise, in turn in one process, at several sizes and
+numbers of detections. The times of parts are compared with the speed of a single convolution.
 """
 
 from __future__ import annotations
@@ -16,14 +19,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.memory import training_image
-from benchmarks.speed.contestants import NAMES, PANOPTIC_FPN, SPATIALFLOW, detect, inferring
+from benchmarks.speed.contestants import (
+    NAMES,
+    PANOPTIC_FPN,
+    SPATIALFLOW,
+    calibrated_models,
+    set_detections,
+)
 from benchmarks.speed.machine import ceilings
-from benchmarks.speed.report import Report, program, ratio, spread
-from spatialflow.analysis.timing import in_turn
+from benchmarks.speed.report import Report, median_ratio, run_benchmark, spread
+from spatialflow.analysis.costs import measure_parts
+from spatialflow.analysis.inputs import training_image
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import genotype_of, get_cfg
 from spatialflow.modeling.layers.packed_conv import pack_convolutions
-from tools.analyze import analyze
 
 SIZES = {(320, 448): (0, 30, 100), (800, 1344): (0, 30, 100)}
 HALF = "SpatialFlow, bf16"
@@ -32,9 +41,10 @@ PARTS_AT = 30
 
 
 def works(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Return one image's inference by each contestant, and two more.
+    """Return functions that predict an image, by name.
 
-    SpatialFlow in bfloat16, and Panoptic FPN with what speeds SpatialFlow's convolutions up.
+    Beside each contestant there are SpatialFlow in bfloat16, and Panoptic FPN with SpatialFlow's
+    packed convolutions.
     """
     found: dict[str, Callable[[], Any]] = {
         name: lambda model=model: model([item]) for name, model in models.items()
@@ -53,16 +63,25 @@ def works(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Calla
 
 @torch.no_grad()
 def measure_size(size: tuple[int, int], counts: tuple[int, ...], rounds: int) -> dict[int, Any]:
-    """Return, for each number of detections, the seconds of each contestant and its detections."""
+    """Time all contestants on one size of image.
+
+    Args:
+        size: Height and width in pixels.
+        counts: Numbers of detections to set.
+        rounds: Number of rounds of the timing.
+
+    Returns:
+        For each number of detections, ``seconds`` of every round and ``detections``, by contestant.
+    """
     item = training_image(size)
-    models = inferring(item)
+    models = calibrated_models(item)
     found = {}
     for count in counts:
         for model in models.values():
-            detect(model, item, count)
+            set_detections(model, item, count)
         tasks = works(models, item)
         detections = {name: len(task()[0]["instances"]) for name, task in tasks.items()}
-        found[count] = {"seconds": in_turn(tasks, rounds=rounds), "detections": detections}
+        found[count] = {"seconds": time_in_turn(tasks, rounds=rounds), "detections": detections}
     return found
 
 
@@ -73,8 +92,8 @@ def compare(rounds: int) -> Report:
     for size, counts in SIZES.items():
         for count, found in measure_size(size, counts, rounds).items():
             seconds = found["seconds"]
-            over = ratio(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
-            half = ratio(seconds[HALF], seconds[SPATIALFLOW])
+            over = median_ratio(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
+            half = median_ratio(seconds[HALF], seconds[SPATIALFLOW])
             label = f"{size[1]} × {size[0]}"
             report.rows.append(
                 [label, f"about {count}" if count else "0"]
@@ -89,15 +108,15 @@ def compare(rounds: int) -> Report:
 
 
 @torch.no_grad()
-def dissect(rounds: int) -> Report:
-    """Compare the time of each part with its operations at the machine's ceiling."""
+def compare_parts(rounds: int) -> Report:
+    """Compare the time of each part with that of its operations at the machine's ceiling."""
     size = next(iter(SIZES))
     item = training_image(size)
-    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
-    detect(model, item, PARTS_AT)
+    model = calibrated_models(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    set_detections(model, item, PARTS_AT)
     genotype = genotype_of(get_cfg("coco/spatialflow_r50_20e.yaml"))
     ceiling = ceilings(rounds)
-    parts = analyze(model, genotype, size)["parts"]
+    parts = measure_parts(model, genotype, size)["parts"]
     rest = _after_the_network(model, item, rounds)
     report = Report("parts", ["part", "GMAC", "ms", "time over operations at the ceiling"])
     for name, part in {**parts, **rest}.items():
@@ -114,7 +133,7 @@ def dissect(rounds: int) -> Report:
 def _after_the_network(
     model: Any, item: dict[str, Any], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Return the seconds of what is no module: choosing boxes, pasting, resizing and fusing."""
+    """Return the seconds of work outside of modules: NMS, upsampling, pasting and fusion."""
     watched = {
         "choosing boxes (NMS)": (model.box_head, "inference"),
         "upsampling stuff": (model.stuff_head, "upsample"),
@@ -141,9 +160,9 @@ def _after_the_network(
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return both reports."""
-    return [dissect(args.rounds), compare(args.rounds)]
+    """Measure, and return both reports."""
+    return [compare_parts(args.rounds), compare(args.rounds)]
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

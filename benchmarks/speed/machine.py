@@ -1,4 +1,4 @@
-"""What the machine itself can do: the ceiling that times are compared with."""
+"""The speed of the machine itself, which is the ceiling for networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from spatialflow.analysis.timing import in_turn
+from spatialflow.analysis.timing import time_in_turn
 
 CHANNELS, HEIGHT, WIDTH = 256, 80, 112
 GFLOP = 2 * 9 * CHANNELS**2 * HEIGHT * WIDTH / 1e9
@@ -17,7 +17,7 @@ COPIED = 2**28  # bytes, beyond any cache
 
 
 def ceilings(rounds: int = 9) -> dict[str, float]:
-    """Return GFLOP/s of a 3×3 convolution of 256 channels in two precisions, and GB/s of a copy.
+    """Measure GFLOP/s of a 3×3 convolution of 256 channels in two precisions, and GB/s of a copy.
 
     A multiply-add counts as two operations; a byte that is read and written, as two bytes.
     """
@@ -26,7 +26,7 @@ def ceilings(rounds: int = 9) -> dict[str, float]:
     halves = image.bfloat16(), weight.bfloat16()
     source, target = (torch.ones(COPIED, dtype=torch.uint8) for _ in range(2))
     with torch.inference_mode():
-        times = in_turn(
+        times = time_in_turn(
             {
                 "fp32": lambda: F.conv2d(image, weight, padding=1),
                 "bf16": lambda: F.conv2d(*halves, padding=1),
@@ -43,7 +43,7 @@ def ceilings(rounds: int = 9) -> dict[str, float]:
 
 
 def describe() -> dict[str, str | int]:
-    """Name the machine and what was run on it."""
+    """Return processor, cores, threads, GPU, and the versions of PyTorch and Python."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,7 +1,11 @@
 #!/usr/bin/env python
-"""Panoptic fusion of 100 instances beside Detectron2's, and evaluation beside panopticapi.
+"""Measure panoptic fusion and evaluation, compared with Detectron2's.
 
-python benchmarks/speed/panoptic.py --data DATA --threads 1 --write docs/performance.md
+    python benchmarks/speed/panoptic.py --data DATA --threads 1 --write docs/performance.md
+
+Fusion is of 100 random instances. Evaluation is of the ground truth of a folder's images as if it
+were predicted; Detectron2's evaluator calls panopticapi. The results of both sides are compared,
+too.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from benchmarks.speed.report import Report, program, ratio, spread
-from spatialflow.analysis.timing import in_turn
+from benchmarks.speed.report import Report, median_ratio, run_benchmark, spread
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.engine import prepare_config
@@ -34,13 +38,13 @@ INSTANCES = 100
 THINGS, STUFF = 80, 54
 IMAGES = 100
 OVERLAP, SCORE, AREA = 0.5, 0.3, 4096
-MINE, THEIRS = "here", "Detectron2"
+OURS, THEIRS = "here", "Detectron2"
 
 Result = tuple[Tensor, list[dict[str, Any]]]
 
 
 def crowd(count: int = INSTANCES, size: tuple[int, int] = SIZE) -> tuple[Instances, Tensor]:
-    """Return ellipses of 12 to 212 pixels all over an image, and labels of stuff in patches."""
+    """Return ellipses of 12 to 212 pixels as instances, and stuff labels (H, W) in patches."""
     height, width = size
     generator = torch.Generator().manual_seed(0)
     centers = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
@@ -64,12 +68,14 @@ def crowd(count: int = INSTANCES, size: tuple[int, int] = SIZE) -> tuple[Instanc
     return instances, torch.nn.functional.interpolate(patches, size)[0, 0].long()
 
 
-def fusing(count: int = INSTANCES, size: tuple[int, int] = SIZE) -> dict[str, Callable[[], Result]]:
-    """Return both ways of fusing the same input."""
+def fusions(
+    count: int = INSTANCES, size: tuple[int, int] = SIZE
+) -> dict[str, Callable[[], Result]]:
+    """Return functions that fuse the same input by our and by Detectron2's code."""
     instances, labels = crowd(count, size)
     fusion = PanopticFusion(SCORE, OVERLAP, AREA, box_fill=False, box_fill_threshold=0.0)
     return {
-        MINE: lambda: fusion(instances, labels),
+        OURS: lambda: fusion(instances, labels),
         THEIRS: lambda: combine_semantic_and_instance_outputs(
             instances, labels, OVERLAP, AREA, SCORE
         ),
@@ -77,13 +83,18 @@ def fusing(count: int = INSTANCES, size: tuple[int, int] = SIZE) -> dict[str, Ca
 
 
 def identical(works: dict[str, Callable[[], Result]]) -> bool:
-    """Tell whether both give the same ids and the same segments."""
+    """Return whether both give the same ids and the same segments."""
     (ids, segments), (their_ids, their_segments) = (work() for work in works.values())
     return torch.equal(ids, their_ids) and segments == their_segments
 
 
-def evaluating(folder: Path, output: Path) -> dict[str, Callable[[], Any]]:
-    """Return both ways of evaluating the ground truth of a folder's images as if it were found."""
+def evaluations(folder: Path, output: Path) -> dict[str, Callable[[], Any]]:
+    """Return functions that evaluate the ground truth of images by our and by Detectron2's code.
+
+    Args:
+        folder: Folder in COCO panoptic layout.
+        output: Folder for the files that Detectron2's evaluator writes.
+    """
     name = "folder_all"
     keys = ["DATASETS.FOLDER.PATH", str(folder), "DATASETS.TRAIN", ("folder_train",)]
     count = ["MODEL.RETINANET.NUM_CLASSES", -1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", -1]
@@ -100,40 +111,40 @@ def evaluating(folder: Path, output: Path) -> dict[str, Callable[[], Any]]:
             return float(evaluator.evaluate()["panoptic_seg"]["PQ"])
 
     return {
-        MINE: lambda: run(PanopticEvaluator(name)),
+        OURS: lambda: run(PanopticEvaluator(name)),
         THEIRS: lambda: run(COCOPanopticEvaluator(name, str(output))),
     }
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report.
+    """Measure, and return the report.
 
     Raises:
         ValueError: If no data is given.
     """
     if args.data is None:
         raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
-    fusions = fusing()
+    fusing = fusions()
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as output:
-        evaluations = evaluating(args.data, Path(output))
+        evaluating = evaluations(args.data, Path(output))
         same = {
             f"fusion of {INSTANCES} instances, {SIZE[1]} × {SIZE[0]}": (
-                fusions,
-                identical(fusions),
+                fusing,
+                identical(fusing),
             ),
             f"evaluation of {IMAGES} images": (
-                evaluations,
-                len({round(work(), 6) for work in evaluations.values()}) == 1,
+                evaluating,
+                len({round(work(), 6) for work in evaluating.values()}) == 1,
             ),
         }
         report = Report("panoptic", ["", "s here", "s Detectron2", "ratio", "same result"])
         for what, (works, equal) in same.items():
-            seconds = in_turn(dict(works), rounds=args.rounds)
-            over = ratio(seconds[MINE], seconds[THEIRS])
+            seconds = time_in_turn(dict(works), rounds=args.rounds)
+            over = median_ratio(seconds[OURS], seconds[THEIRS])
             report.rows.append(
                 [
                     what,
-                    spread(seconds[MINE]),
+                    spread(seconds[OURS]),
                     spread(seconds[THEIRS]),
                     f"{over:.2f}",
                     "yes" if equal else "no",
@@ -145,4 +156,4 @@ def measure(args: argparse.Namespace) -> list[Report]:
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

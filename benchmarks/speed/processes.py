@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Images a second of training in two processes (gloo), one thread each, over one process.
+"""Measure training with two processes of one thread each (gloo), compared with one process.
 
     python benchmarks/speed/processes.py --threads 1 --write docs/performance.md
 
-Both take the same number of images a process, one after the other, by ``train_net.py``.
+Both run ``train_net.py`` with the same number of images per process, one after the other.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed.report import Report, program
+from benchmarks.speed.report import Report, run_benchmark
 from spatialflow.utils.files import read_json_lines
 
 TRAIN = Path(__file__).parents[2] / "train_net.py"
 CONFIG = "generated/spatialflow.yaml"
-IMAGES = 4  # of a process and step
+IMAGES = 4  # per process and step
 STEPS = 40
 PROCESSES = (1, 2)
 
 
 def images_a_second(processes: int, folder: Path) -> float:
-    """Train in a number of processes; the second half of the steps counts."""
+    """Train with a number of processes, and return images per second of the second half."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -53,7 +53,7 @@ def images_a_second(processes: int, folder: Path) -> float:
 
 
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report."""
+    """Measure, and return the report."""
     found: dict[int, list[float]] = {count: [] for count in PROCESSES}
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         for i in range(min(args.rounds, 3)):
@@ -70,4 +70,4 @@ def measure(args: argparse.Namespace) -> list[Report]:
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

@@ -1,4 +1,4 @@
-"""How every benchmark here is asked, and where its answer goes: a table, JSON and a plot."""
+"""Command line and output of all benchmarks of speed: a table, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.machine import describe
-from spatialflow.analysis.tables import complete, parser_of, table
+from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
@@ -22,15 +22,15 @@ FIGURES = Path(__file__).parents[2] / "docs" / "images"
 
 @dataclass
 class Report:
-    """The answer to one question.
+    """Results of one benchmark.
 
     Attributes:
-        name: Of its files, and of its mark in a page.
-        head: Of the table's columns.
-        rows: Of the table.
-        bars: Label → ratio to plot; or
-        lines: panel → line → pairs of x and y to plot.
-        data: Everything that was measured.
+        name: Name of the files, and of the table's mark in a page, without ``speed``.
+        head: Column names of the table.
+        rows: Rows of the table.
+        bars: Ratios of a bar chart, by label. Give this or ``lines``, or neither.
+        lines: Points (x, y) of line charts: panel → line → points. A panel's name is "y: x".
+        data: Everything that was measured, for the JSON file.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
 
     def save(self, pages: list[Path]) -> None:
-        """Print the table; with pages, complete them and write JSON and plot."""
+        """Print the table. With pages, complete them, and write the JSON and the plot."""
         text = table(self.head, self.rows)
         print(text)
         if not pages:
@@ -85,25 +85,30 @@ class Report:
 
 
 def spread(seconds: list[float]) -> str:
-    """Return seconds as their median, least and most."""
+    """Return median, least and most of seconds as text."""
     return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
 
 
-def ratios(of: list[float], over: list[float]) -> list[float]:
-    """Divide round by round."""
-    return [a / b for a, b in zip(of, over, strict=True)]
+def ratios(seconds: list[float], reference: list[float]) -> list[float]:
+    """Return the ratio of two timings in every round."""
+    return [a / b for a, b in zip(seconds, reference, strict=True)]
 
 
-def ratio(of: list[float], over: list[float]) -> float:
-    """Return the median of the ratios, round by round."""
-    return statistics.median(ratios(of, over))
+def median_ratio(seconds: list[float], reference: list[float]) -> float:
+    """Return the median over rounds of the ratio of two timings."""
+    return statistics.median(ratios(seconds, reference))
 
 
-def program(doc: str | None, measure: Callable[[argparse.Namespace], list[Report]]) -> None:
-    """Read the command line, measure, and save."""
-    parser = parser_of(doc)
+def run_benchmark(doc: str | None, measure: Callable[[argparse.Namespace], list[Report]]) -> None:
+    """Run a benchmark as a program.
+
+    Args:
+        doc: Docstring of the program, shown by ``--help``.
+        measure: Function from the arguments to the reports.
+    """
+    parser = program_parser(doc)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="a folder in COCO panoptic layout, if it is used")
+    parser.add_argument("--data", type=Path, help="folder in COCO panoptic layout")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with errors_in_one_line(SETUP_ERRORS):

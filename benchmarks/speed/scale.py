@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""How time and memory grow: with pixels, with instances, with classes.
+"""Measure how time and memory of inference grow with pixels, instances and classes.
 
     python benchmarks/speed/scale.py --threads 1 --write docs/performance.md
 
-The network is R50's; the memory is the most that is alive in an inference beside the parameters.
+The network is SpatialFlow with an R50. Memory is the peak of an inference without the parameters.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.memory import peak_mib, training_image
 from benchmarks.speed import panoptic
-from benchmarks.speed.contestants import SPATIALFLOW, detect, inferring
-from benchmarks.speed.report import Report, program
-from spatialflow.analysis.timing import in_turn
+from benchmarks.speed.contestants import SPATIALFLOW, calibrated_models, set_detections
+from benchmarks.speed.report import Report, run_benchmark
+from spatialflow.analysis.inputs import training_image
+from spatialflow.analysis.memory import peak_mib
+from spatialflow.analysis.timing import time_in_turn
 
 MEGAPIXELS = (0.1, 0.25, 0.5, 1, 2, 4)
 INSTANCES = (0, 50, 100, 200, 350, 500)
@@ -33,24 +34,24 @@ Points = list[tuple[float, float]]
 
 
 def seconds_of(work: Callable[[], Any], rounds: int) -> float:
-    """Return the median; the first call only warms up."""
-    return statistics.median(in_turn({"": work}, rounds=rounds)[""])
+    """Return the median seconds of a function."""
+    return statistics.median(time_in_turn({"": work}, rounds=rounds)[""])
 
 
 def side(value: float) -> int:
-    """Round a side to what the pyramid divides."""
+    """Round the side of an image to a multiple of 64, at least 64."""
     return max(64, 64 * round(value / 64))
 
 
 def by_pixels(rounds: int) -> tuple[Points, Points]:
     """Return seconds and MiB by megapixels, at about 30 things."""
     small = training_image(SIZE)
-    model = inferring(small, names=(SPATIALFLOW,))[SPATIALFLOW]
+    model = calibrated_models(small, names=(SPATIALFLOW,))[SPATIALFLOW]
     times, memory = [], []
     for wanted in MEGAPIXELS:
         height, width = side(math.sqrt(wanted * 1e6 / 1.4)), side(math.sqrt(wanted * 1e6 * 1.4))
         item = training_image((height, width))
-        detect(model, item, THINGS)
+        set_detections(model, item, THINGS)
         pixels = height * width / 1e6
         times.append((pixels, seconds_of(lambda item=item: model([item]), rounds)))
         memory.append((pixels, peak_mib(lambda item=item: model([item]))))
@@ -60,14 +61,14 @@ def by_pixels(rounds: int) -> tuple[Points, Points]:
 def by_instances(rounds: int) -> dict[str, Points]:
     """Return seconds of inference by detections, and of the fusion alone by instances."""
     item = training_image(SIZE)
-    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    model = calibrated_models(item, names=(SPATIALFLOW,))[SPATIALFLOW]
     times, fusion = [], []
     for count in INSTANCES:
-        detect(model, item, count)
+        set_detections(model, item, count)
         found = len(model([item])[0]["instances"])
         times.append((found, seconds_of(lambda: model([item]), rounds)))
-        works = panoptic.fusing(count)
-        fusion.append((count, seconds_of(works[panoptic.MINE], rounds)))
+        works = panoptic.fusions(count)
+        fusion.append((count, seconds_of(works[panoptic.OURS], rounds)))
     return {"inference, 448 × 320": times, "fusion alone, 640 × 480": fusion}
 
 
@@ -81,17 +82,17 @@ def by_classes(rounds: int) -> dict[str, Points]:
     ):
         found[label] = []
         for count in CLASSES:
-            # The label of no class is 255 by default, of which there may be more.
+            # The ignored label is 255 by default, which would be a class here.
             opts = (key, count, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 65535)
-            model = inferring(item, opts, (SPATIALFLOW,))[SPATIALFLOW]
-            detect(model, item, THINGS)
+            model = calibrated_models(item, opts, (SPATIALFLOW,))[SPATIALFLOW]
+            set_detections(model, item, THINGS)
             found[label].append((count, seconds_of(lambda model=model: model([item]), rounds)))
     return found
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> list[Report]:
-    """Return the report: each line with its ends, and the power it grows by at its end."""
+    """Measure, and return the report with the ends and the final growth of each line."""
     start = time.time()
     times, memory = by_pixels(min(args.rounds, 2))
     lines = {
@@ -112,10 +113,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
 
 
 def exponent(points: Points) -> float:
-    """Return p where the last two points grow as a power p; above 1 is worse than linear."""
+    """Return the power p by which the last two points grow. Above 1 is worse than linear."""
     (x0, y0), (x1, y1) = points[-2:]
     return math.log(y1 / y0) / math.log(x1 / x0)
 
 
 if __name__ == "__main__":
-    program(__doc__, measure)
+    run_benchmark(__doc__, measure)

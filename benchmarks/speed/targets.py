@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Every target of speed and memory, measured in one run; exits 0 only if all hold.
+"""Measure every target of speed and memory in one run. The exit status is 0 only if all are met.
 
 python benchmarks/speed/targets.py --data DATA --nuclei NUCLEI --threads 1
 """
@@ -19,17 +19,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.memory import training_image
 from benchmarks.search_cost import HUMAN, measure_memory, measure_times
 from benchmarks.speed import data, halves, inference, panoptic, training
-from benchmarks.speed.contestants import PANOPTIC_FPN, SPATIALFLOW, detect, inferring
+from benchmarks.speed.contestants import (
+    PANOPTIC_FPN,
+    SPATIALFLOW,
+    calibrated_models,
+    set_detections,
+)
 from benchmarks.speed.machine import ceilings
 from benchmarks.speed.report import Report, ratios
-from spatialflow.analysis.tables import parser_of
-from spatialflow.analysis.timing import in_turn
+from spatialflow.analysis.costs import count_multiply_adds
+from spatialflow.analysis.inputs import training_image
+from spatialflow.analysis.tables import program_parser
+from spatialflow.analysis.timing import time_in_turn
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
-from spatialflow.config import genotype_of, get_cfg
-from tools.analyze import analyze
 
 SIZE = (320, 448)
 THINGS = 30
@@ -37,7 +41,14 @@ THINGS = 30
 
 @dataclass
 class Row:
-    """A target and what was measured: a median, with the least and the most of the rounds."""
+    """A target and what was measured for it.
+
+    Attributes:
+        what: Name of the measurement.
+        target: Largest value that meets the target.
+        rounds: Value of every round.
+        two_sided: Whether the value may have both signs, and its absolute value counts.
+    """
 
     what: str
     target: float
@@ -46,7 +57,7 @@ class Row:
 
     @property
     def value(self) -> float:
-        """The median; of a change that may have both signs, the mean."""
+        """Median over rounds; the mean if the target is two-sided."""
         return (statistics.mean if self.two_sided else statistics.median)(self.rounds)
 
     @property
@@ -55,7 +66,7 @@ class Row:
         return (abs(self.value) if self.two_sided else self.value) <= self.target
 
     def cells(self) -> list[str]:
-        """Write it as a row of a table."""
+        """Return the row of the table."""
         spread = f"{min(self.rounds):.2f} to {max(self.rounds):.2f}" if self.rounds[1:] else ""
         met = "yes" if self.holds else "**no**"
         target = f"{'± ' if self.two_sided else '≤ '}{self.target:g}"
@@ -63,13 +74,13 @@ class Row:
 
 
 def inference_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Inference over Panoptic FPN's, and in bfloat16 over float32, with PQ on real images."""
+    """Compare inference with Panoptic FPN's, and bfloat16 with float32 in time and PQ."""
     seconds = inference.measure_size(SIZE, (THINGS,), args.rounds)[THINGS]["seconds"]
     mine = seconds[SPATIALFLOW]
     yield Row("inference over Panoptic FPN's", 1.25, ratios(mine, seconds[PANOPTIC_FPN]))
     yield Row("inference in bf16 over fp32", 0.55, ratios(seconds[inference.HALF], mine))
     changes = []
-    # In a process of its own, as names of data sets are taken once in each.
+    # Trained in another process, since a process can register a data set's name only once.
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(args.threads,)
     ) as apart:
@@ -81,24 +92,23 @@ def inference_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 @torch.no_grad()
 def dense_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """The network without what chooses and pastes, over its operations at the ceiling."""
+    """Compare the network, without NMS and pasting, with its operations at the ceiling."""
     item = training_image(SIZE)
-    model = inferring(item, names=(SPATIALFLOW,))[SPATIALFLOW]
-    detect(model, item, 0)
-    genotype = genotype_of(get_cfg("coco/spatialflow_r50_20e.yaml"))
-    # Nothing is detected, so the mask head has nothing to do.
-    operations = 2 * analyze(model, genotype, SIZE)["parts"]["everything"]["multiply_adds"] / 1e9
+    model = calibrated_models(item, names=(SPATIALFLOW,))[SPATIALFLOW]
+    set_detections(model, item, 0)
+    # Nothing is detected, so these are without the mask head's.
+    operations = 2 * count_multiply_adds(model, SIZE) / 1e9
     images = model.preprocess_image([item])
     rounds = []
     for _ in range(args.rounds):
         ceiling = ceilings(3)["GFLOP/s fp32"]
-        seconds = in_turn({"maps": lambda: model.predict_maps(images)}, rounds=1)["maps"][0]
+        seconds = time_in_turn({"maps": lambda: model.predict_maps(images)}, rounds=1)["maps"][0]
         rounds.append(seconds / (operations / ceiling))
     yield Row("dense network over its operations at the ceiling", 1.15, rounds)
 
 
 def training_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """A training step over Panoptic FPN's."""
+    """Compare a training step with Panoptic FPN's."""
     found = training.measure_steps(max(3, args.rounds // 2), (SPATIALFLOW, PANOPTIC_FPN))
     seconds, memory = found["seconds"], found["MiB"]
     over = ratios(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
@@ -107,7 +117,7 @@ def training_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def search_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """An iteration of the default search over the human design's training step."""
+    """Compare an iteration of the default search with a training step of the human design."""
     first, second = "first order", "second order"
     with errors_in_one_line(SETUP_ERRORS):
         seconds = measure_times(args.rounds, (HUMAN, first, second))
@@ -118,27 +128,27 @@ def search_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def panoptic_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Fusion over Detectron2's."""
-    works = panoptic.fusing()
+    """Compare fusion with Detectron2's."""
+    works = panoptic.fusions()
     if not panoptic.identical(works):
         raise AssertionError("fusion gives another result than Detectron2's")
-    seconds = in_turn(dict(works), rounds=args.rounds)
-    over = ratios(seconds[panoptic.MINE], seconds[panoptic.THEIRS])
+    seconds = time_in_turn(dict(works), rounds=args.rounds)
+    over = ratios(seconds[panoptic.OURS], seconds[panoptic.THEIRS])
     yield Row("fusion of 100 instances over Detectron2's", 0.3, over)
 
 
 def data_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """The mapper over Detectron2's."""
+    """Compare the mapper with Detectron2's."""
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as prepared:
-        seconds = in_turn(data.works(args.data, Path(prepared)), rounds=args.rounds)
-    yield Row("mapper over Detectron2's", 0.7, ratios(seconds[data.MINE], seconds[data.THEIRS]))
+        seconds = time_in_turn(data.works(args.data, Path(prepared)), rounds=args.rounds)
+    yield Row("mapper over Detectron2's", 0.7, ratios(seconds[data.OURS], seconds[data.THEIRS]))
 
 
 PARTS = (panoptic_rows, data_rows, inference_rows, dense_rows, training_rows, search_rows)
 
 
 def main() -> int:
-    """Measure, print and record; return the exit code."""
+    """Measure and print all targets, and return the exit status."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     start = time.time()
@@ -163,11 +173,11 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
     parser.add_argument("--nuclei", type=Path, required=True, help="nuclei in panoptic layout")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--name", default="targets", help="of this occasion's table and JSON")
+    parser.add_argument("--name", default="targets", help="name of the table and of the JSON file")
     return parser.parse_args()
 
 

@@ -1,1 +1,1 @@
-"""The study of searched flows against human ones."""
+"""A finished study that compares searched flows with human ones. PLAN.md is its plan."""

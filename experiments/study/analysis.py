@@ -1,7 +1,7 @@
-"""What the study's results say: differences with intervals, from counts of each image.
+"""Kept results of the study, and its claims: differences of PQ with their intervals.
 
-A contestant's runs are results of :mod:`spatialflow.analysis.trials`; a group has those of several
-genotypes.
+A run is a result of :mod:`spatialflow.analysis.trials`. A contestant has runs of one genotype, a
+group has runs of several.
 """
 
 from __future__ import annotations
@@ -21,48 +21,63 @@ from darts.genotype import Genotype
 from experiments.study.flops import flops
 from experiments.study.images import on_images, pq
 from experiments.study.keep import HISTORY
-from experiments.study.settings import DATA, GATED, HUMAN, METHODS, PARALLEL, ROUND, final_seeds
-from spatialflow.analysis.intervals import Interval, Result, Sampled
-from spatialflow.analysis.trials import ROOT as REPOSITORY
+from experiments.study.settings import (
+    DATA,
+    GATED,
+    HUMAN,
+    METHODS,
+    PARALLEL,
+    REPOSITORY,
+    ROUND,
+    final_seeds,
+)
+from spatialflow.analysis.intervals import Interval, ResampledPQ, Result
 from spatialflow.config import load_genotype
 from spatialflow.utils.files import write_atomically
 
 FLOPS = "flops.json"
-OF_THE_FIRST = ("harness", "minus")
+FIRST_ROUND_ONLY = ("harness", "minus")
 """Stages that a later round does not run again."""
+FINALIST = "the finalist"
 NOT_RUN = "not run"
 REAL = ("nuclei",)
 
 
 def estimate(
     one: Sequence[Result], other: Sequence[Result] = (), *, part: str, paired: bool = False
-) -> Sampled:
-    """Return the mean PQ of runs, or their difference to others, by bootstrap of runs and images.
+) -> ResampledPQ:
+    """Resample the mean PQ of runs, or their difference to other runs.
 
     Args:
         one: Runs.
-        other: Those that are subtracted, if any; on the same images.
-        part: Of the images: ``selection`` or ``test``.
-        paired: Whether the runs of both sides belong together by their seeds; else each side's are
-            drawn by themselves.
+        other: Runs that are subtracted, on the same images. Without any there is no difference.
+        part: Images to use, ``selection`` or ``test``.
+        paired: Whether the two sides have the same seeds in the same order, and are resampled as
+            pairs. Otherwise the runs of each side are resampled independently.
 
     Raises:
-        ValueError: If there is no run, the images differ, or pairs lack a side.
+        ValueError: If there is no run, the images differ, or the seeds of pairs differ.
     """
     if not one:
         raise ValueError("no run given, one or more expected")
     sides = [[on_images(r, part) for r in side] for side in (one, other) if side]
     sampled = [
-        Sampled(side, runs_seed=None if paired or not other else i) for i, side in enumerate(sides)
+        ResampledPQ(side, runs_seed=None if paired or not other else i)
+        for i, side in enumerate(sides)
     ]
     return sampled[0].minus(sampled[1]) if other else sampled[0]
 
 
-def difference(one: Sequence[Result], other: Sequence[Result], *, part: str) -> Sampled:
-    """Return the mean PQ of runs less that of others, at the training seeds that both sides have.
+def difference(one: Sequence[Result], other: Sequence[Result], *, part: str) -> ResampledPQ:
+    """Resample the mean PQ of runs minus that of others, at the training seeds that both have.
 
-    A seed is kind or unkind to all networks alike. Runs are paired where each side has one of each
-    seed.
+    Other seeds are left out, as some are better than others for all networks. Runs are paired
+    where each side has one run of each seed.
+
+    Args:
+        one: Runs.
+        other: Runs that are subtracted.
+        part: Images to use, ``selection`` or ``test``.
 
     Raises:
         ValueError: If they have no seed in common.
@@ -76,17 +91,14 @@ def difference(one: Sequence[Result], other: Sequence[Result], *, part: str) -> 
     return estimate(*sides, part=part, paired=paired)
 
 
-FINALIST = "the finalist"
-
-
 class Outcome:
-    """All that is kept of a data set's runs."""
+    """Kept results of one data set and round."""
 
     def __init__(self, folder: Path) -> None:
-        """Read a folder of kept results; stages that are not there have no runs.
+        """Take a folder of kept results. Stages that it lacks have no runs.
 
         Args:
-            folder: Named as its data set, with its round if that is not the first.
+            folder: Folder named after the data set and, if later, the round: ``nuclei_round2``.
         """
         self.name = folder.name
         self.folder = folder
@@ -96,12 +108,16 @@ class Outcome:
         self.first = folder.with_name(base)
 
     def runs(self, stage: str, prefix: str = "") -> list[Result]:
-        """Return the runs of a stage, of contestants whose name begins so, by name and seed.
+        """Return the runs of a stage in the order of names and seeds.
 
-        What a later round does not run again is of the first. In the final a network counts when it
-        has been trained with all seeds: nobody looks at test images on the way.
+        Stages that a later round does not run again come from the first. In the final, a network
+        has no runs before it is trained with all seeds, so that test images are read once.
+
+        Args:
+            stage: Name of the stage's folder.
+            prefix: Beginning of the names of contestants; the others are left out.
         """
-        folder = self.first if stage in OF_THE_FIRST else self.folder
+        folder = self.first if stage in FIRST_ROUND_ONLY else self.folder
         paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
         found = [json.loads(path.read_text()) for path in paths]
         if stage == "final":
@@ -112,21 +128,18 @@ class Outcome:
 
     @cached_property
     def finalist(self) -> dict[str, Any] | None:
-        """What was chosen on selection images, and by what; None before."""
+        """Content of ``finalist.json``: the choice and its grounds. None before there is one."""
         path = self.folder / "finalist.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     @property
     def chosen(self) -> str | None:
-        """The finalist's name; None before there is one."""
+        """Name of the finalist, None before there is one."""
         return self.finalist["finalist"] if self.finalist else None
 
     @property
     def in_final(self) -> dict[str, list[Result]]:
-        """The runs of each network of the final that was trained; none before it is whole.
-
-        Nothing of a final is there before its finalist and the human flows have all seeds.
-        """
+        """Runs of the final by network; empty before finalist and human flows have all seeds."""
         finalist = self.runs("final", self.chosen) if self.chosen else []
         networks = {
             "human": self.runs("final", HUMAN),
@@ -140,7 +153,7 @@ class Outcome:
         return {name: runs for name, runs in networks.items() if runs}
 
     def genotype(self, name: str) -> Genotype:
-        """Return a contestant's genotype."""
+        """Return the genotype of a contestant."""
         if name in (HUMAN, PARALLEL):
             return load_genotype(name)
         for folder in (self.folder, self.first):
@@ -151,7 +164,7 @@ class Outcome:
         raise ValueError(f"{self.folder}: no genotype named {name!r}")
 
     def history(self, search: str) -> list[dict[str, Any]]:
-        """Return what is kept of a search's log."""
+        """Return the kept log of a search."""
         path = self.folder / HISTORY / f"{search}.json"
         return json.loads(path.read_text()) if path.is_file() else []
 
@@ -160,13 +173,13 @@ class Outcome:
         return self.data.cost_over_human()
 
     def cost(self, name: str) -> float:
-        """Return the operations of a contestant's flows over those of the human ones."""
+        """Return the multiply-adds of a contestant's flows over those of the human ones."""
         return self._cost(self.genotype(name))
 
     def gflops(self, name: str) -> float:
-        """Return multiply-adds of a contestant's network in 10^9, at the size of evaluation.
+        """Return the multiply-adds of a contestant's network in 10^9, at the size of evaluation.
 
-        What has been counted is in ``flops.json`` of the first round, by genotype.
+        Counts are kept in ``flops.json`` of the first round, by the hash of the genotype.
         """
         path = self.first / FLOPS
         kept: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
@@ -182,14 +195,22 @@ class Outcome:
 
 
 def outcomes(kept: Path) -> list[Outcome]:
-    """Return what there is of every data set, the first round always, by data set and round."""
+    """Return the outcomes of every data set: the first round, and later ones that were run."""
     later = {name: sorted(kept.glob(f"{name}{ROUND}[0-9]")) for name in DATA}
     return [Outcome(folder) for name in DATA for folder in (kept / name, *later[name])]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with what was measured for it; ``holds`` is None where it was not."""
+    """A statement and what was measured for it.
+
+    Attributes:
+        data: Name of the data set and round.
+        statement: What is claimed.
+        rule: Condition under which the claim holds.
+        measured: Difference with its interval, as text.
+        holds: Whether the claim holds, None if the runs are missing.
+    """
 
     data: str
     statement: str
@@ -212,7 +233,7 @@ NO_DEARER = "finalist's flows cost no more than human's"
 
 
 def claims(outcome: Outcome) -> list[Claim]:
-    """Return the plan's hypotheses for a data set, each with its interval."""
+    """Return the hypotheses of the plan for a data set and round, each with its interval."""
     human, parallel = (outcome.runs("harness", name) for name in (HUMAN, PARALLEL))
     random = outcome.runs("random")
     method = {name: outcome.runs("searched", name) for name in METHODS}
@@ -239,7 +260,7 @@ def claims(outcome: Outcome) -> list[Claim]:
     claim(FINALIST_ABOVE_HUMAN, CLEARLY_ABOVE, finalist, opponent, "test")
     claim(DEFAULT_ABOVE_RANDOM, ABOVE, method["default"], random)
     claim("H5 perturbation ≥ default", NOT_BELOW, method["perturbation"], method["default"])
-    # Of the first round random genotypes have seed 0 alone, as the finalist's first training.
+    # In the first round random genotypes have seed 0 alone, like the finalist's first training.
     first = outcome.runs("searched", name) if name else []
     sides = (first, random) if outcome.round == 1 else (finalist, outcome.runs("final_random"))
     claim(FINALIST_ABOVE_RANDOM, ABOVE, *sides, "test")
@@ -267,10 +288,10 @@ def on_test(runs: Sequence[Result]) -> list[float]:
 def by_seeds(one: Sequence[Result], other: Sequence[Result]) -> Interval:
     """Return the mean difference of paired runs on test images, with its t interval over seeds.
 
-    The bootstrap of a few runs is narrower than it should be.
+    A bootstrap of few runs gives an interval that is too narrow.
     """
     differences = np.subtract(on_test(one), on_test(other))
-    # Never zero, of which the t distribution makes NaN.
+    # With an error of zero the t distribution returns NaN.
     mean = differences.mean()
     error = max(differences.std(ddof=1), 1e-12) / len(differences) ** 0.5
     low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=error)
@@ -278,19 +299,24 @@ def by_seeds(one: Sequence[Result], other: Sequence[Result]) -> Interval:
 
 
 def beats_human(rows: Mapping[str, Claim]) -> bool:
-    """Tell from a round's claims whether its finalist is above human, by both of its intervals."""
+    """Return whether a finalist is above human by both intervals, and costs no more.
+
+    Args:
+        rows: Claims of a round, by statement.
+    """
     needed = (FINALIST_ABOVE_HUMAN, ABOVE_BY_SEEDS, NO_DEARER)
     return all(statement in rows and rows[statement].holds for statement in needed)
 
 
 def missed(found: Sequence[Claim], *, of_plan: bool = True) -> list[str]:
-    """Return what the aim lacks: a finalist above human on real data, and above random on all.
+    """Return the parts of the aim that are not met.
 
-    Of a data set's rounds the last counts, in the order of the claims.
+    The aim is a finalist above human on real data, and above random on all data sets. The last
+    round of a data set counts.
 
     Args:
-        found: Claims of all data sets and rounds.
-        of_plan: Whether the mean search has to be above random as well, as PLAN.md asks.
+        found: Claims of all data sets, in the order of rounds.
+        of_plan: Whether the mean search must be above random, too, as in PLAN.md.
     """
     on_all = (FINALIST_ABOVE_RANDOM, *((DEFAULT_ABOVE_RANDOM,) if of_plan else ()))
     last: dict[str, dict[str, Claim]] = {}

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-r"""Train the study's finalists beside the human flows on COCO in 27 supercategories: a third check.
+r"""Compare the study's finalists with the human flows on a third data set.
 
     python -m experiments.study.check --data coco_panoptic_train100 --threads 1 \
         --write experiments/study/RUNS.md
 
-Nothing is searched or chosen here. Results are kept as those of run.py, and a stopped run goes on.
+The data are 100 images of COCO in 27 supercategories. Nothing is searched or chosen here. Results
+are kept as those of run.py, and the same command goes on after a stop.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from detectron2.utils.logger import setup_logger
+
 from experiments.study.analysis import outcomes
-from experiments.study.keep import ROOT, keep, restore
-from experiments.study.settings import HUMAN, PARALLEL
-from spatialflow.analysis.tables import parser_of
-from spatialflow.analysis.trials import ROOT as REPOSITORY
-from spatialflow.analysis.trials import run_apart
+from experiments.study.keep import keep, restore
+from experiments.study.settings import HUMAN, PARALLEL, REPOSITORY, RESULTS
+from spatialflow.analysis.tables import program_parser
+from spatialflow.analysis.trials import run_in_subprocess
 
 NAME = "coco27"
 SEEDS = range(3)
@@ -29,10 +31,10 @@ KEYS = (
 
 
 def finalists(kept: Path) -> list[str]:
-    """Return the genotypes that the last round of each data set has chosen.
+    """Return the paths of the finalists of each data set's last round.
 
     Raises:
-        ValueError: If there is none yet.
+        ValueError: If there is no finalist yet.
     """
     last: dict[str, str] = {}
     for outcome in outcomes(kept):
@@ -48,6 +50,7 @@ def finalists(kept: Path) -> list[str]:
 def main() -> None:
     """Train what is missing, and write the table."""
     args = parse_arguments()
+    setup_logger(name="spatialflow")
     folder, kept = args.output.absolute() / NAME, args.kept / NAME
     try:
         chosen = finalists(args.kept)
@@ -59,7 +62,7 @@ def main() -> None:
         if args.write:
             words += ["--write", *args.write, "--mark", f"study {NAME}"]
         words += ["--opts", "DATASETS.FOLDER.PATH", args.data.absolute(), *KEYS]
-        run_apart("check on COCO", words)
+        run_in_subprocess("check on COCO", words)
     except ValueError as error:
         sys.exit(f"study: {error}")
     finally:
@@ -68,10 +71,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="COCO in panoptic layout")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
-    parser.add_argument("--kept", type=Path, default=ROOT, help="results to go on from and add to")
+    parser.add_argument("--kept", type=Path, default=RESULTS, help="folder of kept results")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Compute every claim of the study anew from the results that are kept in this repository.
+"""Compute every claim of the study from the results that are kept in this repository.
 
     python -m experiments.study.claims
 
-Prints each with its 95 % interval, and whether the aim holds. As it was first put: a searched
-genotype above the human one on real data, at no more operations, and above the mean random genotype
-on all data sets. PLAN.md asks more, that the mean of our searches be above it, too: only with that
-is the exit status 0. Differences are in PQ, with 95 % intervals.
+Prints each claim with a difference in PQ and its 95 % interval, and whether two aims are met. The
+first aim: a searched genotype is above the human one on real data, at no more operations, and above
+the mean random genotype on all data sets. The aim of PLAN.md: the mean of our searches is above the
+mean random genotype, too. The exit status is 0 only if the aim of PLAN.md is met.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.study.analysis import Claim, Outcome, claims, missed, outcomes
-from experiments.study.keep import ROOT
+from experiments.study.settings import RESULTS
 from spatialflow.analysis.tables import table
 
 HEAD = ("data", "claim", "measured", "holds", "holds where")
@@ -25,26 +25,26 @@ HOLDS = {True: "yes", False: "no", None: "—"}
 
 
 def all_claims(found: Iterable[Outcome]) -> list[Claim]:
-    """Return the claims of data sets and rounds."""
+    """Return the claims of all data sets and rounds."""
     return [claim for outcome in found for claim in claims(outcome)]
 
 
 def cells(found: list[Claim]) -> list[list[str]]:
-    """Write claims as rows under :data:`HEAD`."""
+    """Return claims as rows of a table under :data:`HEAD`."""
     return [[c.data, c.statement, c.measured, HOLDS[c.holds], c.rule] for c in found]
 
 
 def claims_table(found: list[Claim]) -> str:
-    """Write claims as a Markdown table."""
+    """Return claims as a Markdown table."""
     return table(list(HEAD), cells(found))
 
 
 def main() -> int:
-    """Print the claims; return the exit code."""
+    """Print the claims, and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
+    parser.add_argument("--kept", type=Path, default=RESULTS, help="folder of kept results")
     found = all_claims(outcomes(parser.parse_args().kept))
     print(claims_table(found))
     lacks = missed(found)

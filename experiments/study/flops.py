@@ -1,4 +1,4 @@
-"""Multiply-adds of whole networks at the size of evaluation, as fvcore counts them."""
+"""Multiply-adds of whole networks, as fvcore counts them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from detectron2.modeling import build_model
 
 from darts.genotype import Genotype
+from spatialflow.analysis.costs import count_multiply_adds
 from spatialflow.config import get_cfg
-from tools.analyze import analyze
 
 
 def flops(config: Path, genotype: Genotype, things: int, stuff: int) -> int:
-    """Count the multiply-adds of a genotype's network, with weights at random.
+    """Count the multiply-adds of a genotype's network on a square image of the size of evaluation.
 
-    One square image with as many detections as the config allows, so that what the mask head costs
-    is the same for all genotypes.
+    Weights are random. As many things are detected as the config allows, so that the mask head
+    costs the same for all genotypes.
 
     Args:
-        config: Of trainings.
-        genotype: It.
+        config: Config of a training.
+        genotype: Genotype of the network.
         things: Number of thing classes.
         stuff: Number of stuff classes.
     """
@@ -34,7 +34,7 @@ def flops(config: Path, genotype: Genotype, things: int, stuff: int) -> int:
                 *("MODEL.SPATIALFLOW.GENOTYPE", str(path), "MODEL.WEIGHTS", ""),
                 *("MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False),
                 *("MODEL.RETINANET.NUM_CLASSES", things),
-                # Of stuff, things are one more class.
+                # Things are one more label.
                 *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1 + stuff),
                 # Without training no score is above the threshold of the config.
                 *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0),
@@ -43,5 +43,4 @@ def flops(config: Path, genotype: Genotype, things: int, stuff: int) -> int:
         torch.manual_seed(0)
         model = build_model(cfg).eval()
         side = cfg.INPUT.MIN_SIZE_TEST
-        found = analyze(model, genotype, (side, side))
-    return int(found["parts"]["everything"]["multiply_adds"])
+        return count_multiply_adds(model, (side, side))

@@ -1,4 +1,4 @@
-"""Which held-out images choose, and which judge."""
+"""The two halves of held-out images: selection images choose, test images judge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spatialflow.analysis.intervals import Result, quality
+from spatialflow.analysis.intervals import Result, pq_from_counts
 from spatialflow.data.dataset_spec import in_validation_split
 
 PARTS = ("selection", "test")
@@ -14,14 +14,14 @@ SPLIT_SEED = 20
 
 
 def on_images(result: Result, part: str) -> Result:
-    """Return a result on one half of its images.
+    """Return a result that is reduced to one half of its images.
 
     Args:
-        result: With ``images`` and their ``counts``.
+        result: Result of a run.
         part: ``selection`` or ``test``.
 
     Raises:
-        ValueError: If the part is another.
+        ValueError: If ``part`` is something else.
     """
     if part not in PARTS:
         raise ValueError(f"part {part!r} given, one of {PARTS} expected")
@@ -35,6 +35,6 @@ def on_images(result: Result, part: str) -> Result:
 
 
 def pq(result: Result) -> float:
-    """Return PQ in percent of a result's images."""
+    """Compute the PQ of a result in percent."""
     isthing = np.array([bool(c["isthing"]) for c in result["classes"]])
-    return float(quality(np.array(result["counts"]).sum(axis=0), isthing)[0])
+    return float(pq_from_counts(np.array(result["counts"]).sum(axis=0), isthing)[0])

@@ -1,4 +1,4 @@
-"""What of a study's runs stays in the repository, and how a run goes on from it."""
+"""Copy results of the study's runs into the repository, and back to go on with them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 from spatialflow.search.log import LOG_FILE, read_log
 from spatialflow.utils.files import write_atomically
 
-ROOT = Path(__file__).parents[1] / "results" / "study"
 HISTORY = "histories"
-RESULTS = ("*/*-seed*.json", "genotypes/*.json", "genotypes/*/*.json", "finalist.json")
+PATTERNS = ("*/*-seed*.json", "genotypes/*.json", "genotypes/*/*.json", "finalist.json")
 MEASURED = ("iteration", "architecture_loss", "expected_cost", "entropy", "absent")
 
 
 def keep(folder: Path, kept: Path) -> int:
-    """Copy results, genotypes and the histories of searches out of a working folder.
+    """Copy results, genotypes and histories of searches from a working folder.
+
+    Args:
+        folder: Working folder of a data set and round.
+        kept: Folder in the repository.
 
     Returns:
-        The number of files that are kept now.
+        The number of files that were copied, without histories.
     """
     files = list(_results(folder))
     for path in files:
@@ -34,7 +37,7 @@ def keep(folder: Path, kept: Path) -> int:
 
 
 def restore(kept: Path, folder: Path) -> None:
-    """Put what is kept back into a working folder, where it has nothing of that name."""
+    """Copy kept files back to a working folder. Files that are there stay as they are."""
     for path in _results(kept):
         target = folder / path.relative_to(kept)
         if not target.exists():
@@ -42,7 +45,7 @@ def restore(kept: Path, folder: Path) -> None:
 
 
 def _results(folder: Path) -> Iterator[Path]:
-    for pattern in RESULTS:
+    for pattern in PATTERNS:
         yield from (p for p in folder.glob(pattern) if ".partial" not in str(p))
 
 
@@ -56,7 +59,7 @@ def _write(target: Path, text: str) -> None:
 
 
 def _short(line: dict[str, Any]) -> dict[str, Any]:
-    """Return what is drawn of a line of a search's log."""
+    """Return the part of a line of a search's log that charts show."""
     probabilities = {
         what: [round(value, 4) for value in values]
         for what, values in line["probabilities"].items()

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Train the finalist and the human flows with another learning rate: a control.
+"""Train the finalist, the human flows and no flows with another learning rate, as a control.
 
     python -m experiments.study.rates nuclei --data nuclei_train433 --threads 1
 
-All of the study's trainings have one rate, which may suit one network more than another. Judged by
-selection images; nothing is chosen by it. What has been run is not run again.
+All other trainings of the study have one rate, which may suit one network more than another. The
+results are of selection images, and nothing is chosen by them. Runs that have a result are not
+repeated.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.study.keep import ROOT, restore
+from detectron2.utils.logger import setup_logger
+
+from experiments.study.keep import restore
 from experiments.study.run import Study
-from experiments.study.settings import DATA, HUMAN, PARALLEL
-from spatialflow.analysis.tables import parser_of
+from experiments.study.settings import DATA, HUMAN, PARALLEL, RESULTS
+from spatialflow.analysis.tables import program_parser
 
 STAGE = "rate_"
 SEEDS = range(3)
@@ -25,13 +28,14 @@ SEEDS = range(3)
 
 def main() -> None:
     """Train what is missing, and keep it."""
-    parser = parser_of(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("name", choices=DATA)
-    parser.add_argument("--data", type=Path, help="of nuclei: a folder in COCO panoptic layout")
+    parser.add_argument("--data", type=Path, help="nuclei in COCO panoptic layout")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0005])
     parser.add_argument("--output", type=Path, default=Path("output/study"))
-    parser.add_argument("--kept", type=Path, default=ROOT)
+    parser.add_argument("--kept", type=Path, default=RESULTS)
     args = parser.parse_args()
+    setup_logger(name="spatialflow")
     try:
         study = Study(argparse.Namespace(**vars(args), round=2))
         restore(study.kept, study.folder)

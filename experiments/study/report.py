@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write the study's page, ``report.html``, and complete docs/study.md, from kept results.
+"""Write the study's page ``report.html`` and complete the tables of docs/study.md and RUNS.md.
 
     python -m experiments.study.report --write docs/study.md experiments/study/RUNS.md
 
-With --output and --data as they were given to run.py, the page has predictions of the trained
-networks, too.
+All comes from kept results. With --output and --data as they were given to run.py, the page shows
+predictions of the trained networks, too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from experiments.study.claims import HEAD as HEAD_OF_CLAIMS
 from experiments.study.claims import all_claims, cells, claims_table
 from experiments.study.firmness import HEAD as HEAD_OF_FIRMNESS
 from experiments.study.firmness import firmness
-from experiments.study.keep import ROOT
 from experiments.study.run import Study
 from experiments.study.searches import CAPTION as CAPTION_OF_SEARCHES
 from experiments.study.searches import HEAD as HEAD_OF_SEARCHES
-from experiments.study.searches import common_flows, what_searches_left
-from experiments.study.settings import HUMAN, final_seeds, search_seeds
+from experiments.study.searches import common_flows, search_rows
+from experiments.study.settings import HUMAN, REPOSITORY, RESULTS, final_seeds, search_seeds
 from experiments.study.tables import (
     HEAD,
     HEAD_OF_EXPLORED,
@@ -43,8 +42,7 @@ from experiments.study.tables import (
     flows_worth,
     summary,
 )
-from spatialflow.analysis.tables import complete, parser_of, table
-from spatialflow.analysis.trials import ROOT as REPOSITORY
+from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.config import get_cfg
 from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.registration import ensure_metadata
@@ -64,7 +62,15 @@ DRAWN = 4
 
 @dataclass
 class Findings:
-    """What is said of a data set, measured once for page and tables."""
+    """Tables and charts of a data set and round.
+
+    Attributes:
+        outcome: Kept results.
+        summary: Rows of groups.
+        contestants: Rows of contestants.
+        searches: Rows of searches.
+        figures: SVG and caption of each chart, by the name of its file.
+    """
 
     outcome: Outcome
     summary: list[list[str]]
@@ -74,7 +80,7 @@ class Findings:
 
     @classmethod
     def of(cls, outcome: Outcome) -> Findings:
-        """Measure all; a chart is kept by its file's name, with what it shows."""
+        """Measure everything and draw the charts."""
         charted = {}
         differences = against_human(outcome)
         for name, values, what in (
@@ -86,11 +92,11 @@ class Findings:
                 text = f"{what}, {outcome.name}, selection"
                 charted[f"study_{outcome.name}_{name}"] = (chart, text)
         groups = summary(outcome, differences)
-        return cls(outcome, groups, contestants(outcome), what_searches_left(outcome), charted)
+        return cls(outcome, groups, contestants(outcome), search_rows(outcome), charted)
 
     @property
     def tables(self) -> dict[str, str]:
-        """For pages, by their marks."""
+        """Markdown tables, by the names in their marks."""
         name = self.outcome.name
         return {
             f"study {name}": table(HEAD_OF_GROUPS, self.summary),
@@ -99,7 +105,7 @@ class Findings:
         }
 
     def fragments(self) -> Iterator[str]:
-        """Yield what the page says."""
+        """Yield the HTML of the page."""
         if not self.contestants:
             yield paragraph("Not run yet.")
             return
@@ -119,7 +125,7 @@ class Findings:
 
 
 def histories(outcome: Outcome) -> Iterator[str]:
-    """Yield how probabilities went in the first search of two methods, of those that were run."""
+    """Yield charts of the probabilities in the first search of our default and of DARTS."""
     for method in ("default", "darts_original"):
         search = f"{method}_{search_seeds(outcome.round)[0]}"
         lines = outcome.history(search)
@@ -133,7 +139,7 @@ def histories(outcome: Outcome) -> Iterator[str]:
 def final_fragments(
     rows: list[list[str]], over: tuple[list[str], list[list[str]]], chart: str
 ) -> Iterator[str]:
-    """Yield what the page says of the finals."""
+    """Yield the HTML of the finals."""
     if not rows:
         yield paragraph("Not run yet.")
         return
@@ -144,7 +150,7 @@ def final_fragments(
 
 
 def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
-    """Yield pictures of the first held-out images after the final, where its weights are there."""
+    """Yield a picture of predictions on held-out images, if the weights of the final exist."""
     if outcome.chosen is None or not outcome.runs("final"):
         return
     seed = final_seeds(study.round)[0]
@@ -167,7 +173,7 @@ def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the page, and complete others."""
+    """Write the page, and complete other pages."""
     args = parse_arguments()
     page = Page("Searched flows against human ones", "A study on what a small computer can train.")
     studied = outcomes(args.kept)
@@ -223,10 +229,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = parser_of(__doc__, threads=False)
-    parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
+    parser = program_parser(__doc__, threads=False)
+    parser.add_argument("--kept", type=Path, default=RESULTS, help="folder of kept results")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
-    parser.add_argument("--data", type=Path, help="the nuclei, for pictures of predictions")
+    parser.add_argument("--data", type=Path, help="nuclei, for pictures of predictions")
     return parser.parse_args()
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Run the study of PLAN.md on one data set; what is done is kept, and the same command goes on.
+"""Run the study of PLAN.md on one data set.
 
-Results, genotypes and histories are copied to experiments/study/results, weights and logs are not;
-a run in an empty --output goes on from there.
+    python -m experiments.study.run nuclei --data nuclei_train433 --output output/study --threads 1
+    python -m experiments.study.run scenes --output output/study --threads 1
 
-python -m experiments.study.run nuclei --data nuclei_train433 --output output/study --threads 1
-python -m experiments.study.run scenes --output output/study --threads 1
+Runs that are done are kept, and the same command goes on after a stop. Results, genotypes and
+histories are copied to experiments/study/results, weights and logs are not. A run in an empty
+--output goes on from there.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
 
-from benchmarks.peers.contestants import ablations, file_name, genotype
 from darts.genotype import Genotype
 from experiments.study.images import on_images, pq
-from experiments.study.keep import ROOT, keep, restore
+from experiments.study.keep import keep, restore
 from experiments.study.settings import (
     DARTS,
     DATA,
@@ -33,16 +34,18 @@ from experiments.study.settings import (
     OURS,
     PARALLEL,
     RANDOM,
+    REPOSITORY,
+    RESULTS,
     ROUND,
     SHORTLIST,
     SHORTLIST_SEEDS,
     final_seeds,
     search_seeds,
 )
+from spatialflow.analysis.ablations import file_name, without_each_flow
 from spatialflow.analysis.intervals import Result
-from spatialflow.analysis.trials import ROOT as REPOSITORY
-from spatialflow.analysis.trials import run_apart
-from spatialflow.config import get_cfg
+from spatialflow.analysis.trials import run_in_subprocess
+from spatialflow.config import get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import prepare_config
 from spatialflow.search.derivation import config_hash
@@ -51,18 +54,22 @@ from spatialflow.utils.files import write_atomically
 
 
 class Study:
-    """One data set's runs, in a folder of their own."""
+    """The runs of one data set and round."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Read the arguments.
 
+        Args:
+            args: ``name`` of the data set, ``data`` folder of the nuclei, ``output`` and ``kept``
+                folders, ``threads`` and number of the ``round``.
+
         Raises:
-            ValueError: If nuclei are asked for without their folder.
+            ValueError: If the data set is nuclei and its folder is missing.
         """
         self.data = DATA[args.name]
         self.threads = args.threads
         self.round = args.round
-        # In a second round DARTS is run last, and no finalist comes of it.
+        # In the second round DARTS runs last, and its genotypes cannot become the finalist.
         later = args.round > 1
         self.chosen_from, self.run_last = (OURS, DARTS) if later else ((*OURS, DARTS[0]), ())
         name = args.name if args.round == 1 else f"{args.name}{ROUND}{args.round}"
@@ -78,10 +85,10 @@ class Study:
             )
 
     def go(self) -> None:
-        """Do all that is not done yet, in the order of the plan.
+        """Do all runs that have no result yet, in the order of the plan.
 
-        A second round has what the change of the search changes, with seeds of its own; it trains
-        its best few more often before one is chosen, and others with the final's seeds.
+        The second round has other seeds, and only stages that depend on the search. It trains a
+        shortlist more often before it chooses a finalist, and it trains more rivals in the final.
         """
         restore(self.kept, self.folder)
         if self.round == 1:
@@ -103,7 +110,7 @@ class Study:
             self.train("final", self.once("gated", self.gated), seeds)
 
     def train_searched(self, methods: Sequence[str]) -> None:
-        """Search by methods, those first that a later one starts from, and train what is found."""
+        """Search by methods in this order, and train each genotype that is found."""
         runs = [(method, seed) for seed in search_seeds(self.round) for method in methods]
         self.train("searched", [self.searched(*run) for run in runs], [0])
 
@@ -123,11 +130,16 @@ class Study:
             *self.keys,
             *self.data.training_keys,
         ]
-        run_apart(f"{stage} of {self.folder.name}", words)
+        run_in_subprocess(f"{stage} of {self.folder.name}", words)
         keep(self.folder, self.kept)
 
     def once(self, name: str, make: Callable[[Path], None]) -> list[str]:
-        """Return the genotypes of a folder, which are made if they are not there."""
+        """Return the paths of the genotypes of a folder, and make them if there are none.
+
+        Args:
+            name: Name of the folder.
+            make: Function that writes the genotypes to a folder.
+        """
         folder = self.folder / "genotypes" / name
         if not folder.is_dir():
             partial = folder.with_name(f"{name}.partial")
@@ -138,13 +150,12 @@ class Study:
 
     def minus_one(self, folder: Path) -> None:
         """Write the human genotype without each of its flows."""
-        write_genotypes(
-            (replace(genotype(name), name=file_name(name)) for name in ablations()), folder
-        )
+        without = without_each_flow(load_genotype(HUMAN))
+        write_genotypes((replace(g, name=file_name(name)) for name, g in without.items()), folder)
 
     def gated(self, folder: Path) -> None:
-        """Write the human genotype with gates in the place of flows that are added."""
-        human = genotype(HUMAN)
+        """Write the human genotype with gates instead of flows that are added."""
+        human = load_genotype(HUMAN)
         flows = tuple(replace(flow, port="gate") for flow in human.flows)
         write_genotypes([replace(human, name=GATED, flows=flows, provenance={})], folder)
 
@@ -155,10 +166,10 @@ class Study:
         write_genotypes(random_genotypes(cfg, RANDOM, seed=seed), folder)
 
     def searched(self, method: str, seed: int) -> str:
-        """Return the genotype of a search, which is done if it has not been.
+        """Return the path of the genotype of a search, and search if there is none.
 
         Raises:
-            ValueError: If it has been done with other settings.
+            ValueError: If the genotype is of a search with other settings.
         """
         target = Path(self.genotype(f"{method}_{seed}"))
         if not target.is_file():
@@ -175,7 +186,7 @@ class Study:
         return str(target)
 
     def search_keys(self, method: str, seed: int) -> tuple[object, ...]:
-        """Return what a search sets beside its config."""
+        """Return the KEY VALUE pairs of a search over its config."""
         rule = ("SEARCH.RULE", method) if method == "perturbation" else ()
         return (*self.keys, *self.data.search_opts(method, self.round), "SEED", seed, *rule)
 
@@ -187,13 +198,13 @@ class Study:
         return cfg
 
     def search(self, method: str, seed: int) -> Genotype:
-        """Run ``search_net.py`` in a process of its own, and return what it finds."""
+        """Run ``search_net.py`` in a process of its own, and return the genotype that it finds."""
         folder = self.folder / "searches" / f"{method}_{seed}"
         words: tuple[object, ...] = ("--resume",)
         if method == "perturbation":
             words = ("--derive-only", self.supernet(seed))
-        # Detectron2's parser takes KEY VALUE pairs at the end.
-        run_apart(
+        # KEY VALUE pairs come last on the command line.
+        run_in_subprocess(
             f"search {folder.name}",
             [
                 *(REPOSITORY / "search_net.py", "--config-file", self.data.config_of(method)),
@@ -204,10 +215,10 @@ class Study:
         return Genotype.load(folder / "genotype.json")
 
     def supernet(self, seed: int) -> Path:
-        """Return the weights of a default search, which is done again where they were not kept.
+        """Return the weights of a default search, and search again if they are missing.
 
         Raises:
-            ValueError: If it does not find again what is kept of it.
+            ValueError: If the second search finds another genotype than the kept one.
         """
         name = f"default_{seed}"
         weights = self.folder / "searches" / name / "model_final.pth"
@@ -221,16 +232,17 @@ class Study:
         return weights
 
     def affordable(self, *stages: str) -> dict[str, dict[str, Any]]:
-        """Return what a choice may go by, of searched genotypes that cost no more than the human.
+        """Return the searched genotypes that cost no more than the human one, with their PQ.
 
         Args:
-            stages: Whose runs count, on selection images.
+            stages: Stages whose runs count, on selection images.
 
         Returns:
-            By name: mean PQ, the number of runs, and the cost over that of the human flows.
+            For each genotype the mean PQ, the number of runs, and the cost over that of the human
+            flows.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is no such genotype.
         """
         cost_over_human = self.data.cost_over_human()
         found: dict[str, list[float]] = {}
@@ -254,13 +266,13 @@ class Study:
         return allowed
 
     def shortlist(self) -> list[str]:
-        """Return the genotypes that the first training of each shows to be the best."""
+        """Return the paths of the best genotypes by their first training."""
         rows = self.affordable("searched")
         best = sorted(rows, key=lambda name: rows[name]["selection PQ"], reverse=True)
         return [self.genotype(name) for name in best[:SHORTLIST]]
 
     def finalist(self) -> str:
-        """Return the best searched genotype, in a second round of those on the shortlist."""
+        """Return the path of the best genotype, in the second round the best of the shortlist."""
         target = self.folder / "finalist.json"
         if not target.is_file():
             rows = self.affordable("searched", "shortlist")
@@ -287,15 +299,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=DATA)
-    parser.add_argument("--data", type=Path, help="of nuclei: a folder in COCO panoptic layout")
+    parser.add_argument("--data", type=Path, help="nuclei in COCO panoptic layout")
     parser.add_argument("--output", type=Path, default=Path("output/study"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kept", type=Path, default=RESULTS, help="folder of kept results")
     parser.add_argument(
-        "--kept", type=Path, default=ROOT, help="results to go on from, and to add to"
+        "--round", type=int, default=1, help="2 for the changed search with other seeds"
     )
-    parser.add_argument("--round", type=int, default=1, help="2 for fresh seeds after a change")
-    parser.add_argument("--keep", action="store_true", help="add what is done already, and stop")
+    parser.add_argument(
+        "--keep", action="store_true", help="copy the results that there are, and stop"
+    )
     args = parser.parse_args()
+    setup_logger(name="spatialflow")
     try:
         study = Study(args)
         if args.keep:

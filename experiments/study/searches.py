@@ -1,4 +1,4 @@
-"""What the searches of a study's round have decided, and whether they decide the same again."""
+"""Decisions of the searches of a round, and whether other seeds decide the same."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CAPTION = (
 )
 
 Lines = list[dict[str, Any]]
-"""A search's log: what its probabilities and losses were, every so many iterations."""
+"""Log of a search: probabilities and losses at regular iterations."""
 
 
-def what_searches_left(outcome: Outcome) -> list[list[str]]:
-    """Return a row under :data:`HEAD` for each search that was run.
+def search_rows(outcome: Outcome) -> list[list[str]]:
+    """Return a row under :data:`HEAD` for each search.
 
-    The losses are those on the architecture's images before and after a network is derived. A
-    search by perturbation has no log of its own.
+    Losses are on the architecture's images, before and after a network is derived. A search by
+    perturbation has no log of its own.
     """
     paths = sorted(outcome.folder.glob("genotypes/*_[0-9]*.json"))
     logs = {path.stem: outcome.history(path.stem) for path in paths}
@@ -59,14 +59,18 @@ def others(name: str, logs: dict[str, Lines]) -> list[Lines]:
 
 
 def likeliest(log: Lines) -> float:
-    """Return the mean share of an edge's likeliest candidate at the end of a search."""
+    """Return the probability of the likeliest candidate at the end, as the mean over edges."""
     return fmean(max(shares) for shares in log[-1]["probabilities"].values())
 
 
 def agreement(log: Lines, rest: list[Lines]) -> str:
-    """Write the mean rank correlation of preferences with those of others; "" without any.
+    """Return the mean rank correlation of a search's preferences with those of others, as text.
 
-    Of ranks, so that it does not hang on one edge that all searches want.
+    Ranks keep one edge that all searches prefer from deciding the correlation.
+
+    Args:
+        log: Log of the search.
+        rest: Logs of the others. Without any the text is empty.
     """
     mine = [
         float(stats.spearmanr(preferences(log[-1]), preferences(other[-1]), axis=None).statistic)
@@ -77,11 +81,10 @@ def agreement(log: Lines, rest: list[Lines]) -> str:
 
 
 def goes_on(log: Lines) -> str:
-    """Write how far the second half of a search goes on with what the first began.
+    """Return the correlation of changes in the first and second half of a search, as text.
 
-    The correlation of the changes of preferences in both halves of the log: 1 if the architecture
-    goes one way, 0 if it walks at random, and towards -0.5 if it fluctuates about a place; "" for
-    a log of fewer than three lines.
+    It is 1 if the preferences move in one direction, 0 for a random walk, and near -0.5 if they
+    fluctuate about a point. For a log of fewer than three lines the text is empty.
     """
     if len(log) < 3:
         return ""
@@ -91,15 +94,16 @@ def goes_on(log: Lines) -> str:
 
 
 def preferences(line: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """Return how much a search prefers a candidate on an edge to the same one elsewhere.
+    """Return how much a search prefers a candidate on an edge to the same one on other edges.
+
+    What changes all edges alike, such as a penalty on an operation, is no preference.
 
     Args:
-        line: Of its log.
+        line: Line of the search's log.
 
     Returns:
-        Edges × candidates: logarithms of the probabilities, less the mean over an edge's
-        candidates and less that over all edges. So what a penalty or an operation's kind does to
-        all edges alike is no agreement, and neither is how far a search has gone.
+        (edges, candidates): logarithms of probabilities, less their mean over the candidates of an
+        edge, less their mean over edges.
     """
     shares = line["probabilities"]
     logs = np.log([shares[edge] for edge in sorted(shares)])
@@ -108,23 +112,25 @@ def preferences(line: dict[str, Any]) -> npt.NDArray[np.float64]:
 
 
 def common_flows(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return which flows all default searches of some round have found.
+    """Return the flows that all default searches of at least one round have found.
+
+    Ports do not matter here.
 
     Returns:
-        The head of a table, and its rows: a flow, by whatever port, whether the human design has
-        it, and how many of each round's searches; those of most searches first. The last row is
-        what an edge has on average, which is what searches without a preference would find of each.
+        The head and the rows of a table, most frequent flows first: the flow, whether the human
+        design has it, and the number of each round's searches that have it. The last row is the
+        mean over edges, which searches without a preference would have on every edge.
     """
     searches = {
         outcome.name: [
-            carried(Genotype.load(path))
+            node_pairs(Genotype.load(path))
             for path in sorted(outcome.folder.glob(f"genotypes/{OURS[0]}_*.json"))
         ]
         for outcome in found
     }
     counts = {name: Counter(e for one in sets for e in one) for name, sets in searches.items()}
     total = sum(counts.values(), Counter())
-    human = carried(load_genotype(HUMAN))
+    human = node_pairs(load_genotype(HUMAN))
     rows = [
         [edge, "yes" if edge in human else "", *(str(count[edge]) for count in counts.values())]
         for edge, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))
@@ -135,6 +141,6 @@ def common_flows(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     return ["flow", HUMAN, *counts], [*rows, ["any flow", "", *chance]]
 
 
-def carried(genotype: Genotype) -> set[str]:
-    """Return from which node to which a genotype has flows."""
+def node_pairs(genotype: Genotype) -> set[str]:
+    """Return the pairs of source and target of a genotype's flows, as text."""
     return {f"{flow.source} → {flow.target}" for flow in genotype.flows}

@@ -1,9 +1,10 @@
-"""The study's contestants, data sets, seeds and settings, as PLAN.md has them."""
+"""Contestants, data sets, seeds and settings of the study, as PLAN.md sets them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from detectron2.config import CfgNode
 
@@ -13,6 +14,8 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.search.derivation import cost_of
 from spatialflow.search.space import flow_costs, topology_from_config
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parent / "results"
 ROUND = "_round"
 HUMAN, PARALLEL, GATED = "spatialflow", "parallel", "human_gated"
 STEPS = ("SOLVER.MAX_ITER", 800, "SOLVER.WARMUP_ITERS", 50, "SOLVER.BASE_LR", 0.001)
@@ -21,17 +24,17 @@ SHORTLIST, SHORTLIST_SEEDS = 3, (1, 2)
 RANDOM = 5
 OURS = ("default", "perturbation")
 DARTS = ("darts_original", "darts_gates")
-"""As published, and in our space; the latter in the second round only."""
+"""DARTS (arXiv 1806.09055) as published, and in our space of gates, in the second round alone."""
 METHODS = (*OURS, *DARTS)
 GATES = ("SEARCH.SPACE.PORTS", ["gate"])
 FASTER = ("SEARCH.OPTIMIZER.LR", 0.02)
-"""With it 300 steps of DARTS can go as far as the 20000 of its paper with 0.0003."""
+"""With this rate 300 steps can move an architecture as far as the 20000 of DARTS with 0.0003."""
 CHANGED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(OURS, (*GATES, "SEARCH.SPARSITY", 0.05)),
     DARTS[0]: FASTER,
     DARTS[1]: (*FASTER, *GATES),
 }
-"""What the second round changes of a method's searches."""
+"""Keys that the second round changes, by method."""
 
 
 def search_seeds(number: int) -> range:
@@ -46,7 +49,15 @@ def final_seeds(number: int) -> range:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set's configs, and the keys of its trainings and of its searches."""
+    """Configs of a data set.
+
+    Attributes:
+        training: Path of the config of trainings, below the repository.
+        search: Name of the config of our searches.
+        darts: Name of the config of searches by DARTS as published.
+        training_keys: KEY VALUE pairs over the config of trainings.
+        search_keys: KEY VALUE pairs over the configs of searches.
+    """
 
     training: str
     search: str
@@ -59,7 +70,7 @@ class Data:
         return self.darts if method in DARTS else self.search
 
     def search_opts(self, method: str, number: int) -> tuple[object, ...]:
-        """Return the keys of a round's searches by a method."""
+        """Return the KEY VALUE pairs of a round's searches by a method."""
         return (*self.search_keys, *(CHANGED[method] if number > 1 else ()))
 
     def search_config(self, method: str, number: int) -> CfgNode:
@@ -70,7 +81,7 @@ class Data:
         )
 
     def cost_over_human(self) -> Callable[[Genotype], float]:
-        """Return what gives a genotype's operations over those of the human flows."""
+        """Return a function from a genotype to its multiply-adds over those of the human flows."""
         cfg = get_cfg(self.search)
         costs, human = flow_costs(cfg, topology_from_config(cfg))
         return lambda genotype: cost_of(genotype, costs) / human

@@ -1,13 +1,13 @@
-"""The study's tables, as rows of text: groups, contestants, finals, rounds, what was explored."""
+"""Rows of the study's tables: groups, contestants, finals, rounds, explorations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from experiments.study.analysis import FINALIST, OF_THE_FIRST, Outcome, difference, estimate
+from experiments.study.analysis import FINALIST, FIRST_ROUND_ONLY, Outcome, difference, estimate
 from experiments.study.images import on_images, pq
 from experiments.study.settings import HUMAN, METHODS, PARALLEL
-from spatialflow.analysis.intervals import Interval, Result, minus
+from spatialflow.analysis.intervals import Interval, Result, paired_difference
 
 ON_TEST_IMAGES = ("final", "final_random")
 STAGES = ("harness", "searched", "random", "minus", "shortlist", *ON_TEST_IMAGES)
@@ -19,14 +19,14 @@ HEAD = ("contestant", "stage", "runs", "images", "PQ", "things", "stuff", "cost"
 
 
 def contestants(outcome: Outcome) -> list[list[str]]:
-    """Return a row for each contestant of each stage: PQ with intervals, and its flows' cost.
+    """Return a row for each contestant of each stage, with PQ and cost.
 
-    Of the final alone, PQ on test images: whatever comes before is judged by selection images.
-    Stages that a later round does not run again are left to the first.
+    PQ is of test images in the final, and of selection images before. A later round has no rows of
+    stages that were run in the first round only.
     """
     rows = []
     for stage in STAGES:
-        if outcome.round > 1 and stage in OF_THE_FIRST:
+        if outcome.round > 1 and stage in FIRST_ROUND_ONLY:
             continue
         runs = outcome.runs(stage)
         for name in sorted({r["contestant"] for r in runs}):
@@ -39,8 +39,8 @@ def contestants(outcome: Outcome) -> list[list[str]]:
     return rows
 
 
-def judged(outcome: Outcome) -> dict[str, list[Result]]:
-    """Return the runs of what is compared on selection images, without the human flows' own."""
+def groups_of(outcome: Outcome) -> dict[str, list[Result]]:
+    """Return the runs of each group that is compared with the human flows on selection images."""
     ablation = {"human less one flow": outcome.runs("minus")} if outcome.round == 1 else {}
     return {
         "parallel": outcome.runs("harness", PARALLEL),
@@ -55,7 +55,7 @@ def against_human(outcome: Outcome) -> dict[str, Interval]:
     human = outcome.runs("harness", HUMAN)
     return {
         name: difference(runs, human, part="selection").interval(0)
-        for name, runs in judged(outcome).items()
+        for name, runs in groups_of(outcome).items()
         if runs and human
     }
 
@@ -64,10 +64,10 @@ def summary(outcome: Outcome, differences: Mapping[str, Interval]) -> list[list[
     """Return a row for each group, on selection images.
 
     Args:
-        outcome: Of a data set and round.
-        differences: Of groups, as :func:`against_human` gives them.
+        outcome: Kept results of a data set and round.
+        differences: Differences to the human flows, from :func:`against_human`.
     """
-    groups = {"human": outcome.runs("harness", HUMAN), **judged(outcome)}
+    groups = {"human": outcome.runs("harness", HUMAN), **groups_of(outcome)}
     return [
         group_row(outcome, name, "selection", runs, differences.get(name))
         for name, runs in groups.items()
@@ -76,7 +76,11 @@ def summary(outcome: Outcome, differences: Mapping[str, Interval]) -> list[list[
 
 
 def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interval]]:
-    """Return finals that are whole: rows under HEAD_OF_FINALS, and what each has over human."""
+    """Return the finals that are complete.
+
+    Returns:
+        Rows under :data:`HEAD_OF_FINALS`, and the differences to the human flows by network.
+    """
     rows, differences = [], {}
     for outcome in found:
         networks = outcome.in_final
@@ -90,11 +94,11 @@ def finals(found: Sequence[Outcome]) -> tuple[list[list[str]], dict[str, Interva
 
 
 def finalists_over(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
-    """Return what finalists have over others in finals that are whole.
+    """Compare the finalists with the other networks in finals that are complete.
 
     Returns:
-        The head of a table, and a row for each other network: PQ of the finalist less its, with
-        what seeds both have, on each final's test images; "" where it was not trained.
+        The head of a table, and a row for each other network: for each final, PQ of the finalist
+        minus its PQ on test images, at the seeds that both have; "" where it was not trained.
     """
     whole = {outcome.name: networks for outcome in found if (networks := outcome.in_final)}
     others = dict.fromkeys(name for networks in whole.values() for name in networks)
@@ -116,7 +120,15 @@ def finalists_over(found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]
 def group_row(
     outcome: Outcome, name: str, part: str, runs: list[Result], over: Interval | None = None
 ) -> list[str]:
-    """Return a row under :data:`HEAD_OF_GROUPS`."""
+    """Return a row under :data:`HEAD_OF_GROUPS`.
+
+    Args:
+        outcome: Kept results of a data set and round.
+        name: Name of the group.
+        part: Images to use, ``selection`` or ``test``.
+        runs: Runs of the group.
+        over: Difference to the human flows; None leaves the cell empty.
+    """
     names = sorted({r["contestant"] for r in runs})
     mean = estimate(runs, part=part).cell(0)
     costs = span(outcome.cost, names), span(outcome.gflops, names)
@@ -124,16 +136,16 @@ def group_row(
 
 
 def span(measure: Callable[[str], float], names: Sequence[str]) -> str:
-    """Write the smallest and the largest of some contestants' values."""
+    """Return the smallest and the largest value of contestants as text."""
     values = sorted(map(measure, names))
     ends = dict.fromkeys(f"{value:.2f}" for value in (values[0], values[-1]))
     return " to ".join(ends)
 
 
 def flows_worth(outcome: Outcome) -> dict[str, Interval]:
-    """Return what PQ changes when a flow is left out, on selection images.
+    """Return the change of PQ on selection images when a flow is left out, by flow.
 
-    One run each, of seed 0: the intervals are over images and know nothing of other seeds.
+    There is one run each, of seed 0. So intervals are over images, and not over seeds.
     """
     human = outcome.runs("harness", HUMAN)
     found = {}
@@ -145,7 +157,7 @@ def flows_worth(outcome: Outcome) -> dict[str, Interval]:
 
 
 def explored(outcome: Outcome) -> list[list[str]]:
-    """Return what was tried between the rounds: PQ on selection images, and that over parallel."""
+    """Return the rows of trainings between the rounds, on selection images."""
     runs: dict[str, list[Result]] = {}
     for run in outcome.runs("explored"):
         runs.setdefault(run["contestant"], []).append(on_images(run, "selection"))
@@ -154,7 +166,7 @@ def explored(outcome: Outcome) -> list[list[str]]:
     for name, mine in {"parallel, harness": harness, **runs}.items():
         cells = ["", ""]
         if mine is not harness and name != PARALLEL:
-            over, _ = minus(mine, runs[PARALLEL])
+            over, _ = paired_difference(mine, runs[PARALLEL])
             cells = [over.cell(group, sign=True) for group in (0, 1)]
         seeds = ", ".join(f"{pq(run):.1f} ({run['seed']})" for run in mine)
         rows.append([name, seeds, *cells])
@@ -162,11 +174,11 @@ def explored(outcome: Outcome) -> list[list[str]]:
 
 
 def between_rounds(found: Sequence[Outcome]) -> list[list[str]]:
-    """Return what later rounds' groups have over those of the first, on selection images."""
+    """Return the differences of later rounds' groups to those of the first, as rows."""
     rows = []
     for later in (outcome for outcome in found if outcome.round > 1):
-        before = judged(Outcome(later.first))
-        for name, runs in judged(later).items():
+        before = groups_of(Outcome(later.first))
+        for name, runs in groups_of(later).items():
             if runs and before[name] and runs != before[name]:
                 over = difference(runs, before[name], part="selection")
                 rows.append([later.name, name, over.cell(0, sign=True)])

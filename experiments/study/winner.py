@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Write configs/genotypes/nas_spatialflow.json, the searched genotype that is above the human one.
+"""Write the searched genotype that is above the human one, from kept results.
 
-It is drawn in docs/images/nas_spatialflow.svg.
+    python -m experiments.study.winner
 
-python -m experiments.study.winner
+The genotype goes to configs/genotypes/nas_spatialflow.json, and its drawing to
+docs/images/nas_spatialflow.svg.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ from experiments.study.analysis import (
     claims,
     outcomes,
 )
-from experiments.study.keep import ROOT
-from spatialflow.analysis.trials import ROOT as REPOSITORY
+from experiments.study.settings import REPOSITORY, RESULTS
 from spatialflow.modeling.flow_graph import spatialflow_topology
 
 NAME = "nas_spatialflow"
 
 
 def winner(kept: Path) -> Genotype:
-    """Return the finalist of the last round on real data that is above the human flows.
+    """Return the last finalist on real data that is above the human flows.
 
     Raises:
-        ValueError: If none is.
+        ValueError: If no finalist is.
     """
     for outcome in reversed(outcomes(kept)):
         if outcome.base not in REAL:
@@ -46,7 +46,12 @@ def winner(kept: Path) -> Genotype:
 
 
 def with_provenance(outcome: Outcome, over_human: str) -> Genotype:
-    """Return an outcome's finalist with where it comes from, and what it has over human flows."""
+    """Return the finalist of an outcome, with its provenance.
+
+    Args:
+        outcome: Kept results of a data set and round.
+        over_human: Difference to the human flows in PQ, as text.
+    """
     assert outcome.finalist is not None
     name = outcome.finalist["finalist"]
     found = outcome.genotype(name)
@@ -61,11 +66,11 @@ def with_provenance(outcome: Outcome, over_human: str) -> Genotype:
 
 
 def main() -> None:
-    """Write the file, and draw it."""
+    """Write the genotype and its drawing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kept", type=Path, default=ROOT, help="folder of kept results")
+    parser.add_argument("--kept", type=Path, default=RESULTS, help="folder of kept results")
     try:
         found = winner(parser.parse_args().kept)
     except ValueError as error:

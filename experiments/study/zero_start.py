@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Train the human flows from a start at which they carry nothing, as gates do: a control.
+"""Train the human flows from a start at which they carry nothing, as a control.
 
     python -m experiments.study.zero_start --data nuclei_train433 --threads 1
 
-It tells what of a gate's worth is its start. Its results stand among those of what was explored,
-and those that are there are not run again.
+Gates start that way, so this shows how much of their worth is the start. Results go to the stage
+``explored``. Runs that have a result are not repeated.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from experiments.study.keep import ROOT
 from experiments.study.run import Study
-from experiments.study.settings import HUMAN
-from spatialflow.analysis.tables import parser_of
-from spatialflow.analysis.trials import ROOT as REPOSITORY
-from spatialflow.analysis.trials import trial
+from experiments.study.settings import HUMAN, REPOSITORY, RESULTS
+from spatialflow.analysis.tables import program_parser
+from spatialflow.analysis.trials import run_trial
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.engine import Trainer, prepare_config
 from spatialflow.modeling.flow_graph import FlowGraph
@@ -32,10 +30,10 @@ NAME = "human_from_zero"
 
 
 def silence(graph: FlowGraph) -> None:
-    """Make all flows carry zero, whatever they read.
+    """Set the last layer of every flow to zero.
 
     Raises:
-        ValueError: If a flow has no layer that could be zero.
+        ValueError: If the operation of a flow has no last convolution.
     """
     for key, operation in graph.flows.items():
         last = getattr(operation, "last", None)
@@ -46,7 +44,7 @@ def silence(graph: FlowGraph) -> None:
 
 
 def train(study: Study, seed: int, target: Path) -> None:
-    """Train and evaluate with one seed, from the weights that the seed gives, but for flows."""
+    """Train and evaluate with one seed. Initial weights are those of the seed, except for flows."""
     folder = study.folder / "explored" / target.stem
     folder.mkdir(parents=True, exist_ok=True)
     common = [str(value) for value in (*study.keys, *study.data.training_keys)]
@@ -60,18 +58,18 @@ def train(study: Study, seed: int, target: Path) -> None:
     cfg.MODEL.WEIGHTS = str(folder / "start.pth")
     torch.save({"model": model.state_dict()}, cfg.MODEL.WEIGHTS)
     identity = {"genotype": load_genotype(HUMAN).hash, "settings": settings}
-    trial(cfg, target, {"contestant": NAME, "seed": seed, **identity})
+    run_trial(cfg, target, {"contestant": NAME, "seed": seed, **identity})
 
 
 def main() -> None:
     """Train what is missing, and keep it."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the nuclei")
+    parser = program_parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="nuclei in COCO panoptic layout")
     parser.add_argument("--seeds", type=int, nargs="+", default=[50, 51])
-    parser.add_argument("--kept", type=Path, default=ROOT / "nuclei" / "explored")
+    parser.add_argument("--kept", type=Path, default=RESULTS / "nuclei" / "explored")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    options = {"output": Path("output/study"), "kept": ROOT, "threads": args.threads, "round": 1}
+    options = {"output": Path("output/study"), "kept": RESULTS, "threads": args.threads, "round": 1}
     try:
         study = Study(argparse.Namespace(name="nuclei", data=args.data, **options))
         for seed in args.seeds:

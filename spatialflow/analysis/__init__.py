@@ -1,1 +1,1 @@
-"""Measurements and comparisons of models, shared by tools, benchmarks and experiments."""
+"""Measure and compare models: what tools, benchmarks, experiments and the demo share."""

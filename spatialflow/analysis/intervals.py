@@ -1,6 +1,8 @@
-"""PQ with intervals over seeds and images together, and paired differences.
+"""Bootstrap intervals of PQ over training seeds and images, and paired differences.
 
-S seeds, I images, C classes; ``counts`` (S, I, C, 4) holds iou, tp, fp and fn, as PQ is made of.
+Letters: S seeds, I images, C classes, R resamples. ``counts`` (S, I, C, 4) holds for every seed,
+image and class the sum of IoU, and the numbers of true positives, false positives and false
+negatives (Panoptic Segmentation, arXiv 1801.00868, equation 1).
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ RESAMPLES = 2000
 GROUPS = ("PQ", "PQ_th", "PQ_st")
 
 Result = dict[str, Any]
-"""What :func:`spatialflow.analysis.trials.trial` writes."""
+"""One run, as :func:`spatialflow.analysis.trials.trial` writes it."""
 
 
 def load_results(folder: Path) -> list[Result]:
-    """Read all results of runs."""
+    """Read the results of all runs, ``folder/*/*.json``, in the order of their paths."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
 
 
-def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
-    """Return PQ, PQ_th and PQ_st in percent.
+def pq_from_counts(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
+    """Compute PQ, PQ_th and PQ_st in percent.
+
+    A class without segments is left out of the mean, as panopticapi does.
 
     Args:
-        counts: (..., C, 4) summed over images.
-        isthing: (C,) bool.
+        counts: (..., C, 4) counts, summed over images.
+        isthing: (C,) bool, True for thing classes.
 
     Returns:
-        (..., 3); a class without segments is left out of the mean, as panopticapi does.
+        (..., 3) PQ of all classes, of things and of stuff.
     """
     denominator = counts[..., 1] + 0.5 * (counts[..., 2] + counts[..., 3])
     present = denominator > 0
@@ -44,22 +48,32 @@ def quality(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval, of PQ in percent."""
+    """A mean PQ in percent, or a difference of two, with its 95 % interval."""
 
     mean: float
     low: float
     high: float
 
     def text(self, *, sign: bool = False, digits: int = 1) -> str:
-        """Write it; with signs, as differences are."""
+        """Format the interval as ``mean (low to high)``.
+
+        Args:
+            sign: Whether to write a plus before positive numbers, as for differences.
+            digits: Number of decimals.
+        """
         form = f"{{:{'+' if sign else ''}.{digits}f}}"
-        # Adding zero makes a rounded -0.0 a +0.0.
+        # Adding zero turns a rounded -0.0 into +0.0.
         values = (round(value, digits) + 0.0 for value in self)
         return f"{form} ({form} to {form})".format(*values)
 
 
-class Sampled:
-    """PQ of one contestant: the measured mean over seeds, and resamples of seeds and images."""
+class ResampledPQ:
+    """Mean PQ of one contestant over its seeds, with bootstrap resamples of seeds and images.
+
+    Attributes:
+        mean: (3,) measured PQ, PQ_th and PQ_st in percent.
+        draws: (R, 3) the same of each resample.
+    """
 
     def __init__(
         self, results: list[Result], *, seed: int = 0, runs_seed: int | None = None
@@ -67,71 +81,84 @@ class Sampled:
         """Resample.
 
         Args:
-            results: One of each seed, on the same images.
-            seed: Of the resampling; the same for contestants that are to be compared.
-            runs_seed: Of the resampling of runs, where those of two contestants have nothing to do
-                with each other; None where runs of one seed belong together.
+            results: One result of each training seed, all on the same images.
+            seed: Seed of the resampling. Contestants that are compared need the same.
+            runs_seed: Seed for resampling the runs. Give different ones to two contestants whose
+                runs are not paired; None pairs runs of the same training seed.
 
         Raises:
-            ValueError: If the images differ.
+            ValueError: If the results are of different images.
         """
         images = [r["images"] for r in results]
         if any(names != images[0] for names in images):
             raise ValueError("results of different images cannot be compared")
         isthing = np.array([bool(c["isthing"]) for c in results[0]["classes"]])
         counts = np.array([r["counts"] for r in results])  # (S, I, C, 4)
-        # What a difference has to have in common.
+        # Two sides of a difference must agree in this.
         seeds_drawn = [r["seed"] for r in results] if runs_seed is None else "apart"
-        self.drawn_from = (seeds_drawn, images[0], seed)
-        self.mean = quality(counts.sum(axis=1), isthing).mean(axis=0)  # (3,)
+        self._drawn_from = (seeds_drawn, images[0], seed)
+        self.mean = pq_from_counts(counts.sum(axis=1), isthing).mean(axis=0)
         rng = np.random.default_rng(seed)
         runs_rng = rng if runs_seed is None else np.random.default_rng([seed, runs_seed])
         seeds, number = counts.shape[:2]
-        draws = []
-        for _ in range(RESAMPLES):
+        by_image = np.moveaxis(counts, 1, -1).reshape(-1, number)  # (S · C · 4, I)
+        chosen = np.empty((RESAMPLES, seeds), dtype=int)
+        summed = np.empty((RESAMPLES, len(by_image)))
+        for i in range(RESAMPLES):
             weights = np.bincount(rng.integers(number, size=number), minlength=number)
-            chosen = runs_rng.integers(seeds, size=seeds)
-            summed = np.tensordot(counts[chosen], weights, axes=([1], [0]))  # (S, C, 4)
-            draws.append(quality(summed, isthing).mean(axis=0))
-        self.draws = np.array(draws)  # (RESAMPLES, 3)
+            chosen[i] = runs_rng.integers(seeds, size=seeds)
+            summed[i] = by_image @ weights.astype(float)
+        per_run = pq_from_counts(summed.reshape(RESAMPLES, seeds, -1, 4), isthing)  # (R, S, 3)
+        self.draws = per_run[np.arange(RESAMPLES)[:, None], chosen].mean(axis=1)
 
-    def minus(self, other: Sampled) -> Sampled:
-        """Return the paired difference: the same seeds and images on both sides.
+    def minus(self, other: ResampledPQ) -> ResampledPQ:
+        """Return the difference, in which each resample has the same seeds and images.
 
         Raises:
-            ValueError: If the two sides have others.
+            ValueError: If the two sides have other seeds or images.
         """
-        if self.drawn_from != other.drawn_from:
+        if self._drawn_from != other._drawn_from:
             sides = " and ".join(
-                f"seeds {side.drawn_from[0]} on {len(side.drawn_from[1])} images"
+                f"seeds {side._drawn_from[0]} on {len(side._drawn_from[1])} images"
                 for side in (self, other)
             )
             raise ValueError(f"{sides}: a difference needs the same seeds and images")
-        difference = object.__new__(Sampled)
-        difference.drawn_from = self.drawn_from
+        difference = object.__new__(ResampledPQ)
+        difference._drawn_from = self._drawn_from
         difference.mean = self.mean - other.mean
         difference.draws = self.draws - other.draws
         return difference
 
     def interval(self, group: int) -> Interval:
-        """Return a group's mean and its 95 % interval."""
+        """Return the mean and the 95 % interval of a group.
+
+        Args:
+            group: Index in :data:`GROUPS`.
+        """
         low, high = np.percentile(self.draws[:, group], [2.5, 97.5])
         return Interval(float(self.mean[group]), float(low), float(high))
 
     def cell(self, group: int, *, sign: bool = False, digits: int = 1) -> str:
-        """Write the mean and its 95 % interval."""
+        """Return the interval of a group as the text of a table's cell."""
         return self.interval(group).text(sign=sign, digits=digits)
 
 
-def minus(one: list[Result], other: list[Result]) -> tuple[Sampled, int]:
-    """Return the paired difference at the seeds that both sides have, and how many they are.
+def paired_difference(one: list[Result], other: list[Result]) -> tuple[ResampledPQ, int]:
+    """Compute the difference of two contestants at the seeds that both have.
+
+    Args:
+        one: Results of the first contestant.
+        other: Results of the contestant that is subtracted.
+
+    Returns:
+        The difference, and the number of seeds that it is based on.
 
     Raises:
-        ValueError: If they have none in common.
+        ValueError: If they have no seed in common.
     """
     common = {r["seed"] for r in one} & {r["seed"] for r in other}
     if not common:
         names = " and ".join(side[0]["contestant"] if side else "nothing" for side in (one, other))
         raise ValueError(f"{names} have no seed in common")
-    sides = [Sampled([r for r in side if r["seed"] in common]) for side in (one, other)]
+    sides = [ResampledPQ([r for r in side if r["seed"] in common]) for side in (one, other)]
     return sides[0].minus(sides[1]), len(common)

@@ -1,6 +1,6 @@
-"""Time of a training step and of inference, several models in turn in one process.
+"""Time of training steps and of inference, with several models in turn in one process.
 
-The models are trained: what inference costs depends on what is detected.
+Use trained models: the cost of inference depends on what is detected.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.utils.analysis import FlopCountAnalysis
+from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
+from spatialflow.analysis.costs import mean_gflops
 from spatialflow.engine import Trainer
 
 ROUNDS = 9
 IMAGES = 5
 
 
-class Timed:
-    """A contestant that can be asked for one step and for one image."""
+class TimedModel:
+    """A model with one training batch and a few test images to time it on."""
 
-    def __init__(self, cfg: Any) -> None:
-        """Build the model of a config with its ``MODEL.WEIGHTS``, and take a batch and images."""
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build the model, load ``MODEL.WEIGHTS``, and read a batch and the images.
+
+        Args:
+            cfg: Complete config, of any meta-architecture.
+        """
         self.trainer = Trainer(cfg)
         self.trainer.resume_or_load(resume=False)
         self.batch = next(iter(self.trainer.step_trainer.data_loader))
@@ -33,7 +38,7 @@ class Timed:
         self.images = list(itertools.islice(loader, IMAGES))
 
     def step(self) -> None:
-        """Forward, losses, backward, optimiser."""
+        """Take one training step: forward, losses, backward, optimiser."""
         self.trainer.model.train()
         optimizer = self.trainer.step_trainer.optimizer
         with EventStorage():
@@ -43,29 +48,30 @@ class Timed:
         optimizer.step()
 
     def inference(self) -> list[int]:
-        """Some images one by one, each with its panoptic result; how much is detected on each."""
+        """Predict the images one by one and return the number of detections on each."""
         self.trainer.model.eval()
         with torch.no_grad():
             return [len(self.trainer.model(image)[0]["instances"]) for image in self.images]
 
     def gflops(self) -> float:
-        """Multiply-adds of inference on one of the images, in 10^9, as fvcore counts them."""
-        self.trainer.model.eval()
-        totals = []
-        for image in self.images:
-            counter = FlopCountAnalysis(self.trainer.model, image)
-            counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            counter.set_op_handle(**OPERATIONS)
-            totals.append(float(counter.total()) / 1e9)
-        return statistics.mean(totals)
+        """Return the multiply-adds of inference in 10^9, as the mean over the images."""
+        return mean_gflops(self.trainer.model.eval(), self.images)
 
 
-def in_turn(
-    works: dict[str, Callable[[], Any]], share: int = 1, rounds: int = ROUNDS
+def time_in_turn(
+    works: dict[str, Callable[[], Any]], units: int = 1, rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
-    """Time each work once a round, as so many shares; the first round only warms up.
+    """Time several functions, each once a round, so that all meet the same state of the machine.
 
-    Where a GPU is used, a work ends when the GPU has done it.
+    The first round only warms up. Where a GPU is used, a call ends when the GPU has finished.
+
+    Args:
+        works: Functions by name.
+        units: Number of units of work, such as images, in one call. Times are for one unit.
+        rounds: Number of rounds that count.
+
+    Returns:
+        The seconds of every round, by name.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
@@ -75,35 +81,23 @@ def in_turn(
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             if number:
-                times[name].append((time.perf_counter() - start) / share)
+                times[name].append((time.perf_counter() - start) / units)
     return times
 
 
-def spread(what: str, mine: list[float], first: list[float]) -> dict[str, Any]:
-    """Return the ratio of medians, and seconds: median, least and most."""
-    seconds = [round(f(mine), 4) for f in (statistics.median, min, max)]
+def compare_times(what: str, times: list[float], reference: list[float]) -> dict[str, Any]:
+    """Compare the seconds of a model with those of a reference.
+
+    Args:
+        what: Name of the work, which becomes the key of the result.
+        times: Seconds of the model.
+        reference: Seconds of the reference.
+
+    Returns:
+        ``{what: ratio of the medians, "what seconds": [median, least, most]}``.
+    """
+    seconds = [round(f(times), 4) for f in (statistics.median, min, max)]
     return {
-        what: round(statistics.median(mine) / statistics.median(first), 2),
+        what: round(statistics.median(times) / statistics.median(reference), 2),
         f"{what} seconds": seconds,
     }
-
-
-def _deformable_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-    """Those of the convolution, and four for each bilinear sample."""
-    weight, output = inputs[1].type().sizes(), outputs[0].type().sizes()
-    positions = output[0] * output[2] * output[3]
-    kernel = weight[1] * weight[2] * weight[3]
-    channels = inputs[0].type().sizes()[1]
-    return int(positions * (weight[0] * kernel + 4 * channels * weight[2] * weight[3]))
-
-
-def _attention_multiply_adds(inputs: list[Any], outputs: list[Any]) -> int:
-    query, key = inputs[0].type().sizes(), inputs[1].type().sizes()
-    return int(2 * query[0] * query[1] * key[1] * query[2])
-
-
-OPERATIONS = {
-    "torchvision::deform_conv2d": _deformable_multiply_adds,
-    "aten::scaled_dot_product_attention": _attention_multiply_adds,
-}
-"""What fvcore does not count by itself."""

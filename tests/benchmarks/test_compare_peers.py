@@ -1,4 +1,4 @@
-"""The comparison with Panoptic FPN: contestants, intervals, and what is done when."""
+"""The comparison with Panoptic FPN: contestants, tables, and which runs are done."""
 
 import argparse
 import json
@@ -11,19 +11,21 @@ from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers
 from benchmarks.peers.analysis import best_rate, flow_table, main_table
-from benchmarks.peers.contestants import MAIN, ablations, config, flow_name, genotype, run_name
+from benchmarks.peers.contestants import MAIN, config, flow_contestants, genotype, run_name
 from benchmarks.peers.speed import models, timed
 from spatialflow.analysis import trials
-from spatialflow.analysis.intervals import Sampled, minus, quality
-from spatialflow.analysis.tables import complete, fill
 from spatialflow.config import load_genotype
+from tests.analysis.test_intervals import random_counts, result
+
+ABLATIONS = flow_contestants()[2:]
 
 
 def test_each_ablation_lacks_exactly_its_flow():
     whole = set(load_genotype("spatialflow").flows)
-    assert len(ablations()) == len(whole) == 10
-    missing = [whole - set(genotype(name).flows) for name in ablations()]
-    assert [f"without {flow_name(*gone)}" for gone in missing] == ablations()
+    assert len(ABLATIONS) == len(whole) == 10
+    for name in ABLATIONS:
+        (missing,) = whole - set(genotype(name).flows)
+        assert name == f"without {missing.source} -> {missing.target}"
 
 
 @pytest.mark.parametrize("name", ["mine", "without box.9 -> cls.9"])
@@ -54,81 +56,6 @@ def test_contestants_learn_on_the_same_trunk(tmp_path, make_input, contestant):
     loss.backward()
 
 
-def result(contestant, seed, counts, rate=0.001, **changes):
-    classes = [{"name": "dot", "isthing": 1, "PQ": 1.0}, {"name": "sky", "isthing": 0, "PQ": 2.0}]
-    images = [f"{i}.png" for i in range(len(counts))]
-    means = quality(np.sum(counts, axis=0), np.array([True, False]))
-    return {
-        "dataset": "scenes",
-        "contestant": contestant,
-        "seed": seed,
-        "rate": rate,
-        "PQ": means[0],
-        "parameters": 1000,
-        "seconds": 2.0,
-        "classes": classes,
-        "images": images,
-        "counts": counts,
-        **changes,
-    }
-
-
-def random_counts(seed, images=12):
-    rng = np.random.default_rng(seed)
-    tp = rng.integers(1, 4, (images, 2))
-    iou = tp * rng.uniform(0.5, 1, (images, 2))
-    return np.stack([iou, tp, rng.integers(0, 2, (images, 2)), tp * 0], axis=-1).tolist()
-
-
-def test_quality_by_hand():
-    # Class 1: 1.5 / (2 + 0.5) = 60 %; class 2: 0.9 / 1 = 90 %; class 3 does not occur.
-    counts = np.array([[1.5, 2, 1, 0], [0.9, 1, 0, 0], [0, 0, 0, 0]])
-    assert quality(counts, np.array([True, False, False])) == pytest.approx([75, 60, 90])
-
-
-def test_a_contestant_equals_itself_and_a_better_one_is_found():
-    mine = [result("parallel", seed, random_counts(seed)) for seed in range(3)]
-    sampled = Sampled(mine)
-    assert np.abs(sampled.minus(Sampled(mine)).draws).max() == 0
-    better = json.loads(json.dumps(mine))
-    for item in better:
-        for image in item["counts"]:
-            for entry in image:
-                entry[0] *= 0.9
-    difference = sampled.minus(Sampled(better))
-    low, high = np.percentile(difference.draws[:, 0], [2.5, 97.5])
-    assert 0 < low < difference.mean[0] < high
-    assert difference.mean[0] == pytest.approx(0.1 * sampled.mean[0])
-    assert difference.cell(0, sign=True).startswith("+")
-
-
-def test_intervals_grow_with_the_spread_of_seeds():
-    def seeds(factors):
-        counts = [np.array(random_counts(0)) * [factor, 1, 1, 1] for factor in factors]
-        return [result("parallel", i, item.tolist()) for i, item in enumerate(counts)]
-
-    same, spread = seeds([0.8, 0.8, 0.8]), seeds([0.6, 0.8, 1.0])
-    assert Sampled(spread).mean == pytest.approx(Sampled(same).mean)
-    assert Sampled(spread).draws[:, 0].std() > Sampled(same).draws[:, 0].std()
-
-
-def test_other_images_are_not_compared():
-    mine = [result("parallel", 0, random_counts(0)), result("parallel", 1, random_counts(1, 5))]
-    with pytest.raises(ValueError, match="different images"):
-        Sampled(mine)
-
-
-def test_differences_pair_the_seeds_by_number():
-    mine = [result("parallel", seed, random_counts(seed)) for seed in (0, 1, 2)]
-    difference, seeds = minus(mine, [mine[2]])
-    assert seeds == 1
-    assert np.abs(difference.draws).max() == 0
-    with pytest.raises(ValueError, match=r"seeds \[0\] .* and seeds \[2\] .* the same seeds"):
-        Sampled([mine[0]]).minus(Sampled([mine[2]]))
-    with pytest.raises(ValueError, match="no seed in common"):
-        minus([mine[0]], [mine[2]])
-
-
 def test_rates_are_compared_at_the_seeds_that_both_have():
     def runs(rate, quality_of_seeds):
         return [
@@ -154,7 +81,7 @@ def test_a_difference_takes_the_seeds_that_are_done_on_both_sides():
 
 def test_the_better_rate_and_the_tables():
     results = []
-    for contestant in (*MAIN, ablations()[0]):
+    for contestant in (*MAIN, ABLATIONS[0]):
         for seed in range(2):
             results.append(result(contestant, seed, random_counts(seed)))
             worse = np.array(random_counts(seed)) * [0.5, 1, 1, 1]
@@ -169,7 +96,7 @@ def test_the_better_rate_and_the_tables():
 
 def test_what_flows_are_worth():
     whole = [result("spatialflow", seed, random_counts(seed)) for seed in range(2)]
-    less = result(ablations()[0], 1, (np.array(random_counts(1)) * [0.5, 1, 1, 1]).tolist())
+    less = result(ABLATIONS[0], 1, (np.array(random_counts(1)) * [0.5, 1, 1, 1]).tolist())
     text = flow_table([*whole, less, result("parallel", 0, random_counts(0))], "scenes")
     rows = [line.split(" | ") for line in text.splitlines()[2:]]
     assert [row[0] for row in rows] == ["| all ten", "| box.1 -> cls.1"]
@@ -177,23 +104,6 @@ def test_what_flows_are_worth():
     assert float(rows[1][2].split()[0]) > 5
     with pytest.raises(ValueError, match="no result of spatialflow on nuclei yet"):
         flow_table(whole, "nuclei")
-
-
-def test_tables_go_between_their_marks():
-    page = "a\n<!-- table: x -->\nold\n<!-- end -->\nb\n"
-    assert fill(page, {"x": "new"}, "p") == "a\n<!-- table: x -->\n\nnew\n\n<!-- end -->\nb\n"
-    assert fill(fill(page, {"x": "new"}, "p"), {"x": "new"}, "p") == fill(page, {"x": "new"}, "p")
-    assert fill(page + page.replace("x", "y"), {"x": "new"}, "p").endswith(page.replace("x", "y"))
-    with pytest.raises(ValueError, match="page.md: tables"):
-        fill("nothing", {"x": "new"}, "page.md")
-
-
-def test_tables_without_a_place_are_named(tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- table: x -->\n<!-- end -->\n")
-    complete([page], {"x": "new", "y": "more"})
-    assert "new" in page.read_text()
-    assert "['y']" in capsys.readouterr().err
 
 
 def test_speed_needs_the_models_of_the_runs(tmp_path):
@@ -249,7 +159,7 @@ def test_runs_that_have_a_result_are_not_repeated(tmp_path, started):
 def test_each_flow_is_left_out_once_a_seed_at_one_rate(tmp_path, started):
     compare_peers.run_all(arguments(tmp_path, command="flows"))
     assert len(started) == len(set(started)) == 2 * 12
-    assert {run.contestant for run in started} == {"spatialflow", "parallel", *ablations()}
+    assert {run.contestant for run in started} == {"spatialflow", "parallel", *ABLATIONS}
     assert {run.rate for run in started} == {compare_peers.FLOW_RATE}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from spatialflow.data import register_panoptic
 from spatialflow.data.validation.file_rules import read_panoptic_png
 
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
 
 
 @pytest.fixture(scope="module")

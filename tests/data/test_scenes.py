@@ -1,20 +1,18 @@
 """Generated scenes: the same every time, labelled consistently, and not to be told by colour."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.data import generate_scenes
 from spatialflow.data.synthetic.scenes import SCENE_CATEGORIES, generate_scene
 from spatialflow.data.synthetic.textures import SHAPES
 from spatialflow.data.validation.file_rules import read_panoptic_png
 
-ROOT = Path(__file__).parents[2]
 NAMES = {c["id"]: c["name"] for c in SCENE_CATEGORIES}
 
 
@@ -87,26 +85,14 @@ def test_wrong_sizes_are_named(tmp_path):
         generate_scenes(tmp_path, count=1, size=(32, 200))
 
 
-@pytest.fixture
-def colour_classifier():
-    """The benchmark, which is a script and no part of the package."""
-    path = ROOT / "benchmarks" / "colour_classifier.py"
-    spec = importlib.util.spec_from_file_location("colour_classifier", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_colours_do_not_tell_the_classes(tmp_path, register_folder, colour_classifier):
+def test_colours_do_not_tell_the_classes(tmp_path, register_folder):
     for seed, (name, count) in enumerate({"train": 40, "test": 12}.items()):
         generate_scenes(tmp_path / name, count=count, seed=seed)
         register_folder(tmp_path / name, name)
-    assert colour_classifier.evaluate_colour_classifier("train", "test")["PQ"] < 5
+    assert evaluate_colour_classifier("train", "test")["PQ"] < 5
 
 
-def test_the_colour_classifier_finds_classes_that_have_a_colour(
-    tmp_path, register_folder, colour_classifier
-):
+def test_the_colour_classifier_finds_classes_that_have_a_colour(tmp_path, register_folder):
     root = tmp_path / "painted"
     generate_scenes(root, count=6, seed=0)
     content = json.loads((root / "panoptic.json").read_text())
@@ -118,6 +104,6 @@ def test_the_colour_classifier_finds_classes_that_have_a_colour(
             painted[ids == segment["id"]] = color
         Image.fromarray(painted).save(root / "images" / annotation["file_name"])
     name = register_folder(root)
-    results = colour_classifier.evaluate_colour_classifier(name, name, tmp_path)
+    results = evaluate_colour_classifier(name, name, tmp_path)
     assert results["PQ_st"] == pytest.approx(100)
     assert results["PQ_th"] > 60  # touching things of one class still become one

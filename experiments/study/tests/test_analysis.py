@@ -29,9 +29,10 @@ from experiments.study.analysis import (
 )
 from experiments.study.claims import all_claims
 from experiments.study.claims import main as claims_main
-from experiments.study.keep import HISTORY, ROOT
+from experiments.study.keep import HISTORY
 from experiments.study.report import Findings, histories
-from experiments.study.searches import what_searches_left
+from experiments.study.searches import search_rows
+from experiments.study.settings import RESULTS
 from experiments.study.tables import (
     against_human,
     between_rounds,
@@ -235,7 +236,7 @@ def test_the_winner_is_the_last_finalist_that_is_above_human(tmp_path: Path) -> 
 
 
 def test_the_winner_that_is_packaged_is_that_of_the_kept_results() -> None:
-    assert winner(ROOT) == load_genotype("nas_spatialflow")
+    assert winner(RESULTS) == load_genotype("nas_spatialflow")
 
 
 def test_operations_are_those_of_flows_over_the_parallel_network(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_second_round_shows_searches_of_its_own_space(tmp_path: Path) -> None:
     genotypes = later.folder / "genotypes"
     found = Genotype.load(genotypes / "default_0.json")
     replace(found, name="default_10").save(genotypes / "default_10.json")
-    assert ["default_10", "9"] in [row[:2] for row in what_searches_left(later)]
+    assert ["default_10", "9"] in [row[:2] for row in search_rows(later)]
     write(later.folder, "random", "random_0", [0.8])
     assert ["nuclei_round2", "random", "+5.0 (+5.0 to +5.0)"] in between_rounds([later])
     assert [row[1] for row in between_rounds([later])] == ["random"]

@@ -13,7 +13,7 @@ from experiments.study.check import finalists
 from experiments.study.images import on_images, pq
 from experiments.study.keep import keep, restore
 from experiments.study.run import Study
-from experiments.study.settings import DARTS, DATA
+from experiments.study.settings import DARTS, DATA, RESULTS
 from experiments.study.zero_start import silence
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
@@ -125,11 +125,11 @@ def test_a_second_round_has_seeds_of_its_own(study, tmp_path, monkeypatch):
     assert {flow.port for genotype in again for flow in genotype.flows} == {"gate"}
 
 
-@pytest.mark.usefixtures("scenes")
+@pytest.mark.usefixtures("few_scenes")
 def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     ran = []
 
-    def run_apart(what, words, threads):
+    def run_in_subprocess(what, words, threads):
         ran.append(list(map(str, words)))
         folder = Path(ran[-1][-1])
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
         (folder / "model_final.pth").touch()
 
     again = {"finds": "parallel"}
-    monkeypatch.setattr("experiments.study.run.run_apart", run_apart)
+    monkeypatch.setattr("experiments.study.run.run_in_subprocess", run_in_subprocess)
     found = study.searched("default", 0)
     assert Genotype.load(found).name == "default_0"
     assert study.searched("default", 0) == found
@@ -162,6 +162,14 @@ def test_a_search_is_done_once_and_leaves_its_genotype(study, monkeypatch):
     study.data = replace(study.data, search_keys=(*study.data.search_keys, "SEARCH.COST", 2.0))
     with pytest.raises(ValueError, match="default_0.json: of a search with the settings"):
         study.searched("default", 0)
+
+
+@pytest.mark.usefixtures("few_scenes")
+@pytest.mark.parametrize("search", [("default", 0), ("perturbation", 1), ("darts_original", 2)])
+def test_kept_searches_have_the_settings_of_today(study, search):
+    method, seed = search
+    kept = Genotype.load(RESULTS / "scenes" / "genotypes" / f"{method}_{seed}.json")
+    assert kept.provenance["config"] == config_hash(study.search_config(method, seed))
 
 
 @pytest.mark.parametrize("name", ["nuclei", "scenes"])

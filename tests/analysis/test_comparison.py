@@ -1,13 +1,12 @@
-"""tools/compare_genotypes.py: genotypes under one harness."""
+"""Genotypes under one harness, and tools/compare_genotypes.py."""
 
-import argparse
 import json
 
 import pytest
 
 from darts.genotype import Flow, Genotype
-from tests.benchmarks.test_compare_peers import random_counts, result
-from tools import compare_genotypes as tool
+from spatialflow.analysis.comparison import Comparison, comparison_table, load_genotypes
+from tests.analysis.test_intervals import random_counts, result
 
 
 @pytest.fixture
@@ -17,14 +16,9 @@ def mine(tmp_path):
     return path
 
 
-def arguments(tmp_path, *genotypes, opts=()):
-    return argparse.Namespace(
-        config_file="generated/spatialflow.yaml",
-        genotypes=[str(g) for g in genotypes],
-        seeds=[0, 1],
-        output=tmp_path / "out",
-        opts=list(opts),
-    )
+def comparison(tmp_path, *genotypes, opts=()):
+    found = load_genotypes(map(str, genotypes))
+    return Comparison("generated/spatialflow.yaml", opts, found, [0, 1], tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -58,25 +52,30 @@ def test_genotypes_are_trained_once_and_compared(program, mine, tmp_path):
 
 
 def test_results_of_other_settings_or_genotypes_are_not_mixed_in(mine, tmp_path):
-    args = arguments(tmp_path, "parallel", mine)
-    args.output.mkdir()
-    path = args.output / "mine-seed0.json"
-    path.write_text(json.dumps(tool.identity(args, "mine", 0)))
-    assert tool.result(args, "mine", 0) is not None
-    assert tool.result(args, "mine", 1) is None
-    other = arguments(tmp_path, "parallel", mine, opts=["SOLVER.MAX_ITER", "7"])
+    runs = comparison(tmp_path, "parallel", mine)
+    runs.output.mkdir()
+    path = runs.output / "mine-seed0.json"
+    path.write_text(json.dumps(runs.identity("mine", 0)))
+    assert runs.result("mine", 0) is not None
+    assert runs.result("mine", 1) is None
+    assert runs.missing() == [("parallel", 0), ("parallel", 1), ("mine", 1)]
+    assert {name: len(found) for name, found in runs.results().items()} == {
+        "parallel": 0,
+        "mine": 1,
+    }
+    other = comparison(tmp_path, "parallel", mine, opts=["SOLVER.MAX_ITER", "7"])
     with pytest.raises(ValueError, match=r"mine-seed0\.json: result with settings"):
-        tool.result(other, "mine", 0)
+        other.missing()
     Genotype("mine", (Flow("box.2", "cls.2", "input", "conv_1x1"),)).save(mine)
     with pytest.raises(ValueError, match=r"mine-seed0\.json: result with genotype"):
-        tool.result(args, "mine", 0)
+        comparison(tmp_path, "parallel", mine).missing()
 
 
-def test_mistakes_are_found_before_the_first_run(mine, tmp_path):
+def test_mistakes_are_found_before_the_first_run(mine):
     with pytest.raises(ValueError, match="a second one named 'mine'"):
-        tool.train_all(arguments(tmp_path, mine, mine))
+        load_genotypes([mine, mine])
     with pytest.raises(ValueError, match="absent"):
-        tool.train_all(arguments(tmp_path, "absent.json"))
+        load_genotypes(["absent.json"])
 
 
 def test_the_table_pairs_with_the_first():
@@ -85,6 +84,7 @@ def test_the_table_pairs_with_the_first():
         for name in ("human", "searched")
     }
     cost = {"GFLOPs": 1.5, "time": 1.0, "time seconds": [0.25, 0.2, 0.3]}
-    text = tool.comparison(results, {"human": cost, "searched": {**cost, "time": 0.8}})
+    text = comparison_table(results, {"human": cost, "searched": {**cost, "time": 0.8}})
     assert "| searched − human | +0.0 (+0.0 to +0.0) |" in text
     assert "| 1.50 | 250 | 0.80 |" in text
+    assert "GFLOPs" not in comparison_table(results)

@@ -1,4 +1,4 @@
-"""tools/analyze.py: the parts of the published network against figures worked out by hand."""
+"""Costs of the parts of the published network by tools/analyze.py, against figures by hand."""
 
 import json
 import math
