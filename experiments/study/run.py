@@ -45,10 +45,9 @@ from experiments.study.settings import (
 from spatialflow.analysis.ablations import file_name, without_each_flow
 from spatialflow.analysis.intervals import Result
 from spatialflow.analysis.trials import run_in_subprocess
-from spatialflow.config import get_cfg, load_genotype
+from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import prepare_config
-from spatialflow.search.derivation import config_hash
 from spatialflow.search.space import random_genotypes, write_genotypes
 from spatialflow.utils.files import write_atomically
 

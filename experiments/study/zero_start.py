@@ -20,10 +20,9 @@ from experiments.study.run import Study
 from experiments.study.settings import HUMAN, REPOSITORY, RESULTS
 from spatialflow.analysis.tables import program_parser
 from spatialflow.analysis.trials import run_trial
-from spatialflow.config import get_cfg, load_genotype
+from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.engine import Trainer, prepare_config
 from spatialflow.modeling.flow_graph import FlowGraph
-from spatialflow.search.derivation import config_hash
 from spatialflow.utils.randomness import seed_generators
 
 NAME = "human_from_zero"

@@ -20,9 +20,8 @@ from spatialflow.analysis.intervals import GROUPS, ResampledPQ, Result, paired_d
 from spatialflow.analysis.tables import table
 from spatialflow.analysis.timing import IMAGES, TimedModel, compare_times, time_in_turn
 from spatialflow.analysis.trials import run_trial
-from spatialflow.config import get_cfg, load_genotype
+from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
-from spatialflow.search.derivation import config_hash
 from spatialflow.utils.files import write_atomically
 
 SPEED_FILE = "speed.json"

@@ -2,12 +2,14 @@
 
 from spatialflow.config.defaults import add_search_config, add_spatialflow_config
 from spatialflow.config.genotypes import builtin_genotypes, genotype_of, load_genotype
+from spatialflow.config.identity import config_hash
 from spatialflow.config.loading import configs_root, find_config, get_cfg
 
 __all__ = [
     "add_search_config",
     "add_spatialflow_config",
     "builtin_genotypes",
+    "config_hash",
     "configs_root",
     "find_config",
     "genotype_of",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Callable
@@ -24,8 +23,7 @@ from darts.genotype import Genotype
 from darts.mixed import MixedEdge
 from darts.relaxation import choice_key
 from darts.space import Costs
-from spatialflow.config import get_cfg
-from spatialflow.config.options import SUPERNET
+from spatialflow.config import config_hash
 from spatialflow.search.history import history_svg
 from spatialflow.search.log import LOG_FILE, read_log
 from spatialflow.search.report import write_report
@@ -39,8 +37,6 @@ from spatialflow.utils.randomness import seeded
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
-SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
-"""Keys that change the speed of a run and not its result."""
 UNDECIDED = 1.25
 """Ratio of the likeliest candidates' mean share to the uniform one, below which a warning comes."""
 
@@ -194,33 +190,6 @@ def cost_of(genotype: Genotype, costs: Costs) -> float:
     flows = sum(costs[flow.key, flow.operation] for flow in genotype.flows)
     choices = (costs.get((choice_key(n), option), 0.0) for n, option in genotype.choices.items())
     return flows + sum(choices)
-
-
-def config_hash(cfg: CfgNode) -> str:
-    """Return twelve hex digits that identify the values of a config that are not defaults.
-
-    ``OUTPUT_DIR`` and :data:`SPEED_KEYS` do not count. A key that a later version adds does not
-    change the hash while it has its default.
-    """
-    defaults, given = _leaves(get_cfg()), _leaves(cfg)
-    for name in ("OUTPUT_DIR", *SPEED_KEYS):
-        given.pop(name, None)
-    # Version 0.1 said so by another key, and hashes of its searches are kept.
-    if given.get("MODEL.META_ARCHITECTURE") == SUPERNET:
-        given["MODEL.META_ARCHITECTURE"] = defaults["MODEL.META_ARCHITECTURE"]
-        given["SEARCH.ENABLED"] = True
-    changed = {n: v for n, v in given.items() if n not in defaults or defaults[n] != v}
-    return hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:12]
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def versions() -> dict[str, str]:

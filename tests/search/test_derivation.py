@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from darts.architect import Architect
 from darts.genotype import Genotype
 from darts.relaxation import architecture_parameters
-from spatialflow.config import get_cfg, load_genotype
+from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.search import derivation
-from spatialflow.search.derivation import config_hash, cost_of
+from spatialflow.search.derivation import cost_of
 from spatialflow.search.space import flow_costs, search_space
 from spatialflow.search.trainer import SearchTrainer
 from tests.search.test_search import SEARCH, search

@@ -15,10 +15,9 @@ from experiments.study.keep import keep, restore
 from experiments.study.run import Study
 from experiments.study.settings import DARTS, DATA, RESULTS
 from experiments.study.zero_start import silence
-from spatialflow.config import get_cfg, load_genotype
+from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.modeling.flow_graph import FlowGraph
-from spatialflow.search.derivation import config_hash
 
 RESULT = {
     "contestant": "human",
