@@ -59,13 +59,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the long forms of tests, unless -m asks for them."""
+    """Leave out the long forms of tests, unless -m asks for them."""
     if "soak" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("soak")]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Fail a test that skips where all that tests need has to be installed."""
+    report = yield
+    everything_is_here = os.environ.get("CI") or os.environ.get("SPATIALFLOW_TEST_DATA")
+    if report.skipped and not hasattr(report, "wasxfail") and everything_is_here:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} may not skip here: {call.excinfo.value}"
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +86,7 @@ def _seed():
 
 @pytest.fixture
 def tiny_cfg(tmp_path):
-    """Returns a function that gives the config of a tiny ResNet-18 model, KEY=VALUE changed."""
+    """Return a function that gives the config of a tiny ResNet-18 model, KEY=VALUE changed."""
 
     def build(changes=None, file=None):
         keys = {**TINY, "OUTPUT_DIR": str(tmp_path / "output"), **(changes or {})}
@@ -99,7 +110,7 @@ def _rectangles(height, width, count, num_classes):
 
 @pytest.fixture
 def make_input():
-    """Returns a function that makes one image with ground truth, as the mapper would.
+    """Return a function that makes one image with ground truth, as the mapper does.
 
     With `stuff=False` all that is not a thing is void; without things the stuff goes on under them.
     """
@@ -150,7 +161,7 @@ def scenes(scenes_root, tmp_path, monkeypatch):
 
 @pytest.fixture
 def scenes_cfg(tiny_cfg, scenes):
-    """Returns a function that gives a config for training on the tiny scenes."""
+    """Return a function that gives a config for training on the tiny scenes."""
 
     def build(changes=None):
         return tiny_cfg(
@@ -174,7 +185,7 @@ def scenes_cfg(tiny_cfg, scenes):
 
 @pytest.fixture
 def program(tmp_path):
-    """Returns a function that runs a script of the repository, elsewhere than in it."""
+    """Return a function that runs a script of the repository in another folder."""
 
     def start(script, *arguments, wrapper=()):
         environment = {
