@@ -77,7 +77,11 @@ def test_commands_name_what_exists(words):
         return
     if program in ("git", "cd"):
         return
-    assert program in ("python", ".venv/bin/python"), program
+    if program == "torchrun":
+        script = next(word for word in arguments if word.endswith(".py"))
+        arguments = arguments[arguments.index(script) :]
+    else:
+        assert program in ("python", ".venv/bin/python"), program
     if arguments[0] == "-m":
         assert (ROOT / f"{arguments[1].replace('.', '/')}.py").is_file()
         return
