@@ -1,4 +1,4 @@
-"""Generated scenes: the same every time, labelled consistently, and not to be told by colour."""
+"""Generated scenes are repeatable, labelled consistently, and not classifiable by colour."""
 
 import importlib.util
 import json
@@ -89,7 +89,7 @@ def test_wrong_sizes_are_named(tmp_path):
 
 @pytest.fixture
 def colour_classifier():
-    """The benchmark, which is a script and no part of the package."""
+    """Return the benchmark as a module; it is a script outside of the package."""
     path = ROOT / "benchmarks" / "colour_classifier.py"
     spec = importlib.util.spec_from_file_location("colour_classifier", path)
     module = importlib.util.module_from_spec(spec)
