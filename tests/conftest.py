@@ -59,7 +59,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the long forms of tests, unless -m asks for them."""
+    """Deselect the long forms of tests, unless -m asks for them."""
     if "soak" in config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("soak")]

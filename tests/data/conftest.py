@@ -23,13 +23,13 @@ CATEGORIES = [
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Derived files of a test go into its own folder."""
+    """Write evaluation JSONs of a test into its own folder."""
     monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
 def clean_catalogs():
-    """What a test registers is taken out again."""
+    """Remove what a test registered."""
     before = set(DatasetCatalog) | set(MetadataCatalog)
     yield
     for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
@@ -38,7 +38,7 @@ def clean_catalogs():
 
 @pytest.fixture
 def write_dataset(tmp_path):
-    """Returns a function that writes a COCO panoptic data set and returns its folder.
+    """Return a function that writes a COCO panoptic data set and returns its folder.
 
     Each image is (ids (H, W), {segment id: category id or (category id, iscrowd)}).
     """
@@ -90,7 +90,7 @@ def write_dataset(tmp_path):
 
 @pytest.fixture
 def register_folder():
-    """Returns a function that registers a folder in the layout of `write_dataset`."""
+    """Return a function that registers a folder in the layout of `write_dataset`."""
 
     def register(root, name="tiny", **options):
         root = Path(root)
@@ -104,7 +104,7 @@ def register_folder():
 
 @pytest.fixture
 def real_data():
-    """The folder of real data; without it the test is skipped."""
+    """Return the folder of real data; skip the test if there is none."""
     folder = os.environ.get("SPATIALFLOW_TEST_DATA")
     if not folder:
         pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real panoptic data")

@@ -1,7 +1,7 @@
-"""Says whether a broken data set was handled as it should be.
+"""Judge whether the library handled a broken data set correctly.
 
-What training and evaluation get is compared with a plain reading of the same files, written apart
-from the library's: a broken set is either reported, or read as its files say.
+A simple reader that does not use the library reads the same files. Training samples and evaluation
+truth must be equal to what it returns, unless the set is reported as broken.
 """
 
 import io
@@ -36,11 +36,11 @@ ONLY_CHECKED = (
     "has other areas than ",
     "has other boxes than ",
 )
-"""Beginnings of what the checker says of a file that training may use all the same."""
+"""Beginnings of the checker's messages about files that training may use anyway."""
 
 
 class Judge:
-    """Compares broken sets with the clean one that they were made from."""
+    """Compare broken sets with the clean set that they were made from."""
 
     def __init__(self, clean):
         self.clean_samples, stopped = training(clean)
@@ -49,9 +49,9 @@ class Judge:
         assert run_checker(clean)[0] == 0
 
     def __call__(self, root, touched):
-        """Returns a verdict and, where it is WRONG, why.
+        """Return a verdict and, if it is WRONG, the reason.
 
-        Anything but a DataError that the library raises is raised from here.
+        Any error of the library that is no DataError is raised.
         """
         named = [str(path) for path in touched]
         status, lines = run_checker(root)
@@ -83,7 +83,7 @@ class Judge:
 
     @staticmethod
     def _missed(root, samples, problems, stopped):
-        """Problems that training should have noticed, but did not."""
+        """Return the problems that training should have noticed, but did not."""
         if not stopped:
             used = problems
         else:
@@ -93,7 +93,7 @@ class Judge:
 
     @staticmethod
     def _misread(root, samples, truth, complete):
-        """Says where samples or truth are not what the files say."""
+        """Return where samples or truth differ from the files, or None."""
         try:
             if not isinstance(truth, str) and truth != plain_truth(root):
                 return f"evaluated with {truth}"
@@ -109,7 +109,7 @@ class Judge:
 
 
 def run_checker(root):
-    """Exit status and the lines that are printed."""
+    """Return the exit status and the printed lines."""
     printed = io.StringIO()
     with redirect_stdout(printed):
         status = check.main([str(root)])
@@ -121,9 +121,9 @@ def _register(root):
 
 
 def training(root):
-    """Image name → arrays of its sample; the messages that images, or all, are refused with.
+    """Return the arrays of each image's sample by image name, and the messages of refused images.
 
-    Loading that is to stop must say the first of the problems that loading with skips finds.
+    Loading that stops must report the first problem of those that skipping finds.
     """
     samples, messages = {}, []
     try:
@@ -162,7 +162,7 @@ def training(root):
 
 
 def evaluation(root):
-    """(panoptic, instances) truth as sorted lists, or the message that it is refused with."""
+    """Return (panoptic, instances) truth as sorted lists, or the message of its error."""
     try:
         _register(root)
         truth = json.loads(panoptic_json(NAME).read_text())
@@ -183,7 +183,7 @@ def evaluation(root):
 
 
 def _plain_json(root):
-    """The JSON, and its thing and stuff categories in the order of their ids."""
+    """Return the JSON, and its thing and stuff category ids in order."""
     content = json.loads((root / "panoptic.json").read_text())
     categories = sorted(content["categories"], key=lambda c: c["id"])
     things = [c["id"] for c in categories if c["isthing"]]
@@ -196,7 +196,7 @@ def _plain_ids(root, annotation):
 
 
 def plain_samples(root, wanted=None):
-    """What the files say of all images, or of some, in the form of `training`."""
+    """Read all images, or some, into the form of `training`, without the library."""
     content, things, stuff = _plain_json(root)
     samples = {}
     for annotation in content["annotations"]:
@@ -228,7 +228,7 @@ def plain_samples(root, wanted=None):
 
 
 def plain_truth(root):
-    """What JSON and PNGs say, in the form of `evaluation`."""
+    """Read JSON and PNGs into the form of `evaluation`, without the library."""
     content, things, _ = _plain_json(root)
     panoptic, instances = {}, []
     for annotation in content["annotations"]:
@@ -238,7 +238,7 @@ def plain_truth(root):
             area, isthing = int((ids == s["id"]).sum()), category in things
             if isthing:
                 instances.append((image_id, category, crowd, area))
-            # PQ takes an image's stuff of a class, and its crowd of a class, as one.
+            # PQ counts an image's stuff of one class, and its crowds of one class, as one segment.
             whole = crowd or not isthing
             key = (image_id, category, crowd, None if whole else s["id"])
             panoptic[key] = panoptic.get(key, 0) + area
@@ -246,7 +246,7 @@ def plain_truth(root):
 
 
 def _files_of(root, names):
-    """The images of these names, and their PNGs."""
+    """Return the paths of the images with these names, and of their PNGs."""
     content = json.loads((root / "panoptic.json").read_text())
     files = set()
     for annotation in content["annotations"]:
@@ -258,7 +258,7 @@ def _files_of(root, names):
 
 
 def _image_of(annotation, content):
-    """The entry of an annotation's image; None where they do not fit together."""
+    """Return the entry of an annotation's image, or None if there is none."""
     if not isinstance(annotation, dict):
         return None
     images = [i for i in content["images"] if isinstance(i, dict)]

@@ -1,6 +1,6 @@
-"""Ways to break a panoptic data set on the disk.
+"""Break a panoptic data set on the disk in many ways.
 
-As a program it breaks one many times and counts what the checker, training and evaluation say:
+As a program, break one many times, and count how checker, training and evaluation handle it:
 
     python tests/data/corruptions.py --count 2000 --seed 0
 """
@@ -34,7 +34,7 @@ IMAGES, PNGS, JSON = "images", "panoptic", "panoptic.json"
 
 
 def write_clean_set(root):
-    """Writes four images, two of them JPEG, of Voronoi cells with six segments each."""
+    """Write four images, two of them JPEG, of Voronoi cells with six segments each."""
     rng = np.random.default_rng(0)
     for folder in (IMAGES, PNGS):
         (root / folder).mkdir(parents=True)
@@ -76,7 +76,7 @@ def load_ids(path):
 
 
 def pick(root, where, random):
-    """One file of a folder; the JSON."""
+    """Return one file of a folder, or the JSON."""
     return root / JSON if where == JSON else random.choice(sorted((root / where).iterdir()))
 
 
@@ -123,7 +123,7 @@ def put_a_wrong_link_in_its_place(path, random):
 
 
 def claim_a_billion_pixels(path, random):
-    """A small PNG whose header says 32000 × 32000."""
+    """Write a small PNG whose header says 32000 × 32000."""
     chunks = []
     header = struct.pack(">IIBBBBB", 32000, 32000, 8, 2, 0, 0, 0)
     for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 5000)), (b"IEND", b"")):
@@ -161,7 +161,7 @@ def compress_with_loss(path, random):
 
 
 def change_ids(path, random):
-    """Some pixels become another segment, an unknown one, or void."""
+    """Give some pixels to another segment, an unknown one, or void."""
     ids = load_ids(path)
     height, width = ids.shape
     top, left = random.randrange(height), random.randrange(width)
@@ -231,7 +231,7 @@ KINDS = {
     "PNG: exchange with another": _swap_files(PNGS, PNGS),
     "PNG: exchange with an image": _swap_files(IMAGES, PNGS),
 }
-"""Name → function (root, random) that breaks something and returns the files it touched."""
+"""Functions (root, random) by name; each breaks something and returns the touched files."""
 
 
 _BROKEN_ALREADY = (OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError)
@@ -239,10 +239,10 @@ _BROKEN_ALREADY += (Image.DecompressionBombError,)
 
 
 def corrupt(root, kinds, random):
-    """Breaks a set in several ways; one that finds its file broken already is left out.
+    """Break a set in several ways; skip a way that cannot read its file, which is broken already.
 
     Returns:
-        the files that differ from what they were.
+        The files that were changed.
     """
     touched = set()
     for kind in kinds:
@@ -255,7 +255,7 @@ def corrupt(root, kinds, random):
 
 
 def tally(judge, clean, args):
-    """Kind → Counter of verdicts, the slowest in seconds, and descriptions of what went wrong."""
+    """Return verdict counts by kind, the longest time in seconds, and descriptions of errors."""
     kinds = [*KINDS, "several at once"]
     table, slowest, wrong = {kind: Counter() for kind in kinds}, 0.0, []
     cache = os.environ["SPATIALFLOW_CACHE"] = str(clean.parent / "cache")

@@ -1,4 +1,4 @@
-"""Changes of a panoptic JSON, each a function (content, random)."""
+"""Change a panoptic JSON; each change is a function (content, random)."""
 
 import copy
 
@@ -8,7 +8,7 @@ VALUES += [[[[[[[[[0]]]]]]]], "x" * 5000]
 
 
 def places(content):
-    """All (container, key) of a JSON by what they are: indices do not count."""
+    """Return all (container, key) pairs of a JSON by their path without list indices."""
     found = {}
     waiting = [("", content)]
     while waiting:

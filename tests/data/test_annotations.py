@@ -1,4 +1,4 @@
-"""A JSON is parsed and checked once a process, and nobody can change what others read."""
+"""A process parses and checks a JSON once, and callers cannot change what others read."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ CLASSES = {5: 7, 70000: 15}
 
 @pytest.fixture
 def parses(monkeypatch):
-    """The number of files that were parsed, and of those that were checked."""
+    """Return the counts of parsed and of checked JSONs; they grow during the test."""
     counts = {"parsed": 0, "checked": 0}
 
     def counting(name, function):
@@ -81,7 +81,7 @@ def test_a_json_that_became_wrong_or_whole_again_is_noticed(root, register_folde
 
 
 def scramble(value):
-    """Changes everything that can be changed."""
+    """Change everything that can be changed."""
     for child in list(value.values() if isinstance(value, dict) else value):
         if isinstance(child, (dict, list)):
             scramble(child)

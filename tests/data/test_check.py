@@ -1,4 +1,4 @@
-"""The checker: every rule, its words, its exit status."""
+"""The check command: every rule, its message, and the exit status."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def root(write_dataset):
 
 @pytest.fixture
 def run(capsys):
-    """Returns a function that runs the checker: exit status, problems, summary."""
+    """Return a function that runs the checker; it returns exit status, problems and summary."""
 
     def run_checker(*arguments):
         status = check.main([str(a) for a in arguments])
@@ -54,7 +54,7 @@ def segment(content, number=0):
     return content["annotations"][1]["segments_info"][number]
 
 
-# (change of the content, what the line says after the JSON's name, images affected).
+# (change of the content, message after the JSON's name, number of affected images).
 WRONG_JSON = [
     (lambda c: c["images"][1].pop("height"), "001.png: has no height", 1),
     (lambda c: c["images"][1].update(width=0), "001.png: width is 0; a positive integer", 1),
@@ -194,6 +194,7 @@ ONE_MORE = np.where(np.arange(72).reshape(6, 12) == 70, 9, IDS)
 MOVED = np.where(np.isin(IDS, (1, 3)), 4 - IDS, IDS)
 WRONG_FILES = [
     (break_image(cut), "images/001.png: is truncated: the file ends inside its IDAT chunk"),
+    (break_image(spoil), "images/001.png: is damaged: the checksum of its IDAT chunk at byte"),
     (break_image(lambda p: p.unlink()), "images/001.png: no such file; "),
     (break_image(lambda p: p.write_bytes(b"")), "images/001.png: is empty"),
     (break_image(lambda p: p.write_bytes(b"x")), "images/001.png: is not a picture of a known"),
@@ -210,9 +211,8 @@ WRONG_FILES = [
     (break_png(ids(np.where(IDS == 3, 2, IDS))), "panoptic/001.png: has no pixel of segments {}"),
     (break_png(ids(np.where(IDS == 3, 0, IDS))), "panoptic/001.png: has no pixel of segments {}"),
 ]
-# Training reads these as they are: it compares neither checksums nor areas and boxes.
+# Training uses these files: it compares neither checksums nor areas and boxes.
 ONLY_CHECKED = [
-    (break_image(spoil), "images/001.png: is damaged: the checksum of its IDAT chunk at byte"),
     (break_image(cut_the_end), "images/001.png: is truncated: the file ends inside its IDAT chunk"),
     (break_image(spoil_the_end), "images/001.png: is damaged: the checksum of its IDAT chunk at"),
     (break_png(cut_the_end), "panoptic/001.png: is truncated: the file ends inside its IDAT chunk"),
@@ -262,7 +262,7 @@ def test_the_checker_and_evaluations_notice_what_training_does_not(
     assert problem.startswith(f"{root}/{text.removesuffix('{}')}")
     assert summary.endswith("1 problem, 1 image affected")
     mapped = mapper(one)
-    # The labels are those of the PNG as it is now: its area and box changed, or nothing.
+    # Only another area or box means other labels.
     (masks, labels), others = (
         (sample["instances"].gt_masks.tensor, sample["sem_seg"]) for sample in (mapped, clean)
     )

@@ -1,4 +1,4 @@
-"""Data sets broken at random: what is wrong is said by name, or the files are read as they are."""
+"""Data sets broken at random are reported with the file's name, or read as their files say."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from spatialflow.data.validation.json_rules import (
 
 @pytest.fixture(scope="module")
 def engine():
-    """The module beside this file that breaks sets."""
+    """Return the module beside this file that breaks sets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent))
         yield import_module("corruptions")
@@ -31,7 +31,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def verdicts(engine):
-    """The module that judges what comes of it."""
+    """Return the module that judges the result."""
     return import_module("corruption_verdicts")
 
 
@@ -50,7 +50,7 @@ def judge(verdicts, clean):
 
 
 def verdict(engine, judge, clean, kinds, seed):
-    """Breaks a copy of the clean set; returns the verdict and why."""
+    """Break a copy of the clean set; return the verdict and the reason."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "set"
         shutil.copytree(clean, root)
@@ -94,7 +94,7 @@ def test_each_way_of_breaking_a_set_is_met(engine, verdicts, judge, clean, tries
     }
     seen = {kind: {result for result, _ in found} for kind, found in results.items()}
     assert not {kind: results[kind] for kind in seen if verdicts.WRONG in seen[kind]}
-    # What may go unnoticed is another image, and what a JSON may say as well; never a PNG.
+    # Another image or another valid JSON may be unnoticed, but never another PNG.
     unnoticed = {kind for kind in seen if verdicts.OTHER in seen[kind]}
     assert not {kind for kind in unnoticed if kind.startswith("PNG")}
     always = [k for k in seen if k.startswith("PNG") and "exchange with another" not in k]

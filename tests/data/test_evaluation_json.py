@@ -1,4 +1,4 @@
-"""Derived files: merged stuff, instances, the cache."""
+"""Evaluation JSONs: merged stuff, instances, the cache."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_merged_stuff_is_one_segment_in_a_rewritten_png(write_dataset, register_
     rewritten = read_panoptic_png(first["file_name"])
     expected = np.repeat([[1, 1, 3, 4, 4, 6]], 4, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(rewritten, expected)
-    # The image that needs no merging keeps the user's PNG; the user's folder is as it was.
+    # The image without merged segments keeps the user's PNG; the user's folder is unchanged.
     assert second["file_name"] == "001.png"
     assert _files(root) == before
     assert str(cache_root()) in first["file_name"]

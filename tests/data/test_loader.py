@@ -1,4 +1,4 @@
-"""Training batches: the same with any number of workers, from any position, and beside bad data."""
+"""Batches are the same with any number of workers, from any position, and with bad data."""
 
 import random
 import shutil
@@ -36,7 +36,7 @@ def draw(loader, count):
 
 
 def same(first, second):
-    """Compares batches to the bit."""
+    """Compare batches bit by bit."""
     for one, other in zip(first, second, strict=True):
         for a, b in zip(one, other, strict=True):
             assert a["file_name"] == b["file_name"]
@@ -151,7 +151,7 @@ def test_bad_images_are_replaced_and_counted(workers, caplog):
     assert told == ["left out: 3.png: broken", "left out: 5.png: broken"]
     again = draw(loader_of(8, {3, 5}, bad_data="skip"), 4)
     assert batches == again
-    # Images that are not bad are those of the sampler.
+    # All other images are those that the sampler chose.
     whole = draw(loader_of(8, set()), 4)
     for batch, other in zip(batches, whole, strict=True):
         for image, original in zip(batch, other, strict=True):
@@ -190,7 +190,7 @@ def test_a_broken_file_of_a_registered_set(scenes_cfg, scenes_root, tmp_path, sc
         image["file_name"].split("/")[-1][:-4] for b in batches for image in b
     }
     assert skipping.bad_images >= 2
-    # What can be seen without reading an image is left out before training starts.
+    # Defects that need no reading of images are found before training starts.
     victim.unlink()
     skipping = build_train_loader(scenes_cfg({**keys, "DATALOADER.BAD_DATA": "skip"}), seed=0)
     assert skipping.sampler.size == len(DatasetCatalog.get(scenes)) - 1

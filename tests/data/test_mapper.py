@@ -17,7 +17,7 @@ SIZE = (40, 60)
 
 
 def scene_ids():
-    """A cat (3) and a dog (4) on grass (1) below the sky (2); a crowd of cats (5); void (0)."""
+    """Draw a cat (3) and a dog (4) on grass (1) below sky (2), a crowd of cats (5) and void (0)."""
     ids = np.ones(SIZE, dtype=np.int32)
     ids[:15] = 2
     ids[10:25, 5:20] = 3
@@ -44,7 +44,7 @@ def make_mapper(*augmentations, **options):
 
 
 def expected_parts(ids):
-    """Labels, masks of dog and cat as in the file, from a map of ids."""
+    """Return the labels, and the masks of cat and dog, of a map of ids."""
     labels = np.full(ids.shape, 255)
     for segment_id, label in {1: 1, 2: 3, 3: 0, 4: 0, 5: 0}.items():
         labels[ids == segment_id] = label

@@ -1,4 +1,4 @@
-"""COCO and nuclei as they are, found through SPATIALFLOW_TEST_DATA."""
+"""Real COCO images and nuclei, in the folder that SPATIALFLOW_TEST_DATA names."""
 
 import json
 
@@ -128,7 +128,7 @@ def test_the_truth_of_a_remapped_split_gets_one_hundred(register_real):
     for one in dicts:
         ids, segments = panoptic_ground_truth(one, metadata)
         first: dict = {}
-        for segment in segments:  # one segment for each stuff class, as PQ wants
+        for segment in segments:  # one segment for each stuff class, as PQ needs
             if not segment["isthing"]:
                 kept = first.setdefault(segment["category_id"], segment["id"])
                 ids[ids == segment["id"]] = kept

@@ -1,4 +1,4 @@
-"""Registration: dicts, metadata, remaps, splits and what happens when something is wrong."""
+"""Registration: dicts, metadata, remaps, splits and errors."""
 
 import json
 import shutil
@@ -219,7 +219,7 @@ def test_a_split_depends_on_the_seed_and_the_name_alone():
     first, second = ([n for n in names if in_validation_split(n, 0.2, s)] for s in (0, 1))
     assert first != second
     assert 150 < len(first) < 250
-    # Pinned: a change here moves images between everybody's training and validation sets.
+    # These must not change: images would move between all users' training and validation sets.
     assert first[:5] == ["000.png", "002.png", "003.png", "008.png", "012.png"]
 
 

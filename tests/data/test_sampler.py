@@ -1,4 +1,4 @@
-"""The sampler of batches is a function of seed and position."""
+"""Batches depend on seed and position only."""
 
 import itertools
 from collections import Counter

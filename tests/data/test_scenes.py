@@ -1,4 +1,4 @@
-"""Generated scenes: the same every time, labelled consistently, and not to be told by colour."""
+"""Generated scenes are repeatable, labelled consistently, and not classifiable by colour."""
 
 import json
 

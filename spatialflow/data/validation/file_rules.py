@@ -150,14 +150,19 @@ def _read_image(path: str, image: ListedImage, format: str, thorough: bool) -> n
             file.seek(0)
         with Image.open(file) as picture:
             mode, (width, height) = picture.mode, picture.size
-    if mode.split(";")[0] in _DEEP_MODES:
-        message = f"has pixels of more than 8 bits (Pillow's mode {mode}); 8 bits are expected"
-        raise DefectError([Defect(path, message, image.name)])
-    # EXIF data may swap the sides. Do not unpack pixels of any other size: a small file can claim
-    # more pixels than fit into memory.
-    if image.size not in ((height, width), (width, height)):
-        raise _wrong_size(path, (height, width), image)
-    pixels = detection_utils.read_image(path, format=format)
+            if mode.split(";")[0] in _DEEP_MODES:
+                message = f"has pixels of more than 8 bits (Pillow's mode {mode})"
+                message += "; 8 bits are expected"
+                raise DefectError([Defect(path, message, image.name)])
+            # EXIF data may swap the sides. Do not unpack pixels of any other size: a small file can
+            # claim more pixels than fit into memory.
+            if image.size not in ((height, width), (width, height)):
+                raise _wrong_size(path, (height, width), image)
+            # Detectron2's read_image ignores errors in EXIF data. Reading those of a PNG decodes
+            # the pixels, so it would ignore broken pixels, too. Decode them before.
+            picture.load()
+            turned = detection_utils._apply_exif_orientation(picture)
+            pixels = detection_utils.convert_PIL_to_numpy(turned, format)
     if pixels.shape[:2] != image.size:
         raise _wrong_size(path, pixels.shape[:2], image)
     return pixels
