@@ -1,4 +1,4 @@
-"""Blocks of attention for stuff: what they compute, cost and start as; choices of a genotype."""
+"""Attention blocks of the stuff head: outputs, initial weights, costs, and a genotype's choices."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_parameters_are_as_the_docstrings_say(option):
 
 @pytest.mark.parametrize("option", BLOCKS)
 def test_costs_are_what_is_counted(option):
-    """fvcore does not count products of single numbers and fused attention; those are added."""
+    """Add what fvcore does not count: products of single numbers and fused attention."""
     channels, side = 64, 48
     positions = side * side
     counter = FlopCountAnalysis(build_attention(option, channels), torch.zeros(1, 64, side, side))
@@ -101,7 +101,7 @@ def test_non_local_on_a_small_map_is_full_attention():
 
 @pytest.mark.parametrize("option", BLOCKS)
 def test_memory_at_full_size(option):
-    """At 800 × 1344 on P3: no more is kept for the backward pass than a few maps of the input."""
+    """Check that a block keeps only a few maps for the backward pass, on P3 of 800 × 1344."""
     block = build_attention(option, 256)
     x = torch.randn(1, 256, 100, 168, requires_grad=True)
     kept = {}
@@ -167,7 +167,7 @@ def test_weights_of_other_attention_are_refused(tiny_cfg, tmp_path):
     attended = build_model(tiny_cfg(keys)).eval().stuff_head
     with pytest.raises(ValueError, match=r"other attention for stuff .*merged\.excite"):
         attended.load_state_dict(plain.stuff_head.state_dict(), strict=False)
-    # A training may start from them.
+    # Training may start from other weights.
     attended.train().load_state_dict(plain.stuff_head.state_dict(), strict=False)
 
 

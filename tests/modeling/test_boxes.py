@@ -1,4 +1,4 @@
-"""Anchors to ground truth, the two dense losses, and the choice of detections."""
+"""The box head: assignment of anchors, the two losses, and the selection of detections."""
 
 import math
 
@@ -24,10 +24,11 @@ def matcher():
 
 
 def match_slowly(iou):
-    """The reference's rules, one anchor and one ground truth at a time.
+    """Apply the reference's rules to one anchor and one ground truth at a time.
 
-    Positive from 0.5, negative below 0.4, between them ignored; then every ground truth in turn
-    takes all anchors that overlap it as much as its best one does, if that is at all.
+    An anchor is positive from an IoU of 0.5, negative below 0.4, and ignored between them. Then
+    every ground truth in turn takes all anchors that overlap it as much as its best anchor does,
+    unless that overlap is zero.
     """
     rows = iou.tolist()
     pairs = []
@@ -67,7 +68,7 @@ def truth(boxes, classes, size=(32, 32)):
 
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 10**6))
 def test_matching_equals_the_slow_loop(truths, anchors, seed):
-    """IoUs of tenths: ties and values on the thresholds are the rule."""
+    """Use IoUs in tenths, so that ties and values on the thresholds are common."""
     generator = torch.Generator().manual_seed(seed)
     iou = torch.randint(0, 9, (truths, anchors), generator=generator) / 10
     matches, labels = match_anchors(iou, matcher())
@@ -87,8 +88,8 @@ def test_matching_written_out():
         ]
     )
     matches, labels = match_anchors(iou, matcher())
-    # Anchor 2 and 5 are the best of truth 2 although both are low and 5 overlaps truth 0 more;
-    # truth 3 overlaps nothing and takes nothing.
+    # Anchors 2 and 5 are the best of truth 2, although both IoUs are low and anchor 5 overlaps
+    # truth 0 more. Truth 3 overlaps nothing and takes nothing.
     assert labels.tolist() == [POSITIVE, IGNORED, POSITIVE, NEGATIVE, POSITIVE, POSITIVE]
     assert matches[labels == POSITIVE].tolist() == [1, 2, 0, 2]
 
@@ -99,7 +100,7 @@ def test_the_last_claim_wins():
 
 
 def losses_slowly(anchors, logits, deltas, targets, num_classes, alpha, gamma):
-    """Both losses, one anchor at a time, from (R, K) logits and (R, 4) deltas of each image."""
+    """Compute both losses anchor by anchor, from logits (R, K) and deltas (R, 4) of each image."""
     loss_cls = loss_box = 0.0
     positives = 0
     for image_logits, image_deltas, image in zip(logits, deltas, targets, strict=True):
@@ -142,7 +143,7 @@ def _encode(anchor, box):
 
 
 def flat(levels, size):
-    """(N, A·size, H, W) a level, A = 1, to (N, R, size)."""
+    """Return one (N, size, H, W) per level as (N, R, size), for one anchor per position."""
     return torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1).reshape(
         len(levels[0]), -1, size
     )
@@ -196,7 +197,7 @@ def test_an_anchor_on_its_truth_costs_no_box_loss():
 
 
 def select(scores, boxes, selection, size=(32, 32), levels=1):
-    """Detections of one image from (R, K) scores and (R, 4) boxes."""
+    """Return the detections of one image from scores (R, K) and boxes (R, 4)."""
     scores, boxes = torch.tensor(scores), torch.tensor(boxes, dtype=torch.float32)
     head = build_head(scores.shape[1], sizes=((8,),) * levels, selection=selection)
     anchors = [
@@ -215,7 +216,7 @@ APART = [[0, 0, 8, 8], [10, 0, 18, 8], [20, 0, 28, 8], [0, 10, 8, 18]]
 
 
 def test_anchors_are_ranked_by_their_best_class():
-    """Two candidates are two anchors with all their classes, not two (anchor, class) pairs."""
+    """Check that a candidate is an anchor with all its classes, not a pair of anchor and class."""
     scores = [[0.5, 0.1, 0.1], [0.9, 0.8, 0.7], [0.1, 0.6, 0.1], [0.3, 0.3, 0.3]]
     found = select(scores, APART, BoxSelection(0.2, 2, 0.4, 100))
     assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
@@ -230,7 +231,8 @@ def test_candidates_are_counted_per_level():
 
 
 def test_boxes_are_clipped_before_nms():
-    boxes = [[0, 0, 100, 100], [-10, -10, 32, 32]]  # overlap little, but not inside the image
+    # The boxes overlap little, but completely after clipping to the image.
+    boxes = [[0, 0, 100, 100], [-10, -10, 32, 32]]
     found = select([[0.6], [0.9]], boxes, BoxSelection(0.05, 10, 0.4, 100))
     assert found.scores.tolist() == pytest.approx([0.9])
     torch.testing.assert_close(found.pred_boxes.tensor, torch.tensor([[0.0, 0, 32, 32]]))
@@ -255,7 +257,7 @@ def test_threshold_and_number_of_detections():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_make_no_detections(value):
-    """As in Detectron2, a diverged model is the trainer's to report, not a failed assertion."""
+    """Check that no assertion fails; the trainer reports a diverged model, as in Detectron2."""
     head = build_head()
     logits, deltas = [torch.full((1, 2, 2, 2), value)], [torch.full((1, 4, 2, 2), value)]
     anchors = [head.anchor_generator([x, x])[0] for x in logits]

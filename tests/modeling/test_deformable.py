@@ -1,4 +1,4 @@
-"""The deformable model: by a slow re-computation of its formulas, and under the authors' names."""
+"""The deformable model, compared with a slow version of its formulas and the authors' names."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ CHANNELS = 6
 
 
 def sampled(image, y, x):
-    """The bilinear value of a map (C, H, W) at a point, zero outside."""
+    """Return the bilinear value of a map (C, H, W) at a point, zero outside of the map."""
     height, width = image.shape[-2:]
     total = torch.zeros(image.shape[0], dtype=image.dtype)
     for row in (int(y // 1), int(y // 1) + 1):
@@ -29,7 +29,7 @@ def sampled(image, y, x):
 
 
 def deformed(x, predicted, weight, bias):
-    """A modulated deformable 3×3 convolution with padding 1, one image, number by number."""
+    """Compute a modulated deformable 3×3 convolution with padding 1 of one image, in loops."""
     height, width = x.shape[-2:]
     output = torch.zeros(weight.shape[0], height, width, dtype=x.dtype)
     for i in range(height):
@@ -55,7 +55,7 @@ def graph_of(*flows, **choices):
 
 
 def node_outputs(graph, x):
-    """The output of every node, each kept by a hook."""
+    """Return the output of every node, recorded by hooks."""
     kept = {}
     handles = [
         module.register_forward_hook(lambda _m, _i, output, name=name: kept.update({name: output}))
@@ -68,7 +68,7 @@ def node_outputs(graph, x):
 
 
 def test_a_node_looks_where_the_other_branch_is():
-    """z = f(X + R); X' = relu(DCN(X; z)): the feature itself takes nothing from the source."""
+    """Check z = f(X + R), X' = relu(DCN(X; z)): the source changes the offsets only."""
     flow = Flow("box.1", "cls.1", "offset", "identity")
     graph = graph_of(flow, **{"cls.1.conv": "deformable"})
     x = torch.randn(1, CHANNELS, 5, 4, dtype=torch.float64)
@@ -155,7 +155,7 @@ def test_weights_without_offsets_are_refused_in_evaluation(tiny_cfg):
 
 
 def reference_names():
-    """Names and shapes of a checkpoint of the authors' deformable code, made from ours."""
+    """Return names and shapes of a checkpoint of the authors' deformable code, made from ours."""
     cfg = get_cfg("reference/narrow_dcn.yaml", ["MODEL.DEVICE", "cpu"])
     state = build_model(cfg).state_dict()
     stems = {"cls": "cls", "stuff": "stuff", "mask": "mask"}

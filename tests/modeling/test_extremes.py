@@ -1,7 +1,7 @@
-"""Inputs at the edge of what there is: sizes, counts, boxes and numbers, in training and inference.
+"""Extreme inputs in training and inference: sizes, counts, boxes and numbers.
 
-In the manner of Detectron2's end-to-end tests. Where the input is finite, losses and gradients are;
-and every parameter that learns gets a gradient, as distributed training waits for each of them.
+The tests follow Detectron2's end-to-end tests. Finite inputs must give finite losses and gradients.
+Every learning parameter must get a gradient, because distributed training waits for each of them.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ VOID = 255
 
 @pytest.fixture
 def build(tiny_cfg):
-    """Returns a function that builds a tiny model which keeps whatever it finds."""
+    """Return a function that builds a tiny model without score thresholds."""
 
     def make(genotype="spatialflow", norm="GN", **changes):
         keys = {
@@ -42,7 +42,7 @@ def build(tiny_cfg):
 
 
 def scene(height, width, boxes=(), *, stuff=1, num_classes=3, image=None):
-    """An image whose things fill (left, top, right, bottom) of it, before one kind of stuff."""
+    """Return an image with things that fill the given boxes, in front of one class of stuff."""
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True
@@ -58,20 +58,20 @@ def scene(height, width, boxes=(), *, stuff=1, num_classes=3, image=None):
 
 
 def scattered(height, width, count):
-    """Boxes of one to five pixels a side, all over an image."""
+    """Return boxes with sides of one to five pixels, spread over an image."""
     corners = [(i * 37 % width, i * 23 % height) for i in range(count)]
     return [(x, y, min(x + 1 + i % 5, width), y + 1) for i, (x, y) in enumerate(corners)]
 
 
 def crowds_only(height, width):
-    """What the mapper makes of them: no instance, but pixels of things."""
+    """Return an image as the mapper returns crowds: no instance, but pixels of things."""
     item = scene(height, width)
     item["sem_seg"][: height // 2] = 0
     return item
 
 
 def step(model, batch):
-    """The losses of a batch, after their backward pass; all parameters must be part of it."""
+    """Return the losses of a batch after the backward pass, which must reach all parameters."""
     model.train().zero_grad()
     with EventStorage():
         losses = model(batch)
@@ -182,7 +182,7 @@ def test_batches(build, genotype, norm, name):
     "box", [(5, 5, 5, 9), (5, 5, 9, 5), (5, 5, 5, 5), (0, 0, 0, 0), (50, 40, 50, 40)]
 )
 def test_boxes_without_area(build, box):
-    """The mapper makes none, but a cropped box of someone else's may be; it teaches no box."""
+    """Check that a box without area teaches no box. The mapper makes none; other code may."""
     item = scene(40, 50, [(5, 5, 6, 6), (20, 20, 40, 35)])
     item["instances"].gt_boxes.tensor[0] = torch.tensor(box)
     assert_trains(build(), [item, scene(40, 50)])
@@ -250,7 +250,7 @@ def test_an_image_that_is_not_finite_is_named_in_inference(build, value):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("things", [0, 3])
 def test_an_image_that_is_not_finite_gives_losses_of_nan(build, genotype, norm, value, things):
-    """It is the trainer that says so; no assertion may come before."""
+    """Check that no assertion fails before the trainer can report the loss."""
     model = build(genotype, norm)
     batch = [scene(40, 50, scattered(40, 50, things)), scene(40, 50)]
     batch[0]["image"] = torch.full((3, 40, 50), value)
@@ -277,7 +277,7 @@ PARTS = ["backbone", "flow_graph", "box_head", "mask_head", "stuff_head"]
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_not_finite(build, part, value):
-    """All of a part, one at a time: neither training nor inference fails an assertion."""
+    """Fill one part at a time with NaN or infinity; no assertion may fail."""
     model = build()
     things = scene(40, 50, scattered(40, 50, 3))
     for parameter in getattr(model, part).parameters():

@@ -1,4 +1,4 @@
-"""FlowGraph against the published formulas, and against its own documentation for gates."""
+"""FlowGraph, compared with the published formulas and with its documented rule for gates."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def pyramid(requires_grad=False):
 
 
 def graph_of(genotype):
-    """A graph in double precision, with weights and biases large enough for all of it to matter."""
+    """Build a graph in double precision, with weights and biases so large that all parts matter."""
     graph = FlowGraph.from_genotype(genotype, channels=CHANNELS).double()
     for parameter in graph.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -38,7 +38,7 @@ def conv(state, key, x):
 
 
 def spatialflow_by_hand(state, features, *, flows=True):
-    """The formulas of the paper's network, written out, without any graph."""
+    """Compute the formulas of the paper's network without a graph."""
 
     def node(name, x):
         return F.relu(conv(state, f"nodes.{name}", x))
@@ -126,7 +126,7 @@ def test_group_norm_of_single_values_is_the_bias():
 
 
 def test_weights_start_as_published():
-    """N(0, 0.01) at the published 256 channels, the same share of the variance at others."""
+    """Check N(0, 0.01) at the published 256 channels, and the scaled deviation at other widths."""
     graph = FlowGraph.from_genotype(load_genotype("spatialflow"), channels=64)
     assert len(graph.nodes) == 13
     assert len(graph.flows) == 10
@@ -155,7 +155,7 @@ def test_a_gate_is_the_identity_at_the_start(operation):
 
 
 def test_gates_multiply_and_come_before_additive_flows():
-    """Whatever the order in the genotype; also an edge from the previous stage."""
+    """Check both orders in the genotype, and an edge from the previous stage."""
     gate = Flow("box.4", "stuff.4", "gate")
     second_gate = Flow("box.3", "stuff.4", "gate", "conv_1x1")
     additive = Flow("box.4", "stuff.4", "input", "identity")

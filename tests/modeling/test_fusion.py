@@ -1,4 +1,4 @@
-"""Panoptic fusion against an independent, pixel-by-pixel version of the published steps."""
+"""Panoptic fusion, compared with an independent version of the published steps, pixel by pixel."""
 
 from dataclasses import replace
 from unittest import mock
@@ -42,7 +42,7 @@ def fusion(**changes):
 
 
 def fuse_slowly(rule, instances, stuff):
-    """Returns owner (H, W), None or a key, and key → (is thing, category)."""
+    """Return the owner of each pixel (H, W), None or a key, and key → (is thing, category)."""
     owner = np.full(stuff.shape, None, dtype=object)
     categories = {}
     scores = instances.scores.tolist()
@@ -80,7 +80,7 @@ def fuse_slowly(rule, instances, stuff):
 
 @st.composite
 def images(draw):
-    """Rectangular masks and unrelated boxes (some empty), blocks of stuff, distinct scores."""
+    """Draw rectangular masks, unrelated boxes (some empty), blocks of stuff and distinct scores."""
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     count = draw(st.integers(0, 6))
     masks = np.zeros((count, HEIGHT, WIDTH), dtype=bool)
@@ -115,7 +115,7 @@ def test_fusion_equals_the_slow_version(image, rule):
     owner, categories = fuse_slowly(rule, *image)
     by_id = {info["id"]: (info["isthing"], info["category_id"]) for info in segments}
     pairs = {(int(i), key) for i, key in zip(ids.flatten(), owner.flatten(), strict=True)}
-    # One id for one owner, and nothing for nobody: the same partition.
+    # Each owner has one id, and pixels without an owner have id 0: the partitions are equal.
     assert len({i for i, _ in pairs}) == len({key for _, key in pairs}) == len(pairs)
     assert all((i == 0) == (key is None) for i, key in pairs)
     assert {i: categories[key] for i, key in pairs if key is not None} == {
@@ -126,11 +126,11 @@ def test_fusion_equals_the_slow_version(image, rule):
 @settings(max_examples=150)
 @given(images(), rules)
 def test_without_box_filling_it_is_detectron2s(image, rule):
-    """Numbers, order and descriptions too; Detectron2 also lists segments without pixels."""
+    """Compare ids, order and entries. Detectron2 also lists segments without pixels."""
     instances, stuff = image
     rule = replace(rule, box_fill=False)
     if len(instances):
-        # The threshold in single precision is below that in double: neither takes it.
+        # In single precision the threshold is lower than in double precision: neither takes it.
         instances.scores[0] = rule.score_threshold
     ids, segments = combine_semantic_and_instance_outputs(
         instances,
@@ -147,7 +147,7 @@ def test_without_box_filling_it_is_detectron2s(image, rule):
 @settings(max_examples=150)
 @given(images(), rules)
 def test_a_gpu_would_give_the_same(image, rule):
-    """Its way, on the CPU."""
+    """Run the path for GPUs on the CPU."""
     here = rule(*image)
     with mock.patch("spatialflow.modeling.fusion._on_cpu", return_value=False):
         there = rule(*image)
@@ -158,7 +158,7 @@ def test_a_gpu_would_give_the_same(image, rule):
 @settings(max_examples=150)
 @given(images(), rules)
 def test_segments_and_pixels_agree(image, rule):
-    """No id without pixels or without an entry: the evaluator refuses both."""
+    """Check that every id has pixels and an entry; the evaluator refuses others."""
     instances, stuff = image
     before = stuff.clone()
     ids, segments = rule(instances, stuff)
@@ -195,7 +195,7 @@ def test_the_better_score_is_painted_first_and_keeps_its_pixels():
 
 @pytest.mark.parametrize(("columns", "kept"), [(3, True), (4, False)])
 def test_overlap_threshold(columns, kept):
-    """Of ten columns three or four are taken: 0.3 and 0.4 of the mask, 0.37 allowed."""
+    """Cover three or four of ten columns: 0.3 or 0.4 of the mask, where 0.37 is allowed."""
     image = detections([rectangle(0, 4, 0, columns), rectangle(0, 4, 0, 10)], [0.9, 0.5], [0, 1])
     assert len(fusion()(image, NO_STUFF)[1]) == 1 + kept
 
@@ -217,7 +217,7 @@ def test_stuff_area_counts_what_is_left(limit, kept):
 
 @pytest.mark.parametrize(("columns", "filled"), [(5, True), (6, False)])
 def test_box_filling_threshold(columns, filled):
-    """A box of ten columns of which five or six are stuff."""
+    """Fill a box of ten columns, of which five or six are stuff."""
     stuff = NO_STUFF.clone()
     stuff[:4, :columns] = 1
     image = detections([rectangle(0, 0, 0, 0)], [0.9], [2], [[0, 0, 10.9, 4.9]])

@@ -1,4 +1,4 @@
-"""Masks of proposals: which boxes learn what, from which level."""
+"""The mask head: which boxes learn which mask, from which level."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CLASSES = 3
 
 
 class RecordingPooler(nn.Module):
-    """Gives zeros, and remembers for which boxes."""
+    """A pooler that returns zeros and records the boxes."""
 
     def forward(self, features, boxes):
         self.boxes = [image.tensor for image in boxes]
@@ -25,14 +25,14 @@ class RecordingPooler(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _storage():
-    """Detectron2's mask loss writes its accuracy there."""
+    """Open the event storage to which Detectron2's mask loss writes its accuracy."""
     with EventStorage():
         yield
 
 
 @pytest.fixture
 def head():
-    """A head whose logits are its predictor's biases, so that its loss is known."""
+    """Build a head whose logits are the biases of its predictor, so that its loss is known."""
     fcn = MaskRCNNConvUpsampleHead(
         ShapeSpec(channels=4, width=14, height=14), num_classes=CLASSES, conv_dims=[4, 4]
     )
@@ -44,7 +44,7 @@ def head():
 
 
 def truth(boxes, classes, size=(64, 64), half=False):
-    """Ground truth whose masks fill their boxes, or the left half of them."""
+    """Return ground truth whose masks fill their boxes, or the left half of them."""
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left : (left + right) // 2 if half else right] = True
@@ -80,10 +80,10 @@ def test_level_of_a_box(tiny_cfg, side, level):
 def test_ground_truth_comes_first_then_what_overlaps_half_of_it(head):
     image = truth([[0, 0, 20, 20], [30, 30, 50, 50]], [2, 0])
     boxes = [
-        [0, 0, 20, 10],  # IoU 0.5 exactly: taken
-        [0, 0, 20, 9],  # 0.45
-        [30, 30, 50, 48],  # 0.9, although its class is another
-        [55, 55, 60, 60],  # nothing there
+        [0, 0, 20, 10],  # IoU 0.5 exactly: learns
+        [0, 0, 20, 9],  # IoU 0.45
+        [30, 30, 50, 48],  # IoU 0.9, with another class
+        [55, 55, 60, 60],  # no overlap
     ]
     head([torch.zeros(1)], [detected(boxes, [1, 1, 1, 1])], [image])
     expected = [[0, 0, 20, 20], [30, 30, 50, 50], boxes[0], boxes[2]]
@@ -151,7 +151,7 @@ def test_batch_without_any_detection(head):
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_masks_of_one_class_each_are_those_of_the_whole_head(head, count):
-    """The last two layers are computed in another order, and for one class."""
+    """Compare with the whole head, which computes its last two layers in another order."""
     for parameter in head.fcn.parameters():
         nn.init.normal_(parameter, std=0.3)
     pooled, classes = torch.randn(count, 4, 14, 14), torch.arange(count) % CLASSES

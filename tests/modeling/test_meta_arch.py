@@ -1,4 +1,4 @@
-"""The whole model, in the manner of Detectron2's end-to-end tests."""
+"""The whole model, tested as in Detectron2's end-to-end tests."""
 
 import math
 
@@ -14,7 +14,7 @@ from detectron2.utils.visualizer import Visualizer
 from spatialflow import SpatialFlow
 
 LOSSES = {"loss_cls", "loss_box", "loss_mask", "loss_stuff"}
-EAGER = {  # keeps what an untrained model finds
+EAGER = {  # keep all detections of an untrained model
     "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
     "TEST.DETECTIONS_PER_IMAGE": 8,
@@ -23,7 +23,7 @@ EAGER = {  # keeps what an untrained model finds
 
 @pytest.fixture
 def build(tiny_cfg):
-    """Returns a function that builds a tiny model whose scores differ from place to place."""
+    """Return a function that builds a tiny model whose scores differ between positions."""
 
     def make(changes=None):
         model = build_model(tiny_cfg(changes))
@@ -35,7 +35,7 @@ def build(tiny_cfg):
 
 
 def train_step(model, inputs):
-    """Losses and gradients of a batch; every trainable parameter must have one."""
+    """Return the losses of a batch; every learning parameter must get a finite gradient."""
     model.train()
     with EventStorage():
         losses = model(inputs)
@@ -79,7 +79,7 @@ def test_trains_on_images_that_lack_something(build, make_input, first, second, 
 
 
 def test_trains_where_all_things_are_crowd(build, make_input):
-    """The mapper leaves no instances, and the crowd's pixels are "things" to the stuff head."""
+    """Train without instances, where the crowd's pixels are "things" for the stuff head."""
     crowd = make_input(things=2)
     crowd["instances"] = crowd["instances"][torch.zeros(2, dtype=torch.bool)]
     assert (crowd["sem_seg"] == 0).any()
@@ -124,7 +124,7 @@ def test_images_are_normalised_then_padded_with_zeros(build, make_input):
 
 
 def test_losses_are_means_over_the_batch(build, make_input):
-    """An image twice costs what it costs once, and the order of a batch does not matter."""
+    """Check that the same image twice has the loss of one, and that order does not matter."""
     model = build().train()
     small, large = make_input(64, 64), make_input(64, 96, seed=1)
     with EventStorage():
@@ -154,7 +154,7 @@ def test_overfitting_one_batch(tiny_cfg, make_input):
 
 
 def test_loss_weights_are_those_of_the_reference(build, make_input):
-    """Cross-entropy of the start times 0.25, and a focal loss of the prior."""
+    """Check the first losses: 0.25 times the initial cross-entropy, and the prior's focal loss."""
     model = build({"MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": 0.25}).train()
     for module in (model.stuff_head.predictor, model.box_head.cls_score):
         torch.nn.init.zeros_(module.weight)
@@ -165,7 +165,7 @@ def test_loss_weights_are_those_of_the_reference(build, make_input):
 
 
 def test_inference_in_16_bits_leaves_training_alone(build, make_input):
-    """The key does what autocast around the model does; scores and logits come in float32."""
+    """Compare the key with autocast around the model; scores and logits are float32."""
     plain = build(EAGER)
     half = build({**EAGER, "TEST.AMP.ENABLED": True})
     half.load_state_dict(plain.state_dict())
@@ -211,7 +211,7 @@ def test_results_are_detectron2s_at_the_original_size(build, make_input, stuff_f
 
 
 def test_evaluation_repeats_itself_and_needs_no_batch(build, make_input):
-    """Also: training in between changes no buffer, and the order in a batch none of the results."""
+    """Check that neither training in between nor the order of a batch changes results."""
     model = build(EAGER).eval()
     batch = [make_input(64, 96), make_input(64, 96, seed=1)]
     first = model(batch)
@@ -225,7 +225,7 @@ def test_evaluation_repeats_itself_and_needs_no_batch(build, make_input):
 
 @pytest.mark.parametrize(("stuff_from", "resized"), [("labels", "nearest"), ("logits", "bilinear")])
 def test_where_the_fusions_stuff_comes_from(build, make_input, stuff_from, resized):
-    """At twice the size labels come in blocks of 2 x 2; logits give a finer border."""
+    """Check labels in blocks of 2 × 2 at twice the size, and a finer border from logits."""
     model = build(
         {
             "MODEL.SPATIALFLOW.STUFF_FROM": stuff_from,
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_do_not_stop_inference(build, make_input, va
 
 @pytest.mark.parametrize("channels", ["RGB", "BGR"])
 def test_default_predictor_and_visualizer(tiny_cfg, scenes, tmp_path, channels):
-    """Unchanged Detectron2: reads a checkpoint, resizes, converts from BGR, draws."""
+    """Run Detectron2's own predictor and visualiser: read, resize, convert from BGR, draw."""
     changes = {
         **EAGER,
         "DATASETS.TEST": (scenes,),

@@ -63,7 +63,7 @@ def packed(model: nn.Module) -> list[nn.Module]:
 
 
 def norm(kind: type[nn.Module], channels: int) -> nn.Module:
-    """A norm that does something."""
+    """Return a norm with random statistics and parameters."""
     layer = kind(channels)
     for tensor in (layer.weight, layer.bias, layer.running_mean):
         nn.init.normal_(tensor)
@@ -72,7 +72,7 @@ def norm(kind: type[nn.Module], channels: int) -> nn.Module:
 
 
 def layers() -> dict[str, nn.Module]:
-    """Convolutions of all kinds, from 8 channels."""
+    """Return convolutions of all kinds, from 8 channels."""
     return {
         "plain": nn.Conv2d(8, 6, 3, padding=1),
         "strided": nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False),
@@ -159,7 +159,7 @@ def test_how_many_shapes_are_kept(calls: list[object]) -> None:
         layer(torch.ones(1, 2, size, size))
     layer(torch.ones(1, 2, 1, 1))
     assert len(calls) == SHAPES
-    layer(torch.ones(1, 2, SHAPES + 1, 1))  # instead of size 2, not used for longest
+    layer(torch.ones(1, 2, SHAPES + 1, 1))  # replaces size 2, whose last use is the oldest
     layer(torch.ones(1, 2, 1, 1))
     assert len(calls) == SHAPES + 1
     layer(torch.ones(1, 2, 2, 2))

@@ -1,4 +1,4 @@
-"""The pyramid and its trunks."""
+"""The feature pyramid on ResNets."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ FEATURES = ("res3", "res4", "res5")
 
 @pytest.fixture
 def build(tiny_cfg):
-    """Returns a function that builds a pyramid; keys are those below MODEL."""
+    """Return a function that builds a pyramid from keys below MODEL."""
 
     def make(**changes):
         keys = {f"MODEL.{key.replace('__', '.')}": value for key, value in changes.items()}
@@ -25,7 +25,7 @@ def build(tiny_cfg):
 
 
 def randomise(module):
-    """Gives norms statistics and affine parameters that are not those of the start."""
+    """Replace the initial statistics and affine parameters of norms by random ones."""
     for part in module.modules():
         if hasattr(part, "running_mean"):
             part.running_mean.uniform_(-0.5, 0.5)
@@ -59,7 +59,7 @@ def test_pyramid_by_hand(build):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 2)])
 def test_gradients_of_levels_of_one_column_in_bfloat16(size):
-    """PyTorch alone gives garbage here, and not every time."""
+    """Repeat the check, because PyTorch alone returns wrong gradients in some runs only."""
     levels = ExtraLevels(32, 32)
     c5 = torch.randn(2, 32, *size)
     for x in levels(c5):
@@ -157,7 +157,7 @@ def test_group_norm(build):
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("norm", ["EvalBN", "FrozenBN"])
 def test_trunk_equals_torchvisions_resnet(build, depth, norm):
-    """Also where the stride is, and that the padding and the order of layers are the same."""
+    """Compare the outputs, and with them the place of the stride, padding and order of layers."""
     trunk = build(
         RESNETS__DEPTH=depth,
         RESNETS__NORM=norm,

@@ -1,4 +1,4 @@
-"""The stuff head: its layers by hand, and what its loss counts."""
+"""The stuff head: its layers by hand, and the pixels that its loss counts."""
 
 import math
 
@@ -38,7 +38,7 @@ def head(common_stride):
 
 
 def test_forward_by_hand(head):
-    """Per level 1, 2 and 3 blocks, aligned corners, summed at stride 4, then x4."""
+    """Run 1, 2 and 3 blocks per level with aligned corners, sum at stride 4, and upsample by 4."""
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     features = {
@@ -83,7 +83,7 @@ def test_a_level_at_the_common_stride_has_a_block_too(stride, blocks):
 
 
 def loss_slowly(logits, targets, weight):
-    """Pixel by pixel over each image's own area."""
+    """Compute the loss pixel by pixel over each image's own area."""
     total, pixels = 0.0, 0
     for image_logits, labels in zip(logits, targets, strict=True):
         for row, line in enumerate(labels.tolist()):
@@ -148,7 +148,7 @@ def test_loss_is_in_single_precision(head):
 
 
 def test_loss_at_the_common_stride_is_that_of_the_upsampled_logits(head):
-    """Also its gradient, though the backward pass makes the upsampled logits anew."""
+    """Compare the gradient as well; the backward pass computes the upsampled logits again."""
     logits, targets = torch.randn(2, 3, 2, 2, requires_grad=True), targets_of_two_sizes()
     loss = head.losses(logits, targets)["loss_stuff"]
     (gradient,) = torch.autograd.grad(loss, logits)

@@ -1,4 +1,4 @@
-"""Trunks beyond Detectron2's ResNets: what they give, what they load, what they refuse."""
+"""Trunks other than Detectron2's ResNets: maps, weights and errors."""
 
 import importlib.util
 import logging
@@ -147,9 +147,9 @@ def test_mobilenet_equals_the_network_of_its_package():
 
 
 def lite_maps(x, weights):
-    """EfficientNet-Lite0's last map, (N, 320, H / 32, W / 32), by plain functions.
+    """Return EfficientNet-Lite0's last map, (N, 320, H / 32, W / 32), by plain functions.
 
-    As TensorFlow, where the weights come from, pads: as much as is needed, the odd pixel last.
+    Pad as TensorFlow does, where the weights come from: with an odd pixel at the end.
     """
 
     def convolve(x, name, norm, *, stride=1, depthwise=False, active=True):
@@ -187,7 +187,7 @@ def test_efficientnet_lite0_equals_a_computation_from_its_file():
 
 
 def classify(maps, weights):
-    """Put EfficientNet-Lite0's own head, from its file, on top of res5."""
+    """Apply EfficientNet-Lite0's own head, from its file, to res5."""
     x = nn.functional.conv2d(maps["res5"], weights["_conv_head.weight"])
     norm = [weights[f"_bn1.{n}"] for n in ("running_mean", "running_var", "weight", "bias")]
     x = nn.functional.relu6(nn.functional.batch_norm(x, *norm, eps=1e-3)).mean((2, 3))
@@ -311,7 +311,7 @@ def test_pixel_statistics_are_on_the_scale_of_pixels():
 
 
 class Pooled(nn.Module):
-    """Maps of strides 8, 16 and 32 without any learning to speak of."""
+    """A network that pools images to maps of strides 8, 16 and 32."""
 
     def __init__(self, factor=1):
         super().__init__()

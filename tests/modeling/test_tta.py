@@ -1,4 +1,4 @@
-"""One image in several views: what is joined, and how."""
+"""Test-time augmentation: how the results of views are merged."""
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from spatialflow.engine import Predictor, Trainer
 from spatialflow.modeling.tta import TestTimeAugmentation
 
-# Detections of a network with random weights, which all score about 0.01.
+# Let a network with random weights detect things: its scores are all about 0.01.
 FINDS = {
     "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
@@ -74,7 +74,7 @@ def test_a_mirrored_image_gives_the_mirrored_result(build, image):
     torch.testing.assert_close(two["sem_seg"].flip(-1), one["sem_seg"], rtol=1e-3, atol=1e-4)
     boxes = two["instances"].pred_boxes.tensor
     mirrored = torch.stack([96 - boxes[:, 2], boxes[:, 1], 96 - boxes[:, 0], boxes[:, 3]], dim=1)
-    # In order of scores, which are the same; the network itself does not mirror.
+    # Detections are in order of score. Scores are equal, as only the view is mirrored.
     torch.testing.assert_close(mirrored, one["instances"].pred_boxes.tensor, rtol=1e-3, atol=1e-2)
     masks = two["instances"].pred_masks.flip(-1)
     assert (masks != one["instances"].pred_masks).float().mean() < 0.01
@@ -122,7 +122,7 @@ def test_evaluation_and_predictor_use_the_views(scenes_cfg, tmp_path):
         seen = predictor(picture)
         assert seen["panoptic_seg"][0].shape == (64, 80)
         stuff.append(seen["sem_seg"])
-    # Views are of the image itself, and not of what it is shrunk to without them.
+    # Views are made from the image itself, not from the smaller copy that is used without views.
     assert torch.equal(*stuff)
 
 
