@@ -1,12 +1,11 @@
 """Configs: keys with their defaults, loading, genotypes by name, and checks of values."""
 
-from spatialflow.config.defaults import add_search_config, add_spatialflow_config
+from spatialflow.config.defaults import add_spatialflow_config
 from spatialflow.config.genotypes import builtin_genotypes, genotype_of, load_genotype
 from spatialflow.config.identity import config_hash
 from spatialflow.config.loading import configs_root, find_config, get_cfg
 
 __all__ = [
-    "add_search_config",
     "add_spatialflow_config",
     "builtin_genotypes",
     "config_hash",

@@ -1,345 +1,316 @@
-"""Which values a config may have: tables of rules, and one error that names all that is wrong.
+"""Rules for the values of a config that Detectron2 and PyTorch do not check, or not clearly.
 
-What only a file or a package can tell (genotypes, timm's models, data) is checked where it is read.
+A rule has one of four reasons: the key is SpatialFlow's own; Detectron2 accepts a value that
+SpatialFlow ignores; a wrong value fails late or without its key's name; keys depend on each other.
+Genotypes, trunks and data are checked where they are read.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
-from spatialflow.config import rules
-from spatialflow.config.options import GROUP_NORM_GROUPS as GROUPS
-from spatialflow.config.options import LOSS_NORMALIZERS, STUFF_SOURCES, TRUNK_FEATURES
-from spatialflow.config.rules import Rule, number, one_of, positive, whole
+from spatialflow.config import options
+from spatialflow.config.options import GROUP_NORM_GROUPS, TRUNK_FEATURES
+from spatialflow.config.rules import (
+    Rule,
+    above_zero,
+    at_least,
+    check_rules,
+    in_range,
+    one_of,
+    only_with,
+    rising,
+    value_of,
+)
 from spatialflow.utils.precision import AMP_DTYPES
 
-RESNET_DEPTHS = (18, 34, 50, 101, 152)
-RESNET_NORMS = ("EvalBN", "FrozenBN", "BN", "SyncBN", "GN")
+OWN_BACKBONE = "build_spatialflow_fpn_backbone"
+LEVEL_NAMES = "names of p3 to p7, finest first and without a gap,"
+CLASSES = "1 or more, or -1 for spatialflow.engine.prepare_config to take from the data,"
 TRUNK_NORMS = ("EvalBN", "FrozenBN", "BN")
-FROM_DATA = "; spatialflow.engine.prepare_config(cfg) takes -1 from the data"
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Check that a SpatialFlow model can be built, trained and run as a config says.
+    """Check the keys of a SpatialFlow model.
 
     Raises:
-        ValueError: Naming each wrong key, what was given and what was expected.
+        ValueError: If a value is not allowed; the error names each wrong key, the value given and
+            the value expected.
     """
-    check_rules(cfg, (*MODEL_RULES, *(BACKBONE_RULES if rules.has_own_backbone(cfg) else ())))
+    check_rules(cfg, (*MODEL_RULES, *(BACKBONE_RULES if _has_own_backbone(cfg) else ())))
 
 
 def check_backbone_config(cfg: CfgNode) -> None:
-    """Check the keys of ``build_spatialflow_fpn_backbone`` alone, whatever model it is part of.
+    """Check the keys of ``build_spatialflow_fpn_backbone``, for any model.
 
     Raises:
-        ValueError: As :func:`check_config`.
+        ValueError: If a value is not allowed; the error names each wrong key, the value given and
+            the value expected.
     """
     check_rules(cfg, BACKBONE_RULES)
 
 
-def check_training_config(cfg: CfgNode, world_size: int) -> None:
-    """Check ``SOLVER``, ``DATALOADER``, ``INPUT`` and ``TEST.EVAL_PERIOD``, of any model.
-
-    Args:
-        cfg: With SpatialFlow's keys.
-        world_size: Number of processes that share a batch.
+def check_training_config(cfg: CfgNode) -> None:
+    """Check ``INPUT``, ``SOLVER``, ``DATALOADER`` and ``TEST``, for any model.
 
     Raises:
-        ValueError: As :func:`check_config`.
+        ValueError: If a value is not allowed; the error names each wrong key, the value given and
+            the value expected.
     """
-    # A config written for another number of processes is scaled from that one.
-    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or world_size
-    batch = Rule(
-        "SOLVER.IMS_PER_BATCH",
-        f"a multiple of the number of processes, {processes},",
-        lambda v, _: whole(1)(v, cfg) and v % processes == 0,
-    )
-    check_rules(cfg, (batch, *TRAINING_RULES))
+    check_rules(cfg, TRAINING_RULES)
 
 
-def check_rules(cfg: CfgNode, table: Iterable[Rule]) -> None:
-    """Check a config by a table.
-
-    Raises:
-        ValueError: As :func:`check_config`.
-    """
-    problems: dict[str, str] = {}
-    for rule in table:
-        value: Any = cfg
-        for name in rule.key.split("."):
-            value = value[name]
-        # A key's later rules suppose that the earlier ones hold.
-        if rule.key not in problems and not _holds(rule, value, cfg):
-            given = textwrap.shorten(repr(value), 100, placeholder=" …")
-            problems[rule.key] = f"{rule.key}: {given} given, {rule.expected} expected{rule.hint}"
-    if problems:
-        raise ValueError("; also ".join(problems.values()))
-
-
-def _holds(rule: Rule, value: Any, cfg: CfgNode) -> bool:
+def _device_exists(value: Any, _: CfgNode) -> bool:
     try:
-        return rule.holds(value, cfg)
-    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError):
-        # A list with something else in it than the rule, or one it relates to, expects.
+        torch.empty(0, device=value)
+    except (AssertionError, RuntimeError, NotImplementedError):  # PyTorch has no common error.
         return False
+    return True
 
 
-def _norm(key: str, width_key: str, width: rules.Width, *more: str) -> tuple[Rule, Rule]:
+def _are_pixel_means(value: Any, cfg: CfgNode) -> bool:
+    channels = (1, 3) if cfg.INPUT.FORMAT == "L" else (3,)
+    return len(value) in channels and all(map(math.isfinite, value))
+
+
+def _has_own_backbone(cfg: CfgNode) -> bool:
+    return cfg.MODEL.BACKBONE.NAME == OWN_BACKBONE
+
+
+def _level_names(cfg: CfgNode, last: int) -> list[str]:
+    """Return the levels of the config's pyramid up to P<last>."""
+    return [f"p{i}" for i in range(3 if _has_own_backbone(cfg) else 2, last + 1)]
+
+
+def _are_consecutive_levels(value: Any, cfg: CfgNode) -> bool:
+    known = _level_names(cfg, 7)
+    first = known.index(value[0])
+    return list(value) == known[first : first + len(value)]
+
+
+def _are_stuff_levels(value: Any, cfg: CfgNode) -> bool:
+    # P6 is left out: it is not half the size of a P5 of odd size.
+    return len(value) > 0 and list(value) == [x for x in _level_names(cfg, 5) if x in value]
+
+
+def _is_common_stride(value: Any, cfg: CfgNode) -> bool:
+    finest = 2 ** int(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES[0][1:])
+    return 1 <= value <= finest and value & (value - 1) == 0
+
+
+def _are_equally_many_anchors(value: Any, cfg: CfgNode) -> bool:
+    ratios = _numbers_of_levels(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS, cfg)
+    pairs = zip(_numbers_of_levels(value, cfg), ratios, strict=True)
+    return len({len(sizes) * len(of_level) for sizes, of_level in pairs}) == 1
+
+
+def _numbers_of_levels(value: Any, cfg: CfgNode) -> list[Sequence[float]]:
+    """Return a list for each level, from one for each level or one for all."""
+    levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
+    lists = list(value) if isinstance(value[0], list | tuple) else [value]
+    if len(lists) not in (1, levels):
+        raise ValueError
+    return lists * levels if len(lists) == 1 else lists
+
+
+def _norm(key: str, channels_key: str, *more: str) -> tuple[Rule, Rule]:
+    """Return the rules of a norm: its name, and a number of channels that its groups divide."""
     return (
-        Rule(key, *one_of(("", "GN", "LN", "FrozenBN", *more))),
-        Rule(key, f"{width_key} a multiple of {GROUPS} or another norm", rules.divisible(width)),
+        one_of(key, "", "GN", "LN", "FrozenBN", *more),
+        (
+            key,
+            f"{channels_key} a multiple of {GROUP_NORM_GROUPS} or another norm",
+            lambda v, c: v != "GN" or value_of(c, channels_key) % GROUP_NORM_GROUPS == 0,
+        ),
     )
 
 
-def _only(key: str, *known: Any) -> Rule:
-    """Return the rule of one of Detectron2's keys with values of which not all are built."""
-    return Rule(key, " or ".join(map(repr, known)), lambda v, _: v in known)
-
-
-def _at_least(low: int, *keys: str) -> tuple[Rule, ...]:
-    return tuple(Rule(key, f"{low} or more", whole(low)) for key in keys)
-
-
-def _shares(*keys: str) -> tuple[Rule, ...]:
-    return tuple(Rule(key, "0 to 1", number(0, 1)) for key in keys)
-
-
-def _factors(*keys: str) -> tuple[Rule, ...]:
-    return tuple(Rule(key, "0 or more", number(0)) for key in keys)
+def _is_crop_size(value: Any, cfg: CfgNode) -> bool:
+    kind = cfg.INPUT.CROP.TYPE
+    right = all(0 < x <= 1 if "relative" in kind else x >= 1 and x == int(x) for x in value)
+    return len(value) == 2 and right and (kind != "absolute_range" or rising(value))
 
 
 MODEL_RULES: tuple[Rule, ...] = (
-    Rule("MODEL.DEVICE", "a device of this machine", rules.device_exists),
-    Rule("MODEL.BACKBONE.NAME", "a registered backbone", lambda v, _: v in BACKBONE_REGISTRY),
-    Rule("MODEL.PIXEL_MEAN", "3 numbers", rules.pixel_numbers(rules.is_number)),
-    Rule("MODEL.PIXEL_STD", "3 numbers above 0", rules.pixel_numbers(rules.is_positive)),
-    Rule("MODEL.RETINANET.NUM_CLASSES", "1 or more", whole(1), FROM_DATA),
-    Rule("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1 or more", whole(1), FROM_DATA),
-    *_at_least(
+    ("MODEL.DEVICE", "a device of this machine", _device_exists),
+    ("MODEL.PIXEL_MEAN", "3 numbers, or 1 with INPUT.FORMAT 'L',", _are_pixel_means),
+    (
+        "MODEL.PIXEL_STD",
+        "as many numbers as PIXEL_MEAN has",
+        lambda v, c: len(v) == len(c.MODEL.PIXEL_MEAN),
+    ),
+    ("MODEL.RETINANET.NUM_CLASSES", CLASSES, lambda v, _: v >= 1),
+    ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", CLASSES, lambda v, _: v >= 1),
+    *above_zero(
+        "MODEL.PIXEL_STD",
+        "MODEL.RETINANET.BBOX_REG_WEIGHTS",
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+        "MODEL.ANCHOR_GENERATOR.SIZES",
+        "MODEL.SPATIALFLOW.MASK_CANONICAL_BOX_SIZE",
+    ),
+    *at_least(
         1,
-        "MODEL.FPN.OUT_CHANNELS",
         "MODEL.RETINANET.NUM_CONVS",
         "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-        "MODEL.ROI_MASK_HEAD.CONV_DIM",
-        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
         "TEST.DETECTIONS_PER_IMAGE",
     ),
-    *_at_least(0, "MODEL.ROI_MASK_HEAD.NUM_CONV", "MODEL.SPATIALFLOW.MASK_CANONICAL_LEVEL"),
-    # torchvision takes any sampling ratio below 1 for "as many as there are pixels".
-    *_at_least(-1, "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO"),
-    *_shares(
+    *at_least(
+        0,
+        "MODEL.RETINANET.FOCAL_LOSS_GAMMA",
+        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
+        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
+        "MODEL.SPATIALFLOW.MASK_CANONICAL_LEVEL",
+    ),
+    *in_range(
+        0,
+        1,
         "MODEL.RETINANET.SCORE_THRESH_TEST",
         "MODEL.RETINANET.NMS_THRESH_TEST",
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
         "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH",
         "MODEL.SPATIALFLOW.BOX_FILL.THRESH",
     ),
-    *_factors(
-        "MODEL.RETINANET.FOCAL_LOSS_GAMMA",
-        "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
-        "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
-        "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT",
-    ),
-    Rule("MODEL.RETINANET.IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
-    _only("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
-    _only("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
-    _only("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
-    Rule("MODEL.RETINANET.FOCAL_LOSS_ALPHA", "0 to 1, or -1 for none,", rules.focal_alpha),
-    Rule("MODEL.RETINANET.PRIOR_PROB", "between 0 and 1", lambda v, _: 0 < v < 1),
-    Rule("MODEL.RETINANET.IOU_THRESHOLDS", "rising numbers up to 1, above 0,", rules.thresholds),
-    Rule(
+    # -1 weighs no class.
+    *in_range(-1, 1, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),
+    ("MODEL.RETINANET.PRIOR_PROB", "a number between 0 and 1", lambda v, _: 0 < v < 1),
+    ("MODEL.RETINANET.IN_FEATURES", LEVEL_NAMES, _are_consecutive_levels),
+    ("MODEL.RETINANET.IOU_THRESHOLDS", "numbers up to 1", lambda v, _: max(v) <= 1),
+    (
         "MODEL.RETINANET.IOU_LABELS",
-        "one more than IOU_THRESHOLDS of -1, 0 and 1",
-        rules.threshold_labels,
+        "one label more than IOU_THRESHOLDS",
+        lambda v, c: len(v) == len(c.MODEL.RETINANET.IOU_THRESHOLDS) + 1,
     ),
-    Rule(
-        "MODEL.RETINANET.BBOX_REG_WEIGHTS",
-        "4 numbers above 0",
-        lambda v, _: len(v) == 4 and all(map(rules.is_positive, v)),
-    ),
-    *_norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS", lambda c: c.MODEL.FPN.OUT_CHANNELS),
-    Rule(
-        "MODEL.ANCHOR_GENERATOR.NAME",
-        "a registered generator of boxes that are not rotated",
-        lambda v, _: v in ANCHOR_GENERATOR_REGISTRY and "Rotated" not in v,
-    ),
-    Rule("MODEL.ANCHOR_GENERATOR.OFFSET", "0 to 1, without 1,", lambda v, _: 0 <= v < 1),
-    Rule(
-        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
-        "numbers of 0.01 to 100, one list or one for each of MODEL.RETINANET.IN_FEATURES,",
-        rules.anchor_numbers(0.01, 100),
-    ),
-    Rule(
+    *_norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS"),
+    (
         "MODEL.ANCHOR_GENERATOR.SIZES",
-        "numbers from 0.1 on, one list or one for each of MODEL.RETINANET.IN_FEATURES,",
-        rules.anchor_numbers(0.1, 1e6),
+        "one list or one for each of RETINANET.IN_FEATURES, as ASPECT_RATIOS, with equally many "
+        "anchors on each level,",
+        _are_equally_many_anchors,
     ),
-    Rule(
-        "MODEL.ANCHOR_GENERATOR.SIZES",
-        "equally many anchors on each level",
-        rules.equally_many_anchors,
-    ),
-    Rule("MODEL.SEM_SEG_HEAD.IN_FEATURES", "some of p3, p4 and p5 in order", rules.stuff_levels),
-    Rule(
+    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "some of p3, p4 and p5 in order", _are_stuff_levels),
+    (
         "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
         "a power of two up to the stride of the first of IN_FEATURES",
-        rules.common_stride,
+        _is_common_stride,
     ),
-    Rule(
+    (
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
         "a number that is not of a class (0 to NUM_CLASSES - 1)",
-        lambda v, c: rules.is_whole(v) and v not in range(c.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
+        lambda v, c: not 0 <= v < c.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     ),
-    *_norm(
-        "MODEL.SEM_SEG_HEAD.NORM",
-        "CONVS_DIM",
-        lambda c: c.MODEL.SEM_SEG_HEAD.CONVS_DIM,
-        "BN",
-        "SyncBN",
-    ),
-    Rule("MODEL.ROI_MASK_HEAD.POOLER_TYPE", *one_of(("ROIAlignV2", "ROIAlign", "ROIPool"))),
-    _only("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
-    # Not SyncBN: a batch without proposals has nothing to share.
-    *_norm("MODEL.ROI_MASK_HEAD.NORM", "CONV_DIM", lambda c: c.MODEL.ROI_MASK_HEAD.CONV_DIM, "BN"),
-    Rule("MODEL.SPATIALFLOW.MASK_IN_FEATURES", rules.LEVEL_NAMES, rules.consecutive_levels),
-    Rule("MODEL.SPATIALFLOW.MASK_CANONICAL_BOX_SIZE", "a number above 0", positive),
-    Rule("MODEL.SPATIALFLOW.MASK_PROPOSAL_IOU", "up to 1, above 0,", lambda v, _: 0 < v <= 1),
-    Rule("MODEL.SPATIALFLOW.STUFF_FROM", *one_of(STUFF_SOURCES)),
-    Rule("MODEL.SPATIALFLOW.LOSS_NORMALIZER", *one_of(LOSS_NORMALIZERS)),
-    Rule("TEST.AMP.DTYPE", *one_of(tuple(AMP_DTYPES))),
+    *_norm("MODEL.SEM_SEG_HEAD.NORM", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "BN", "SyncBN"),
+    # SyncBN would wait for a process whose batch has no proposals.
+    *_norm("MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.CONV_DIM", "BN"),
+    # Only these values are built.
+    one_of("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
+    one_of("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
+    one_of("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
+    one_of("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
+    ("MODEL.SPATIALFLOW.MASK_IN_FEATURES", LEVEL_NAMES, _are_consecutive_levels),
+    ("MODEL.SPATIALFLOW.MASK_PROPOSAL_IOU", "up to 1, above 0,", lambda v, _: 0 < v <= 1),
+    one_of("MODEL.SPATIALFLOW.STUFF_FROM", *options.STUFF_SOURCES),
+    one_of("MODEL.SPATIALFLOW.LOSS_NORMALIZER", *options.LOSS_NORMALIZERS),
+    one_of("TEST.AMP.DTYPE", *AMP_DTYPES),
 )
 
 BACKBONE_RULES: tuple[Rule, ...] = (
-    *_at_least(1, "MODEL.FPN.OUT_CHANNELS"),
-    _only("MODEL.FPN.FUSE_TYPE", "sum"),
-    _only("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
-    *_norm(
-        "MODEL.FPN.NORM",
-        "OUT_CHANNELS",
-        lambda c: c.MODEL.FPN.OUT_CHANNELS,
-        "BN",
-        "SyncBN",
-    ),
-    Rule("MODEL.BACKBONE.FREEZE_AT", "0 to 5", lambda v, _: v in range(6)),
-    Rule("MODEL.RESNETS.NORM", *one_of(RESNET_NORMS)),
-    Rule(
+    one_of("MODEL.FPN.FUSE_TYPE", "sum"),
+    one_of("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
+    *_norm("MODEL.FPN.NORM", "MODEL.FPN.OUT_CHANNELS", "BN", "SyncBN"),
+    *in_range(0, 5, "MODEL.BACKBONE.FREEZE_AT"),
+    one_of("MODEL.RESNETS.NORM", *TRUNK_NORMS, "SyncBN", "GN"),
+    (
         "MODEL.RESNETS.NORM",
-        f"for a trunk other than 'resnet', which has batch norm, {one_of(TRUNK_NORMS)[0]}",
+        f"for a trunk other than 'resnet', which has batch norm, one of {TRUNK_NORMS}",
         lambda v, c: c.MODEL.SPATIALFLOW.TRUNK == "resnet" or v in TRUNK_NORMS,
     ),
-    *(
-        Rule(f"MODEL.RESNETS.{name}", expected, rules.of_resnet(test))
-        for name, expected, test in (
-            ("DEPTH", *one_of(RESNET_DEPTHS)),
-            ("OUT_FEATURES", "res3, res4 and res5", lambda v, _: {*TRUNK_FEATURES} <= {*v}),
-            ("RES5_DILATION", "1", lambda v, _: v == 1),
-            (
-                "DEFORM_ON_PER_STAGE",
-                "true or false for each of the four stages, true only from DEPTH 50",
-                lambda v, c: len(v) == 4 and (c.MODEL.RESNETS.DEPTH >= 50 or not any(v)),
-            ),
-            (
-                "DEFORM_MODULATED",
-                "True where a stage is deformable, as only that is built",
-                lambda v, c: v or not any(c.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
-            ),
-            ("DEFORM_NUM_GROUPS", "1", lambda v, _: v == 1),
-            ("NUM_GROUPS", "1 or more", whole(1)),
-            ("WIDTH_PER_GROUP", "1 or more", whole(1)),
-            ("STEM_OUT_CHANNELS", "1 or more", whole(1)),
-            ("RES2_OUT_CHANNELS", "1 or more", whole(1)),
-            (
-                "NORM",
-                "STEM_OUT_CHANNELS, RES2_OUT_CHANNELS and (from DEPTH 50) NUM_GROUPS × "
-                f"WIDTH_PER_GROUP multiples of {GROUPS} or another norm",
-                rules.divisible(
-                    lambda c: c.MODEL.RESNETS.STEM_OUT_CHANNELS,
-                    lambda c: c.MODEL.RESNETS.RES2_OUT_CHANNELS,
-                    rules.bottleneck_width,
-                ),
-            ),
-        )
+    *only_with(
+        "MODEL.SPATIALFLOW.TRUNK",
+        "resnet",
+        one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101, 152),
+        ("MODEL.RESNETS.OUT_FEATURES", "res3 to res5", lambda v, _: {*TRUNK_FEATURES} <= {*v}),
+        one_of("MODEL.RESNETS.RES5_DILATION", 1),
+        (
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+            "true or false for each of the four stages, true only from DEPTH 50",
+            lambda v, c: len(v) == 4 and (c.MODEL.RESNETS.DEPTH >= 50 or not any(v)),
+        ),
+        (
+            "MODEL.RESNETS.DEFORM_MODULATED",
+            "True where a stage is deformable, as only that is built",
+            lambda v, c: v or not any(c.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
+        ),
+        one_of("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1),
     ),
 )
 
 TRAINING_RULES: tuple[Rule, ...] = (
-    Rule("INPUT.FORMAT", *one_of(("RGB", "BGR", "L", "YUV-BT.601"))),
-    Rule("INPUT.MIN_SIZE_TRAIN_SAMPLING", *one_of(("choice", "range"))),
-    Rule(
+    one_of("INPUT.FORMAT", "RGB", "BGR", "L", "YUV-BT.601"),
+    one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),
+    (
         "INPUT.MIN_SIZE_TRAIN",
-        "sizes, with MIN_SIZE_TRAIN_SAMPLING 'range' two in order,",
-        rules.min_sizes,
+        "sizes of 0 or more",
+        lambda v, _: len(v) > 0 and all(size >= 0 for size in v),
     ),
-    Rule("INPUT.RANDOM_FLIP", *one_of(("horizontal", "vertical", "none"))),
-    Rule("INPUT.CROP.TYPE", *one_of(("relative_range", "relative", "absolute", "absolute_range"))),
-    Rule(
-        "INPUT.CROP.SIZE",
-        "two numbers up to 1, above 0, or for an absolute crop two sizes of 1 or more",
-        rules.crop_size,
+    *only_with(
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING",
+        "range",
+        ("INPUT.MIN_SIZE_TRAIN", "two sizes in order", lambda v, _: len(v) == 2 and rising(v)),
     ),
-    # 0 leaves an image as it is.
-    *_at_least(0, "INPUT.MIN_SIZE_TEST"),
-    *_at_least(1, "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
-    *_at_least(
+    one_of("INPUT.RANDOM_FLIP", "horizontal", "vertical", "none"),
+    *only_with(
+        "INPUT.CROP.ENABLED",
+        True,
+        one_of("INPUT.CROP.TYPE", "relative_range", "relative", "absolute", "absolute_range"),
+        (
+            "INPUT.CROP.SIZE",
+            "two shares up to 1, above 0, or for an absolute crop two sizes of 1 or more,",
+            _is_crop_size,
+        ),
+    ),
+    *at_least(0, "INPUT.MIN_SIZE_TEST"),
+    *at_least(1, "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
+    (
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        "0 or a number of processes that divides IMS_PER_BATCH",
+        lambda v, c: v == 0 or (v > 0 and c.SOLVER.IMS_PER_BATCH % v == 0),
+    ),
+    *at_least(
         1,
         "SOLVER.MAX_ITER",
         "SOLVER.CHECKPOINT_PERIOD",
         "SOLVER.ACCUMULATION_STEPS",
-        "SOLVER.NUM_DECAYS",
     ),
-    *_at_least(
+    one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
+    one_of("SOLVER.AMP.DTYPE", *AMP_DTYPES),
+    *above_zero("SOLVER.BASE_LR"),
+    *at_least(
         0,
         "SOLVER.WARMUP_ITERS",
-        "SOLVER.REFERENCE_WORLD_SIZE",
-        "DATALOADER.NUM_WORKERS",
-        "TEST.EVAL_PERIOD",
-    ),
-    Rule("SOLVER.OPTIMIZER", *one_of(("SGD", "AdamW"))),
-    Rule("SOLVER.AMP.DTYPE", *one_of(tuple(AMP_DTYPES))),
-    Rule("SOLVER.BASE_LR", "a finite number above 0", positive),
-    *_factors(
-        "SOLVER.BASE_LR_END",
+        "SOLVER.WARMUP_FACTOR",
+        "SOLVER.GAMMA",
         "SOLVER.BIAS_LR_FACTOR",
         "SOLVER.TRUNK_MULTIPLIER",
-        "SOLVER.GAMMA",
-        "SOLVER.MOMENTUM",
-        "SOLVER.WARMUP_FACTOR",
-        "SOLVER.WEIGHT_DECAY",
         "DATALOADER.REPEAT_THRESHOLD",
     ),
-    *(
-        Rule(f"SOLVER.{key}", "0 or more, or None,", lambda v, c: v is None or number(0)(v, c))
-        for key in ("WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
-    ),
-    Rule(
-        "SOLVER.MOMENTUM",
-        "with NESTEROV a number above 0",
-        lambda v, c: not c.SOLVER.NESTEROV or v > 0,
-    ),
-    Rule(
+    ("SOLVER.WEIGHT_DECAY_NORM", "None, or 0 or more,", lambda v, _: v is None or v >= 0),
+    ("SOLVER.WEIGHT_DECAY_BIAS", "None, or 0 or more,", lambda v, _: v is None or v >= 0),
+    ("SOLVER.STEPS", "iterations from 1 on", lambda v, _: all(step >= 1 for step in v)),
+    *only_with(
         "SOLVER.LR_SCHEDULER_NAME",
-        *one_of(("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")),
+        "WarmupCosineLR",
+        ("SOLVER.BASE_LR_END", "0 to BASE_LR", lambda v, c: 0 <= v <= c.SOLVER.BASE_LR),
     ),
-    Rule("SOLVER.STEPS", "rising iterations, none of them MAX_ITER,", rules.steps),
-    Rule(
-        "SOLVER.BASE_LR_END",
-        "up to BASE_LR",
-        lambda v, c: c.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR" or v <= c.SOLVER.BASE_LR,
-    ),
-    Rule("SOLVER.WARMUP_METHOD", *one_of(("linear", "constant"))),
-    *(
-        Rule(f"SOLVER.CLIP_GRADIENTS.{key}", expected, rules.where_clipped(test))
-        for key, expected, test in (
-            ("CLIP_TYPE", *one_of(("value", "norm"))),
-            ("CLIP_VALUE", "a number above 0", positive),
-            ("NORM_TYPE", "a number above 0", lambda v, _: v > 0),
-        )
+    *only_with(
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        True,
+        *above_zero("SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
+        # Infinity is the norm of the largest value.
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "more than 0", lambda v, _: v > 0),
     ),
 )

@@ -6,151 +6,183 @@ from detectron2.config import CfgNode
 
 
 def add_spatialflow_config(cfg: CfgNode) -> None:
-    """Add SpatialFlow's keys, with their defaults, to a Detectron2 config."""
+    """Add SpatialFlow's keys and those of its search to a Detectron2 config, in place.
+
+    Args:
+        cfg: Config of ``detectron2.config.get_cfg()``.
+    """
     own = cfg.MODEL.SPATIALFLOW = CfgNode()
-    # Name of a file in configs/genotypes, or a path to a JSON file.
+    # Name of a file in configs/genotypes, or path of a JSON file.
     own.GENOTYPE = "spatialflow"
-    # Attention of the stuff head: "from_genotype", or in the place of the genotype's choices
-    # "<site>=<option>", such as "merged=channel" or "levels=spatial,merged=criss_cross" (sites and
-    # options: spatialflow/modeling/heads/attention.py).
+    # Attention of the stuff head. "from_genotype" takes the genotype's choices. "<site>=<option>"
+    # replaces them, for example "merged=channel" or "levels=spatial,merged=criss_cross"
+    # (spatialflow/config/options.py lists sites and options).
     own.STUFF_ATTENTION = "from_genotype"
-    # "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0" or "mobilenet_v2".
+    # Trunk of the backbone: "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0" or
+    # "mobilenet_v2".
     own.TRUNK = "resnet"
-    # Whether the last two start from their packages' weights when MODEL.WEIGHTS is empty.
+    # Start "efficientnet_lite0" and "mobilenet_v2" from the weights of their packages when
+    # MODEL.WEIGHTS is empty.
     own.TRUNK_PRETRAINED = True
-    # Levels of the mask branch. Boxes with sqrt(area) of CANONICAL_BOX_SIZE pixels are pooled from
-    # CANONICAL_LEVEL, twice the size one level up.
+    # Levels of the mask branch.
     own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
+    # A box whose sqrt(area) is MASK_CANONICAL_BOX_SIZE pixels is pooled from the level
+    # MASK_CANONICAL_LEVEL, a box of twice the size from one level above.
     own.MASK_CANONICAL_BOX_SIZE = 112
+    # Level for boxes of the canonical size: 4 for p4.
     own.MASK_CANONICAL_LEVEL = 4
-    # Overlap at which a proposal learns the mask of a ground truth.
+    # Intersection over union from which a proposal learns the mask of a ground truth.
     own.MASK_PROPOSAL_IOU = 0.5
-    # What the fusion takes for stuff: "labels" at the network's scale, resized by nearest
-    # neighbour (the reference), or the argmax of bilinear "logits" at the original size.
+    # Input of the fusion: "labels" at the network's scale, resized by nearest neighbour (as the
+    # reference), or the argmax of "logits" that are resized bilinearly to the original size.
     own.STUFF_FROM = "labels"
-    # Denominators of the losses: "per_process" (the reference) or "global".
+    # Denominators of the losses: those of each process, "per_process" (as the reference), or sums
+    # over all processes, "global".
     own.LOSS_NORMALIZER = "per_process"
-    # Detections whose box is still empty to at least THRESH after fusion take the empty pixels.
+    # After fusion, a detection takes the empty pixels of its box if at least the share THRESH of
+    # the box is empty.
     own.BOX_FILL = CfgNode({"ENABLED": False, "THRESH": 0.5})
-    # Convolutions keep their weights in oneDNN's layout at inference on x86 CPUs.
+    # Convolutions keep their weights in oneDNN's layout at inference on x86 CPUs; off by default.
     own.PACK_CONVOLUTIONS = False
 
-    # One folder in COCO panoptic layout (images/, panoptic/, panoptic.json), registered as
-    # "folder_train" and "folder_val" (a split by hash of the image names) and "folder_all".
+    _add_data_keys(cfg)
+    _add_training_keys(cfg)
+    cfg.SEARCH = _search_keys()
+    cfg.SEARCH.SPACE = _search_space_keys()
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # A folder in COCO panoptic layout (images/, panoptic/, panoptic.json). It is registered as
+    # "folder_train", "folder_val" and "folder_all".
     folder = cfg.DATASETS.FOLDER = CfgNode()
+    # Path of the folder; "" for none.
     folder.PATH = ""
-    # "" or "supercategories": merge classes by the JSON's supercategory field.
+    # "supercategories" merges classes by the field supercategory of the JSON; "" keeps them.
     folder.REMAP = ""
+    # Share of the images in "folder_val", chosen by a hash of SPLIT_SEED and the image's name.
     folder.VAL_FRACTION = 0.2
+    # Seed of the split.
     folder.SPLIT_SEED = 0
-    # Use the first images only; 0 for all.
+    # Number of images to use, the first by name; 0 for all.
     folder.LIMIT = 0
 
-    # Generated scenes, registered as "scenes_train" and "scenes_val" where a config names them.
+    # Generated scenes. They are registered as "scenes_train" and "scenes_val" if DATASETS.TRAIN or
+    # DATASETS.TEST names one of them.
     scenes = cfg.DATASETS.SCENES = CfgNode()
+    # Number of training scenes.
     scenes.TRAIN = 400
+    # Number of validation scenes.
     scenes.VAL = 40
+    # Height and width of a scene in pixels.
     scenes.SIZE = 192
 
+    # An image whose file is broken or contradicts another file: "stop" the training, or "skip" the
+    # image.
+    cfg.DATALOADER.BAD_DATA = "stop"
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
     # "SGD" or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Factor of the learning rate of the backbone's trunk.
+    # Factor of the learning rate in the backbone's trunk.
     cfg.SOLVER.TRUNK_MULTIPLIER = 1.0
-    # Batches of IMS_PER_BATCH images whose gradients are averaged into one step.
+    # Batches of IMS_PER_BATCH images whose gradients are averaged for one step.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
-    # "bfloat16" or "float16", where SOLVER.AMP.ENABLED.
+    # Type of mixed precision in training if SOLVER.AMP.ENABLED: "bfloat16" or "float16".
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # The same of evaluation and prediction.
+    # Mixed precision in evaluation and prediction, with the same types.
     cfg.TEST.AMP = CfgNode({"ENABLED": False, "DTYPE": "bfloat16"})
     # A step whose loss or gradient is NaN or infinite: "stop" the training, or "skip" the step.
     cfg.SOLVER.NON_FINITE = "stop"
 
-    # An image with a broken or contradictory file: "stop" the training, or "skip" the image.
-    cfg.DATALOADER.BAD_DATA = "stop"
 
-
-def add_search_config(cfg: CfgNode) -> None:
-    """Add the keys of a search, with their defaults, to a config."""
-    search = cfg.SEARCH = CfgNode()
-    search.SPACE = _space_keys()
-    # "softmax" (Liu et al. 2019, DARTS), "sigmoid" (Chu et al. 2020, FairDARTS) or "gumbel" (Dong
-    # and Yang 2019, GDAS).
+def _search_keys() -> CfgNode:
+    """Return the keys of a search but for its space (methods in docs/search.md)."""
+    search = CfgNode()
+    # Relaxation of the choice between operations: "softmax" (DARTS, arXiv 1806.09055), "sigmoid"
+    # (FairDARTS, arXiv 1911.12126) or "gumbel" (GDAS, arXiv 1910.04465).
     search.RELAXATION = "softmax"
-    # A weight of each edge beside that of its operation: "none", "independent" or "softmax" over
-    # the inputs of a node (Xu et al. 2020, PC-DARTS).
+    # Weight of each edge, multiplied with that of its operation: "none", "independent" or "softmax"
+    # over the inputs of a node (PC-DARTS, arXiv 1907.05737).
     search.EDGE_WEIGHTS = "none"
-    # One channel of so many passes through the candidates (PC-DARTS); 1 for all.
+    # Pass one of this many channels through the candidate operations (PC-DARTS); 1 for all.
     search.PARTIAL_CHANNELS = 1
-    # Share of the training images that the architecture learns from, by a hash of seed and name.
+    # Share of the training images from which the architecture learns, chosen by a hash of
+    # SPLIT_SEED and the image's name.
     search.ARCHITECTURE_FRACTION = 0.2
+    # Seed of that split.
     search.SPLIT_SEED = 0
-    # Share of the iterations, at the start, in which only the weights learn (Xu et al. 2020: 0.3).
+    # Share of the iterations, at the start, in which only the weights learn (PC-DARTS: 0.3).
     search.WARMUP = 0.3
-    # Of the architecture's gradient: 1 at the weights as they are, 2 through one virtual step of
-    # SGD (DARTS, eq. 6 to 8), which takes three forward and backward passes instead of one.
+    # Order of the architecture's gradient. 1 takes the weights as constant. 2 differentiates
+    # through a virtual step of SGD (DARTS, equations 6 to 8), with three forward and backward
+    # passes instead of one.
     search.ORDER = 1
-    # Adam of the architecture parameters; DARTS has 0.0003 and a decay of 0.001, with which little
-    # moves in hundreds of iterations.
+    # Adam of the architecture parameters. With DARTS's LR 0.0003 and WEIGHT_DECAY 0.001 the
+    # architecture hardly changes in hundreds of iterations.
     search.OPTIMIZER = CfgNode({"LR": 0.05, "BETAS": [0.5, 0.999], "WEIGHT_DECAY": 0.0})
-    # Divide each task's loss by its value at the first architecture step.
+    # Divide the loss of each task by its value at the first architecture step.
     search.NORMALIZE_LOSSES = True
-    # Factors of what is added to the architecture's loss; each reaches its value at the end, the
-    # first growing from the first iteration on, the second from two thirds of the search.
+    # Factor of the beta decay in the architecture's loss; it grows from 0 to this value
+    # (Beta-DARTS, arXiv 2203.01665).
     search.BETA_DECAY = 0.0
+    # Factor of the entropy in the architecture's loss; it grows from 0, from two thirds of the
+    # search on, to this value.
     search.ENTROPY = 0.0
-    # Factor of the expected share of edges that carry a flow (after Louizos et al. 2018, L0).
+    # Factor of the expected share of edges that carry a flow (after L0, arXiv 1712.01312).
     search.SPARSITY = 0.3
-    # Factor of relu(expected cost / budget - 1), and the budget in units of the human flows' cost.
+    # Factor of relu(expected cost / budget - 1).
     search.COST = 1.0
+    # Budget, in units of the cost of the human design's flows.
     search.BUDGET = 1.0
-    # Share of the source that is added to every flow, fading to 0 at the end (Chu et al. 2021,
-    # DARTS-).
+    # Share of the source that is added to every flow at the start; it falls to 0 at the end
+    # (DARTS-, arXiv 2009.01027).
     search.AUXILIARY_SKIP = 0.0
-    # Temperature of the relaxation at the start, reaching 1 at the end in equal ratios.
+    # Temperature of the relaxation at the start; it reaches 1 at the end in equal ratios.
     search.TEMPERATURE = 1.0
-    # A checkpoint of a network that was trained with MODEL.SPATIALFLOW.GENOTYPE: the supernet
-    # starts as that network, its other candidates at zero (Gao et al. 2020, MTL-NAS).
+    # Checkpoint of a network trained with MODEL.SPATIALFLOW.GENOTYPE. The supernet starts as that
+    # network, with all other candidates at zero (after MTL-NAS, arXiv 2003.14058); "" for none.
     search.WEIGHTS = ""
-    # Logit added at the start to the flows of the human design; a search with it starts from what
-    # it should find, and has to be named so.
+    # Logit that the flows of the human design start with. A search with it starts from its expected
+    # result; name it so when you report it.
     search.HUMAN_PRIOR = 0.0
-    # Iterations between measurements of the dominant eigenvalue of the architecture's loss; 0 for
-    # none. The architecture goes back and is frozen where the mean of five measurements, over that
-    # of the five before it, is above 1 / STOP_RATIO (0.75 in Zela et al. 2020, RobustDARTS; 0 for
-    # never).
+    # Iterations between two measurements of the dominant eigenvalue of the architecture loss's
+    # Hessian; 0 for no measurement.
     search.EIGENVALUE_PERIOD = 0
+    # Restore an earlier architecture and freeze it once the mean of five eigenvalues is above
+    # 1 / STOP_RATIO times the mean of the five before (RobustDARTS, arXiv 1909.09656: 0.75); 0 for
+    # never.
     search.STOP_RATIO = 0.0
-    _add_derivation(search)
-
-
-def _add_derivation(search: CfgNode) -> None:
-    # How the genotype is derived: "argmax" (with ``none`` allowed), "presence" (an edge
-    # whose operations together are likelier than ``none``), "threshold" (of 0.5),
-    # "top_inputs" (two inputs of every node, the rule of DARTS) or "perturbation" (what hurts most
-    # when it is removed, Wang et al. 2021, DARTS-PT), measured on so many held-out batches.
+    # Rule that derives the genotype: "argmax" (`none` included), "presence" (edges whose operations
+    # are together more probable than `none`), "threshold" (0.5), "top_inputs" (two inputs of every
+    # node, as DARTS) or "perturbation" (the flows whose removal hurts most; DARTS-PT,
+    # arXiv 2108.04392).
     search.RULE = "presence"
-    # The loss of the derived network with the supernet's weights is measured on them as well.
+    # Held-out batches for "perturbation", and for the loss of the derived network with the
+    # supernet's weights.
     search.PERTURBATION_BATCHES = 4
     # Write the derived network with the supernet's weights, for MODEL.WEIGHTS of a training.
     search.INHERIT = False
-    # Held-out images that report.html has results of, with the searched and the human flows.
+    # Held-out images in report.html, with the results of the searched and of the human flows.
     search.REPORT_IMAGES = 8
+    return search
 
 
-def _space_keys() -> CfgNode:
+def _search_space_keys() -> CfgNode:
     space = CfgNode()
-    # Pairs of branches that may be joined, "source>target" such as "box>cls"; empty for all.
+    # Pairs of branches that flows may join, "<source>><target>" such as "box>cls"; [] for all.
     space.PAIRS = []
-    # Stages of the targets; empty for all.
+    # Stages of the target nodes; [] for all.
     space.STAGES = []
+    # Ports of the target nodes: "input", "gate" or both.
     space.PORTS = ["input"]
-    # Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
+    # Candidate operations of each edge. Others: "dil_conv_3x3", "channel_gate", "spatial_gate".
     space.OPERATIONS = ["identity", "conv_1x1", "conv_3x3", "sep_conv_3x3"]
-    # Attention of the stuff head and convolutions of nodes, "<name>=<option>,<option>", such as
-    # "stuff.attention.merged=none,channel,criss_cross" or "cls.1.conv=plain,deformable".
+    # Searched attention of the stuff head and searched convolutions, "<name>=<option>,<option>",
+    # such as "stuff.attention.merged=none,channel,criss_cross" or "cls.1.conv=plain,deformable".
     space.CHOICES = []
     # Leave out edges whose target has levels that the source lacks.
     space.COMPLETE_LEVELS = False
-    # Flows that a node may receive at most; 0 for any number.
+    # Highest number of flows into a node; 0 for no limit.
     space.MAX_INPUTS = 0
     return space

@@ -1,4 +1,4 @@
-"""Genotypes by name, and the genotype of a config."""
+"""Load genotypes by name or path, and the genotype of a config."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def builtin_genotypes() -> list[str]:
 
 
 def load_genotype(name: str) -> Genotype:
-    """Return the genotype of ``MODEL.SPATIALFLOW.GENOTYPE``, a name or a path.
+    """Return a genotype by the value of ``MODEL.SPATIALFLOW.GENOTYPE``.
+
+    Args:
+        name: Name of a file in ``configs/genotypes`` without its suffix, or a path.
 
     Raises:
-        ValueError: If there is none, or it is not valid.
+        ValueError: If there is no such genotype, or it is not valid.
     """
     for path in (configs_root() / "genotypes" / f"{name}.json", Path(name).expanduser()):
         if path.is_file():
@@ -31,10 +34,12 @@ def load_genotype(name: str) -> Genotype:
 
 
 def genotype_of(cfg: CfgNode) -> Genotype:
-    """Return the genotype of a config, with what ``STUFF_ATTENTION`` puts in the place of choices.
+    """Return the genotype of a config.
+
+    ``MODEL.SPATIALFLOW.STUFF_ATTENTION`` may replace its choices of attention.
 
     Raises:
-        ValueError: If there is no such genotype, or the key is not understood.
+        ValueError: If there is no such genotype, it is not valid, or ``STUFF_ATTENTION`` is wrong.
     """
     own = cfg.MODEL.SPATIALFLOW
     genotype = load_genotype(own.GENOTYPE)
@@ -43,14 +48,14 @@ def genotype_of(cfg: CfgNode) -> Genotype:
     replaced = dict.fromkeys(ATTENTION_SITES, "none")
     for part in own.STUFF_ATTENTION.split(","):
         site, _, option = part.strip().partition("=")
-        name = f"stuff.attention.{site}"
-        if name not in ATTENTION_SITES or option not in ATTENTION_OPTIONS:
+        choice = f"stuff.attention.{site}"
+        if choice not in ATTENTION_SITES or option not in ATTENTION_OPTIONS:
             sites = [known.rpartition(".")[2] for known in ATTENTION_SITES]
             raise ValueError(
                 f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {own.STUFF_ATTENTION!r} given, "
                 f"'from_genotype' or '<site>=<option>' expected, sites {sites}, options "
                 f"{list(ATTENTION_OPTIONS)}"
             )
-        replaced[name] = option
+        replaced[choice] = option
     provenance = {**genotype.provenance, "choices_replaced_by_config": replaced}
     return replace(genotype, choices={**genotype.choices, **replaced}, provenance=provenance)

@@ -1,4 +1,4 @@
-"""The one way to read a config."""
+"""Read a config from a file and KEY VALUE pairs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 
-from spatialflow.config.defaults import add_search_config, add_spatialflow_config
+from spatialflow.config.defaults import add_spatialflow_config
 from spatialflow.config.options import SUPERNET
-
-SEARCH_ENABLED = "SEARCH.ENABLED"
-"""What made a config one of a search in version 0.1; configs that were saved then still load."""
 
 
 def get_cfg(
@@ -24,29 +21,36 @@ def get_cfg(
     """Return a config with Detectron2's and SpatialFlow's keys.
 
     Args:
-        config_file: A YAML file: a path, or one relative to the project's ``configs`` folder.
-            With none, the defaults of ``Base-SpatialFlow.yaml``.
-        opts: KEY VALUE pairs, as on the command line.
+        config_file: YAML file, as a path or relative to the project's ``configs`` folder; None for
+            ``Base-SpatialFlow.yaml``.
+        opts: KEY VALUE pairs, as on the command line. They override the file.
 
     Raises:
-        ValueError: If there is no such file, or it or ``opts`` have a key that does not exist or
-            a value of another type.
+        ValueError: If the file does not exist or is no config, or if a key does not exist or has a
+            value of another type.
     """
     cfg = detectron2_get_cfg()
     add_spatialflow_config(cfg)
-    add_search_config(cfg)
-    cfg.register_deprecated_key(SEARCH_ENABLED)
-    cfg.MODEL.DEVICE = "auto"  # a GPU where there is one, unless something else is asked for
-    path = find_config(config_file or "Base-SpatialFlow.yaml")
+    cfg.SEARCH.ENABLED = False  # Replaced below: a key of version 0.1.
+    cfg.MODEL.DEVICE = "auto"
+    _merge_file(cfg, find_config(config_file or "Base-SpatialFlow.yaml"))
+    _merge_pairs(cfg, opts)
+    _replace_search_enabled(cfg)
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, path: Path) -> None:
     try:
-        search = CfgNode.load_yaml_with_base(str(path), allow_unsafe=False).get("SEARCH", {})
         cfg.merge_from_file(str(path), allow_unsafe=False)
-        if search.get("ENABLED", False):
-            cfg.MODEL.META_ARCHITECTURE = SUPERNET
     except (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
-        # Detectron2 has no common error for YAML that is none, is no mapping, or lacks its base.
+        # Detectron2 has no common error for a file without YAML, mapping or base.
         reason = error.args[0] if isinstance(error, KeyError) else str(error)
         raise ValueError(f"config {path}: {' '.join(reason.split())}") from error
+
+
+def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
     flags = [word for word in opts if str(word).startswith("--")]
     if flags:
         raise ValueError(f"{flags[0]} has to come before the KEY VALUE pairs")
@@ -55,27 +59,34 @@ def get_cfg(
             f"options must be KEY VALUE pairs, got {len(opts)} words that end with {opts[-1]!r}"
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        if key == SEARCH_ENABLED:
-            searches = str(value).lower() == "true"
-            key, value = "MODEL.META_ARCHITECTURE", SUPERNET if searches else "SpatialFlow"
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, AttributeError, KeyError, ValueError) as error:
             raise ValueError(f"option {key} {value!r}: {error.args[0]}") from error
-    if cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    return cfg
+
+
+def _replace_search_enabled(cfg: CfgNode) -> None:
+    """Replace the key ``SEARCH.ENABLED`` by ``MODEL.META_ARCHITECTURE``, in place.
+
+    Version 0.1 built the supernet of a search if ``SEARCH.ENABLED`` was true. Every config that it
+    saved has the key.
+    """
+    if cfg.SEARCH.pop("ENABLED"):
+        cfg.MODEL.META_ARCHITECTURE = SUPERNET
 
 
 def configs_root() -> Path:
-    """Return the folder of configs: the one installed with the package, or the repository's."""
+    """Return the folder of configs: the package's if it is installed, else the repository's."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:
-    """Return the path of a config file, given as a path or relative to :func:`configs_root`.
+    """Return the path of a config file.
+
+    Args:
+        name: A path, or a path relative to :func:`configs_root`.
 
     Raises:
         ValueError: If there is no such file.

@@ -1,26 +1,29 @@
-"""Options of config keys and of genotype choices: names that the network is built from."""
+"""Values of config keys and of a genotype's choices that several layers share."""
 
 ATTENTION_SITES = ("stuff.attention.levels", "stuff.attention.merged")
-"""Choices of a genotype: an attention block after the last node of the stuff branch, on each level
-with one set of weights, and one where the stuff head has summed the levels."""
+"""Names of a genotype's choices of attention.
+
+``levels`` is a block after the last node of the stuff branch; all levels share its weights.
+``merged`` is a block on the sum of the levels in the stuff head.
+"""
 
 ATTENTION_OPTIONS = ("none", "channel", "spatial", "cbam", "criss_cross", "non_local")
-"""Options of these choices, the default first."""
+"""Options of a choice of attention; the first is the default."""
 
 NODE_CONVS = ("plain", "deformable")
-"""Options of a node's choice ``<node>.conv``, the default first."""
+"""Options of the choice ``<node>.conv`` of a genotype; the first is the default."""
 
 STUFF_SOURCES = ("labels", "logits")
-"""``MODEL.SPATIALFLOW.STUFF_FROM``."""
+"""Values of ``MODEL.SPATIALFLOW.STUFF_FROM``."""
 
 LOSS_NORMALIZERS = ("per_process", "global")
-"""``MODEL.SPATIALFLOW.LOSS_NORMALIZER``."""
+"""Values of ``MODEL.SPATIALFLOW.LOSS_NORMALIZER``."""
 
 TRUNK_FEATURES = ("res3", "res4", "res5")
-"""Feature maps of a trunk that the pyramid reads."""
+"""Feature maps of the trunk that the pyramid reads, at strides 8, 16 and 32."""
 
 GROUP_NORM_GROUPS = 32
-"""Groups of Detectron2's "GN"; channels must be a multiple of it."""
+"""Groups of Detectron2's norm "GN"; the channels must be a multiple of it."""
 
 SUPERNET = "SpatialFlowSupernet"
-"""``MODEL.META_ARCHITECTURE`` of a search."""
+"""Value of ``MODEL.META_ARCHITECTURE`` in a search."""

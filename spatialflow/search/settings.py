@@ -1,4 +1,4 @@
-"""From the keys under ``SEARCH`` to the settings of a search."""
+"""Check the keys under ``SEARCH`` and read the settings of the architecture's learner."""
 
 from __future__ import annotations
 
@@ -6,97 +6,76 @@ from detectron2.config import CfgNode
 
 from darts.derive import RULES
 from darts.learner import LearnerSettings
-from spatialflow.config.checks import check_rules
 from spatialflow.config.options import SUPERNET
-from spatialflow.config.rules import Rule, number, positive, whole
+from spatialflow.config.rules import Rule, above_zero, at_least, check_rules, one_of, only_with
 
 PERTURBATION = "perturbation"
-"""The rule that measures losses, unlike those of :data:`darts.derive.RULES`."""
+"""Rule of derivation that measures losses; those of :data:`darts.derive.RULES` read parameters."""
 
-NUMBERS = (
-    Rule("SEARCH.PERTURBATION_BATCHES", "1 or more", whole(1)),
-    *(
-        Rule(f"SEARCH.{name}", "0 or more", test)
-        for name, test in (
-            ("REPORT_IMAGES", whole(0)),
-            ("EIGENVALUE_PERIOD", whole(0)),
-            ("STOP_RATIO", number(0)),
-            ("BETA_DECAY", number(0)),
-            ("ENTROPY", number(0)),
-            ("SPARSITY", number(0)),
-            ("COST", number(0)),
-            ("AUXILIARY_SKIP", number(0)),
-        )
+
+SEARCH_RULES: tuple[Rule, ...] = (
+    one_of("MODEL.META_ARCHITECTURE", SUPERNET),
+    (
+        "MODEL.SPATIALFLOW.STUFF_ATTENTION",
+        "'from_genotype', as SEARCH.SPACE.CHOICES searches attention,",
+        lambda v, _: v == "from_genotype",
     ),
-    Rule("SEARCH.WARMUP", "a share of the iterations, 0 to 1, without 1,", lambda v, _: 0 <= v < 1),
-    Rule("SEARCH.TEMPERATURE", "more than 0", positive),
-    Rule("SEARCH.BUDGET", "more than 0", positive),
+    one_of("SEARCH.RULE", *RULES, PERTURBATION),
+    # Sigmoid gates have no parameter of `none` to compare with.
+    *only_with(
+        "SEARCH.RELAXATION",
+        "sigmoid",
+        one_of("SEARCH.RULE", *(rule for rule in RULES if rule != "argmax")),
+    ),
+    one_of("SEARCH.ORDER", 1, 2),
+    # The virtual step of the second order is a step of plain SGD on one batch.
+    *only_with(
+        "SEARCH.ORDER",
+        2,
+        one_of("SOLVER.OPTIMIZER", "SGD"),
+        one_of("SOLVER.NESTEROV", False),
+        one_of("SOLVER.ACCUMULATION_STEPS", 1),
+    ),
+    (
+        "SEARCH.PARTIAL_CHANNELS",
+        "a divisor of MODEL.FPN.OUT_CHANNELS",
+        lambda v, c: v >= 1 and c.MODEL.FPN.OUT_CHANNELS % v == 0,
+    ),
+    (
+        "SEARCH.PARTIAL_CHANNELS",
+        "1 with SEARCH.WEIGHTS or SEARCH.INHERIT, as some channels' weights do not fit all,",
+        lambda v, c: v == 1 or not (c.SEARCH.WEIGHTS or c.SEARCH.INHERIT),
+    ),
+    *at_least(1, "SEARCH.PERTURBATION_BATCHES"),
+    *at_least(
+        0,
+        "SEARCH.REPORT_IMAGES",
+        "SEARCH.EIGENVALUE_PERIOD",
+        "SEARCH.STOP_RATIO",
+        "SEARCH.BETA_DECAY",
+        "SEARCH.ENTROPY",
+        "SEARCH.SPARSITY",
+        "SEARCH.COST",
+        "SEARCH.AUXILIARY_SKIP",
+    ),
+    ("SEARCH.WARMUP", "a share of the iterations, 0 to 1, without 1,", lambda v, _: 0 <= v < 1),
+    *above_zero("SEARCH.TEMPERATURE", "SEARCH.BUDGET"),
+    *only_with("SEARCH.EIGENVALUE_PERIOD", 0, one_of("SEARCH.STOP_RATIO", 0.0)),
 )
-"""Which numbers the keys of a search may have."""
 
 
 def check_search_config(cfg: CfgNode) -> None:
-    """Check the keys of a search that nothing else checks.
+    """Check the keys of a search. The space and the relaxation check theirs when they are built.
 
     Raises:
-        ValueError: Naming the first key whose value is not allowed.
+        ValueError: If a value is not allowed; the error names each wrong key, the value given and
+            the value expected.
     """
-    keys = cfg.SEARCH
-    if cfg.MODEL.META_ARCHITECTURE != SUPERNET:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, "
-            f"{SUPERNET!r} expected in a search"
-        )
-    attention = cfg.MODEL.SPATIALFLOW.STUFF_ATTENTION
-    if attention != "from_genotype":
-        raise ValueError(
-            f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {attention!r} given, 'from_genotype' expected in "
-            "a search, which has attention by SEARCH.SPACE.CHOICES"
-        )
-    known = [*RULES, PERTURBATION]
-    if keys.RULE not in known:
-        raise ValueError(f"SEARCH.RULE: {keys.RULE!r} given, one of {known} expected")
-    if keys.RULE in (PERTURBATION, "argmax") and keys.RELAXATION == "sigmoid":
-        raise ValueError(
-            f"SEARCH.RULE: {keys.RULE!r} given with SEARCH.RELAXATION 'sigmoid', which has no "
-            "parameter of `none` to compare with; 'presence' or 'threshold' expected"
-        )
-    if keys.ORDER not in (1, 2):
-        raise ValueError(f"SEARCH.ORDER: {keys.ORDER} given, 1 or 2 expected")
-    if keys.ORDER == 2:
-        _check_second_order(cfg)
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    if keys.PARTIAL_CHANNELS < 1 or channels % keys.PARTIAL_CHANNELS:
-        raise ValueError(
-            f"SEARCH.PARTIAL_CHANNELS: {keys.PARTIAL_CHANNELS} given, a divisor of "
-            f"MODEL.FPN.OUT_CHANNELS, {channels}, expected"
-        )
-    if keys.PARTIAL_CHANNELS != 1 and (keys.WEIGHTS or keys.INHERIT):
-        raise ValueError(
-            f"SEARCH.PARTIAL_CHANNELS: {keys.PARTIAL_CHANNELS} given, 1 expected with "
-            "SEARCH.WEIGHTS or SEARCH.INHERIT, as weights do not pass between parts of channels "
-            "and all"
-        )
-    check_rules(cfg, NUMBERS)
-    if keys.STOP_RATIO and not keys.EIGENVALUE_PERIOD:
-        raise ValueError(
-            f"SEARCH.STOP_RATIO: {keys.STOP_RATIO} given with SEARCH.EIGENVALUE_PERIOD 0, a period "
-            "expected"
-        )
-
-
-def _check_second_order(cfg: CfgNode) -> None:
-    """Check that a virtual step can foresee that of the weights."""
-    for key, expected in (("OPTIMIZER", "SGD"), ("NESTEROV", False), ("ACCUMULATION_STEPS", 1)):
-        if cfg.SOLVER[key] != expected:
-            raise ValueError(
-                f"SOLVER.{key}: {cfg.SOLVER[key]!r} given, {expected!r} expected where "
-                "SEARCH.ORDER is 2, whose virtual step is one of plain SGD on one batch"
-            )
+    check_rules(cfg, SEARCH_RULES)
 
 
 def learner_settings(cfg: CfgNode) -> LearnerSettings:
-    """Return how the architecture is to learn."""
+    """Return the settings of the architecture's learner from ``SEARCH`` and ``SOLVER.MAX_ITER``."""
     keys = cfg.SEARCH
     return LearnerSettings(
         iterations=cfg.SOLVER.MAX_ITER,

@@ -1,14 +1,16 @@
-"""Configs: what they accept, what they say of what they refuse, and that each of ours works."""
+"""Configs load, wrong keys and values are named, and each config of ours works."""
 
 import json
 
 import pytest
 import torch
+from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from spatialflow import get_cfg
+from spatialflow import add_spatialflow_config, get_cfg
 from spatialflow.config import configs_root, find_config, load_genotype
+from spatialflow.config.options import SUPERNET
 from spatialflow.data import unregister
 from spatialflow.engine import Trainer, prepare_config
 
@@ -188,6 +190,30 @@ def test_wrong_files_are_named(tmp_path, text, problem):
     assert "own.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_configs_that_version_0_1_saved_load(tmp_path, enabled):
+    saved = get_cfg("search/demo.yaml")
+    saved.SEARCH.ENABLED = enabled
+    path = tmp_path / "config.yaml"
+    path.write_text(saved.dump())
+    models = {True: SUPERNET, False: "SpatialFlow"}
+    cfg = get_cfg(path)
+    assert models[enabled] == cfg.MODEL.META_ARCHITECTURE
+    assert "ENABLED" not in cfg.SEARCH
+    cfg = get_cfg(path, ["SEARCH.ENABLED", str(not enabled)])
+    assert models[not enabled] == cfg.MODEL.META_ARCHITECTURE
+    with pytest.raises(ValueError, match="SEARCH.ENABLED"):
+        get_cfg(path, ["SEARCH.ENABLED", "maybe"])
+
+
+def test_detectron2s_users_add_all_keys_at_once():
+    cfg = detectron2_get_cfg()
+    add_spatialflow_config(cfg)
+    cfg.merge_from_file(find_config("search/demo.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    assert cfg == get_cfg("search/demo.yaml", ["MODEL.DEVICE", "cpu"])
+
+
 def test_a_file_is_looked_for_here_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text("SOLVER: {MAX_ITER: 7}\n")
@@ -250,7 +276,7 @@ def test_data_that_is_not_there(tiny_cfg, scenes, changes, problem):
 
 
 def rewritten_folder(scenes_root, target, change):
-    """A copy of a data set's folder whose categories and segments were changed."""
+    """Copy a data set's folder with changed categories and segments."""
     content = json.loads((scenes_root / "panoptic.json").read_text())
     change(content)
     target.mkdir()
@@ -277,7 +303,7 @@ def all_things_crowd(content):
 
 @pytest.fixture
 def folder_cfg(scenes_root, tiny_cfg, tmp_path, monkeypatch):
-    """Returns a function that gives the config of a changed copy of the scenes."""
+    """Return a function that builds the config of a changed copy of the scenes."""
     monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
     before = set(DatasetCatalog) | set(MetadataCatalog)
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spatialflow.config.checks import TRUNK_FEATURES, check_backbone_config
+from spatialflow.config.checks import check_backbone_config
+from spatialflow.config.options import TRUNK_FEATURES
 from spatialflow.modeling.backbone.trunks import (
     TIMM_PREFIX,
     build_trunk,
