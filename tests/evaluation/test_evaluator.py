@@ -9,8 +9,8 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
 
-from spatialflow import evaluation
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.evaluation import (
     RESULTS_FILE,
@@ -195,11 +195,11 @@ def test_ranks_share_the_images(two_images, monkeypatch):
     for evaluator, one, result in zip(ranks, inputs, truth, strict=True):
         evaluator.reset()
         evaluator.process([one], [{"panoptic_seg": result}])
-    monkeypatch.setattr(evaluation.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(evaluation.comm, "gather", lambda part: gathered.append(part))
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "gather", lambda part: gathered.append(part))
     assert ranks[1].evaluate() is None
-    monkeypatch.setattr(evaluation.comm, "is_main_process", lambda: True)
-    monkeypatch.setattr(evaluation.comm, "gather", lambda part: [part, *gathered])
+    monkeypatch.setattr(comm, "is_main_process", lambda: True)
+    monkeypatch.setattr(comm, "gather", lambda part: [part, *gathered])
     assert ranks[0].evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100)
 
 
