@@ -67,7 +67,7 @@ def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             color, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
-            axes.plot(*zip(*points, strict=True), dashes, color=color, label=name)
+            axes.plot(*_xy(points), dashes, color=color, label=name, **_marker(points))
         axes.set(xlabel=x, ylabel=y)
         axes.legend()
         return _svg(figure)
@@ -142,7 +142,7 @@ def small_multiples(
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for i, (axes, series) in enumerate(zip(grid.flat, panels.values(), strict=False)):
             for line, points in series.items():
-                axes.plot(*zip(*points, strict=True), linewidth=1.2, **styles[line])
+                axes.plot(*_xy(points), linewidth=1.2, **styles[line], **_marker(points))
             axes.set_title("\n".join(titles[i]), loc="left")
             axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
             # The last panel of its column, where the last row has fewer panels than the others.
@@ -162,6 +162,15 @@ def small_multiples(
             borderpad=0.5,
         )
         return _svg(figure)
+
+
+def _xy(points: Sequence[Point]) -> Any:
+    return zip(*points, strict=True)
+
+
+def _marker(points: Sequence[Point]) -> dict[str, Any]:
+    """Return the marker of a line: a single point, of a short run, has no line to be seen."""
+    return {"marker": "o", "markersize": 3} if len(points) == 1 else {}
 
 
 def _styles(names: Sequence[str], colors: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -99,3 +99,15 @@ def test_any_name_is_written_as_it_is(name):
     name = f"<b> & $x_1$ {name.strip()}"
     root = drawn({"panel": {name: COURSE}}, title=name)
     assert texts(root).count(name) == 2
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda points: charts.lines({"loss": points}, x="iteration", y="loss"),
+        lambda points: charts.small_multiples({"a": {"b": points}}, title="", x="iteration"),
+    ],
+)
+def test_a_single_point_is_seen(draw):
+    """A run of fewer iterations than its log's period leaves one."""
+    assert draw([(20, 0.5)]).count("<use ") > draw([(20, 0.5), (40, 0.6)]).count("<use ")
