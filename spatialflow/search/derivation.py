@@ -170,9 +170,11 @@ class Derivation:
         path.with_suffix(".dot").write_text(to_dot(genotype, topology))
         log = folder / LOG_FILE
         lines = read_log(log) if log.is_file() else []
+        history = ""
         if lines:
             title = f"{genotype.name}: history of the search"
-            (folder / "history.svg").write_text(history_svg(self.architecture, lines, title=title))
+            history = history_svg(self.architecture, lines, title=title)
+            (folder / "history.svg").write_text(history)
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)
@@ -181,7 +183,7 @@ class Derivation:
             state = {"model": derived.state_dict()}
             write_atomically(folder / INHERITED_FILE, lambda file: torch.save(state, file))
             logger.info("with the supernet's weights: MODEL.WEIGHTS %s", folder / INHERITED_FILE)
-        logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines))
+        logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines, history))
         return path
 
 

@@ -19,7 +19,6 @@ from spatialflow.data.loader import dataset_dicts
 from spatialflow.data.mapper import PanopticMapper, read_segment_map
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.evaluation.samples import Samples
-from spatialflow.search.history import history_svg
 from spatialflow.search.space import flow_costs, human_genotype
 from spatialflow.search.split import split_filter
 from spatialflow.search.supernet import SpatialFlowSupernet
@@ -37,7 +36,7 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def write_report(
-    cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype, lines: Lines
+    cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype, lines: Lines, history: str
 ) -> Path:
     """Write ``report.html`` into a search's folder.
 
@@ -46,6 +45,7 @@ def write_report(
         supernet: Supernet at the end of the search.
         genotype: Genotype that was derived from it.
         lines: Lines of the search's log by iteration; empty if the log is not in the folder.
+        history: Picture of the log, as SVG; "" without lines.
 
     Returns:
         Path of the page.
@@ -54,7 +54,7 @@ def write_report(
     page = Page(f"Search of flows: {genotype.name}", _lead(genotype))
     page.section("Searched and human", compared(genotype, architecture.space.topology))
     page.section("Flows", _flows(cfg, genotype, architecture))
-    page.section("How the search went", *_history(cfg, genotype, architecture, lines))
+    page.section("How the search went", *_history(cfg, genotype, lines, history))
     page.section("Held-out images", *_samples(cfg, supernet, genotype))
     page.section(
         "Settings",
@@ -105,9 +105,7 @@ def _flows(cfg: CfgNode, genotype: Genotype, architecture: Architecture) -> Mark
     return table(head, rows, caption="Flows of the searched genotype")
 
 
-def _history(
-    cfg: CfgNode, genotype: Genotype, architecture: Architecture, lines: Lines
-) -> Iterator[Markup]:
+def _history(cfg: CfgNode, genotype: Genotype, lines: Lines, history: str) -> Iterator[Markup]:
     loss = genotype.provenance["held_out_loss"]
     yield paragraph(
         f"On held-out images the supernet's loss is {loss['supernet']:.3f}; that of the derived "
@@ -117,8 +115,7 @@ def _history(
     if not lines:
         yield paragraph("The log of the search is not in this folder.")
         return
-    svg = history_svg(architecture, lines, title="Probabilities over the search")
-    yield drawing(svg, alt="Probability of every candidate of every edge over the search")
+    yield drawing(history, alt="Probability of every candidate of every edge over the search")
     trained = _metrics(Path(cfg.OUTPUT_DIR))
     if trained:
         svg = charts.lines(trained, x="iteration", y="loss")
