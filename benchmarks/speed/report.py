@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from benchmarks.speed.machine import describe
 from spatialflow.analysis.tables import complete, program_parser, table
@@ -54,34 +56,33 @@ class Report:
         complete(pages, {f"speed {self.name}": text})
 
     def _plot(self, path: Path) -> None:
-        import matplotlib
+        with rc_context({"svg.hashsalt": self.name, "font.size": 9}):
+            figure = self._bar_chart() if self.bars else self._line_charts()
+            for axes in figure.axes:
+                axes.spines[["top", "right"]].set_visible(False)
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, metadata={"Date": None, "Creator": None})
 
-        matplotlib.use("svg")
-        matplotlib.rcParams.update({"svg.hashsalt": self.name, "font.size": 9})
-        from matplotlib import pyplot
+    def _bar_chart(self) -> Figure:
+        figure = Figure(figsize=(7, 0.6 + 0.3 * len(self.bars)), layout="constrained")
+        axes = figure.subplots()
+        labels = list(self.bars)[::-1]
+        axes.barh(labels, [self.bars[label] for label in labels], color="#4c78a8")
+        axes.axvline(1, color="#444444", linewidth=0.8)
+        axes.set_xlabel("ratio")
+        return figure
 
-        if self.bars:
-            figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.3 * len(self.bars)))
-            labels = list(self.bars)[::-1]
-            axes.barh(labels, [self.bars[label] for label in labels], color="#4c78a8")
-            axes.axvline(1, color="#444444", linewidth=0.8)
-            axes.set_xlabel("ratio")
-        else:
-            figure, grid = pyplot.subplots(
-                1, len(self.lines), figsize=(3.4 * len(self.lines), 3), squeeze=False
-            )
-            for axes, (title, lines) in zip(grid[0], self.lines.items(), strict=True):
-                for label, points in lines.items():
-                    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-                axes.set(xlabel=title.partition(": ")[2], ylabel=title.partition(": ")[0])
-                axes.set_ylim(bottom=0)
-                axes.legend(frameon=False)
-        for axes in figure.axes:
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+    def _line_charts(self) -> Figure:
+        figure = Figure(figsize=(3.4 * len(self.lines), 3), layout="constrained")
+        grid = figure.subplots(1, len(self.lines), squeeze=False)
+        for axes, (title, lines) in zip(grid[0], self.lines.items(), strict=True):
+            for label, points in lines.items():
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+            y, _, x = title.partition(": ")
+            axes.set(xlabel=x, ylabel=y)
+            axes.set_ylim(bottom=0)
+            axes.legend(frameon=False)
+        return figure
 
 
 def spread(seconds: list[float]) -> str:
