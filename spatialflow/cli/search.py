@@ -43,6 +43,10 @@ def prepare(args: argparse.Namespace) -> Work:
     if args.eval_only:
         raise ValueError("--eval-only: a search is not evaluated; train_net.py evaluates networks")
     if args.random is not None:
+        if args.random < 1 or args.seed < 0:
+            raise ValueError(
+                f"--random {args.random} --seed {args.seed} given, 1 or more and 0 or more expected"
+            )
         cfg = setup(args, data=(), trainer=SearchTrainer)
         genotypes = random_genotypes(cfg, args.random, args.seed)
         return functools.partial(write_genotypes, genotypes, Path(cfg.OUTPUT_DIR))

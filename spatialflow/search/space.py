@@ -159,10 +159,8 @@ def random_genotypes(cfg: CfgNode, count: int, seed: int) -> list[Genotype]:
         seed: Seed of the first genotype; the others take the numbers after it.
 
     Raises:
-        ValueError: If count or seed is too small, or the config does not describe a space.
+        ValueError: If the config does not describe a space.
     """
-    if count < 1 or seed < 0:
-        raise ValueError(f"--random {count} --seed {seed} given, 1 or more and 0 or more expected")
     space = search_space(cfg)
     costs, human = flow_costs(cfg, space.topology)
     budget = cfg.SEARCH.BUDGET * human

@@ -339,4 +339,4 @@ def test_a_folder_is_limited_and_split_as_the_config_says(tiny_cfg, scenes, scen
     counts = {"MODEL.RETINANET.NUM_CLASSES": -1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1}
     prepare_config(tiny_cfg({**keys, **counts, "DATASETS.TRAIN": ("folder_train",)}))
     assert len(DatasetCatalog.get("folder_all")) == 2
-    assert dict(DatasetCatalog)["folder_val"].declared.split == ("val", 0.5, 5)
+    assert dict(DatasetCatalog)["folder_val"].spec.split == ("val", 0.5, 5)

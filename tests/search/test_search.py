@@ -1,6 +1,7 @@
 """The search: the supernet, its alternation, resume, and the genotype it writes."""
 
 import json
+from html import escape
 
 import pytest
 import torch
@@ -156,9 +157,9 @@ def test_a_search_learns_resumes_exactly_and_derives(scenes_cfg, tmp_path, varia
     report = (tmp_path / "stopped" / "report.html").read_text()
     for heading in ("Searched and human", "Flows", "How the search went", "Held-out images"):
         assert f">{heading}</h2>" in report
-    assert (tmp_path / "stopped" / "history.svg").read_text().count("clip-path=") == 36 * (
-        2 if variant == "sigmoid" else 3
-    )
+    history = (tmp_path / "stopped" / "history.svg").read_text()
+    edges = resumed.architecture.space.edges
+    assert all(f">{escape(str(edge))}<" in history for edge in edges)
     line = json.loads((tmp_path / "whole" / "search.jsonl").read_text().splitlines()[-1])
     assert line["iteration"] == 4
     assert len(line["probabilities"]) == 36
@@ -235,7 +236,7 @@ def test_the_split_is_another_one_than_that_of_the_data(scenes_cfg):
 @pytest.mark.parametrize("rule", ["argmax", "perturbation"])
 def test_gates_cannot_be_compared_with_none(scenes_cfg, rule):
     keys = {**SEARCH, "SEARCH.RELAXATION": "sigmoid", "SEARCH.RULE": rule}
-    with pytest.raises(ValueError, match=f"SEARCH.RULE: '{rule}' given with SEARCH.RELAXATION"):
+    with pytest.raises(ValueError, match=f"SEARCH.RULE: '{rule}' given, .*with SEARCH.RELAXATION"):
         SearchTrainer(scenes_cfg(keys))
 
 

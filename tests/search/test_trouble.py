@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import search_net
+from spatialflow.cli.search import parse_arguments, prepare
 from spatialflow.data import generate_scenes
 from spatialflow.engine import Trainer, prepare_config
 from spatialflow.search.hook import ArchitectureHook
@@ -98,7 +98,7 @@ def test_a_supernet_is_not_trained_as_a_network(scenes_cfg):
 def test_a_search_is_not_evaluated():
     arguments = ["--config-file", "search/default.yaml", "--eval-only"]
     with pytest.raises(ValueError, match="--eval-only"):
-        search_net.prepare(search_net.parse_arguments(arguments))
+        prepare(parse_arguments(arguments))
 
 
 @pytest.mark.parametrize(
