@@ -100,10 +100,10 @@ class Architecture(nn.Module):
         return nn.Parameter(self.relaxation.initial_std * torch.randn(size))
 
     def draw(self) -> None:
-        """Draw the noise of the Gumbel relaxation; it is used until the next call.
+        """Draw the noise of the Gumbel relaxation; all weights use it until the next call.
 
-        A step reads a weight several times: once per pyramid level, and in each evaluation of a
-        second-order gradient. All of them must see the same draw.
+        A supernet calls it in each forward pass in training. The evaluations of one second-order
+        gradient draw the same noise, since :class:`darts.Architect` rewinds the random generators.
         """
         if self.relaxation.kind == "gumbel":
             for key, logits in self._logits():

@@ -92,7 +92,7 @@ def _evaluation_json(name: str, file_name: str, make_content: Callable[..., dict
     folder = cache_root() / f"{name.replace('/', '_')}-{key}"
     path = folder / file_name
     if not path.is_file():
-        logger.info("deriving %s of %s from %d images", file_name, name, len(pairs))
+        logger.info("writing %s of %s for evaluation, from %d images", file_name, name, len(pairs))
         folder.mkdir(parents=True, exist_ok=True)
         classes, mapping = read_categories(
             truth.categories, spec.remap, where=spec.annotations_json
@@ -258,7 +258,7 @@ class EvaluationJsonHandler(PathHandler):
         name, _, file_name = path.removeprefix(EVALUATION_PREFIX).rpartition("/")
         functions = {"panoptic.json": panoptic_json, "instances.json": instances_json}
         if file_name not in functions:
-            raise ValueError(f"{path} is not a derived file; known are {sorted(functions)}")
+            raise ValueError(f"{path} is not an evaluation JSON; known are {sorted(functions)}")
         return str(functions[file_name](name))
 
     def _isfile(self, path: str, **kwargs: object) -> bool:
@@ -269,7 +269,9 @@ class EvaluationJsonHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> IO:
         if set(mode) - set("rbt"):
-            raise ValueError(f"{path} is a derived file: it can be read, not opened with {mode!r}")
+            raise ValueError(
+                f"{path} is an evaluation JSON: it can be read, not opened with {mode!r}"
+            )
         return open(self._get_local_path(path), mode, **kwargs)
 
 

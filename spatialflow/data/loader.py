@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
-MAX_REPLACEMENTS = 100
-"""Bad images in a row, drawn at random, after which all images count as bad."""
+MAX_ATTEMPTS = 100
+"""Bad images in a row, the first and those that replace it, after which a training stops."""
 
 
 class TrainLoader:
@@ -80,7 +80,7 @@ class TrainLoader:
         self._images = _MappedImages(
             DatasetFromList(list(dataset_dicts), copy=False),
             mapper,
-            attempts=MAX_REPLACEMENTS if self.skip_bad else 1,
+            attempts=MAX_ATTEMPTS if self.skip_bad else 1,
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -110,7 +110,7 @@ class TrainLoader:
         if image.content is None:
             last = image.errors[-1]
             if self.skip_bad:
-                raise DataError(f"{MAX_REPLACEMENTS} bad images in a row; the last: {last}")
+                raise DataError(f"{MAX_ATTEMPTS} bad images in a row; the last: {last}")
             raise DataError(last)
         return image.content
 
@@ -172,7 +172,7 @@ class EvaluationLoader:
         """Load a data set; workers start when iteration starts.
 
         Args:
-            cfg: Config, of which ``DATALOADER.NUM_WORKERS`` and ``INPUT`` count.
+            cfg: Config; ``DATALOADER.NUM_WORKERS`` and ``INPUT`` are read.
             name: Name of a registered data set.
 
         Raises:
@@ -220,8 +220,8 @@ def build_train_loader(
     """Build the training loader of a config.
 
     Args:
-        cfg: Config, of which ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT`` and
-            ``SOLVER.IMS_PER_BATCH`` count.
+        cfg: Config; ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT`` and ``SOLVER.IMS_PER_BATCH``
+            are read.
         seed: Seed of order and augmentations, the same in every process.
         keep: Function that returns whether to train on a data set's dict; None keeps all.
 
@@ -258,8 +258,8 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     """Return the images of ``DATASETS.TRAIN`` to train on.
 
     Args:
-        cfg: Config, of which ``DATASETS.TRAIN``, ``DATALOADER.BAD_DATA`` and
-            ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` count.
+        cfg: Config; ``DATASETS.TRAIN``, ``DATALOADER.BAD_DATA`` and
+            ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` are read.
 
     Raises:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
@@ -283,7 +283,7 @@ def dataset_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
 
     Args:
         name: Name of a registered data set.
-        cfg: Config, of which ``DATALOADER.BAD_DATA`` counts.
+        cfg: Config; ``DATALOADER.BAD_DATA`` is read.
 
     Raises:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.

@@ -53,7 +53,7 @@ class PanopticMapper:
         stuff_labels: Mapping[int, int],
         ignore_label: int = IGNORE_LABEL,
     ) -> None:
-        """Keep the parts. `augmentations=` next to a config replaces those of the config.
+        """Keep the parts. `PanopticMapper(cfg, augmentations=…)` replaces those of the config.
 
         Args:
             is_train: Whether to return ground truth.
@@ -95,8 +95,8 @@ class PanopticMapper:
     def __call__(self, dataset_dict: dict) -> dict:
         """Map one image.
 
-        Files are read once, without the checks that only the check command makes; see
-        `validation/file_rules.py`.
+        Files are read without the thorough checks of `validation/file_rules.py`. A file that fails
+        is read again with them, for the same message as the check command gives.
 
         Args:
             dataset_dict: One dict of a registered data set.

@@ -169,7 +169,7 @@ def prepare_config(cfg: CfgNode) -> None:
     Its own data are those of ``DATASETS.FOLDER`` and, if ``DATASETS`` names them, the generated
     scenes of ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and
     ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are replaced by the numbers of the data. A config with
-    both numbers and without own data is checked without a read from disk.
+    both numbers and without own data is checked without reading any file.
 
     Args:
         cfg: Config that is not frozen.

@@ -218,7 +218,7 @@ class FlowGraph(nn.Module):
     def _signals(
         self, node: Node, outputs: Mapping[str, Mapping[str, Tensor]]
     ) -> list[tuple[Flow, dict[str, Tensor]]]:
-        """Return every flow into a node with its output on the levels that both ends have."""
+        """Return every flow into a node with its output: level → (N, C, H, W), on shared levels."""
         signals = []
         for flow in self._incoming[node.name]:
             source, module = outputs[flow.source], self.flows[flow.key]

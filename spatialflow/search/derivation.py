@@ -122,7 +122,7 @@ class Derivation:
         return RULES[rule](self.architecture)
 
     def _finish_fading(self) -> None:
-        """Set temperature and auxiliary skips to their values at the end of a search."""
+        """Set temperature and auxiliary skips to their final values; switch to training mode."""
         self.architecture.temperature = 1.0
         for module in self.supernet.modules():
             if isinstance(module, MixedEdge):

@@ -91,7 +91,7 @@ class SearchLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``search.jsonl`` by iteration; of one that a resume repeats, the last."""
+    """Return the lines of ``search.jsonl``, one for each iteration, the last that was written."""
     lines = {line["iteration"]: line for line in read_json_lines(path)}
     return [line for _, line in sorted(lines.items())]
 

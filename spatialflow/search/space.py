@@ -110,7 +110,7 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
 
     Returns:
         (key of an edge or choice, operation or option) → cost, for all causal edges of the topology
-        and all options; and the sum over the flows of :data:`HUMAN`.
+        and all options that cost anything; and the sum over the flows of :data:`HUMAN`.
     """
     channels = cfg.MODEL.FPN.OUT_CHANNELS
 

@@ -16,12 +16,12 @@ def split_filter(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any
     """Return a test for the images of one side of a search, by a hash of seed and name.
 
     Args:
-        cfg: ``SEARCH.ARCHITECTURE_FRACTION`` and ``SEARCH.SPLIT_SEED``.
+        cfg: Config; ``SEARCH.ARCHITECTURE_FRACTION`` and ``SEARCH.SPLIT_SEED`` are read.
         architecture: True for the images that the architecture learns from, False for those of the
             weights.
 
     Raises:
-        ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves one of them nothing.
+        ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves weights or architecture no image.
     """
     fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
     # The validation split of DATASETS.FOLDER hashes the same names: with an equal seed it would

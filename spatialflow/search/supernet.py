@@ -22,7 +22,8 @@ from spatialflow.search.space import relaxation_from_config, search_space
 class FixedProposalBatch(list[dict[str, Any]]):
     """A batch whose proposals stay those of its first forward pass through a supernet.
 
-    A difference between nearby weights or architectures needs it: proposals change by jumps.
+    A central difference compares two passes with slightly different weights. Both need the same
+    proposals, since a small change of the weights can exchange one proposal for another.
     """
 
     proposals: list[Instances] | None = None
@@ -37,8 +38,8 @@ class SpatialFlowSupernet(SpatialFlow):
         """Put the parts together.
 
         Args:
-            architecture: Architecture parameters, which the modules of ``flow_graph`` and the
-                attention of ``stuff_head`` are mixed by.
+            architecture: Architecture parameters that weigh the candidates in ``flow_graph`` and in
+                the attention of ``stuff_head``.
             parts: Arguments of :class:`SpatialFlow`.
         """
         super().__init__(**parts)

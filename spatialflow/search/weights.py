@@ -71,15 +71,15 @@ def inherit(
 
 
 def _chosen(
-    single: SpatialFlow, supernet: SpatialFlowSupernet, choices: Mapping[str, str]
+    network: SpatialFlow, supernet: SpatialFlowSupernet, choices: Mapping[str, str]
 ) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield each node and attention block of a network, with its counterpart in a supernet."""
-    for theirs, ours in (
-        (single.flow_graph.nodes, supernet.flow_graph.nodes),
-        (single.stuff_head.attention, supernet.stuff_head.attention),
+    for network_modules, supernet_modules in (
+        (network.flow_graph.nodes, supernet.flow_graph.nodes),
+        (network.stuff_head.attention, supernet.stuff_head.attention),
     ):
-        for key, block in theirs.items():
-            found = ours[key]
+        for key, block in network_modules.items():
+            found = supernet_modules[key]
             if isinstance(found, MixedChoice):
                 found = found.options[choices.get(found.name, default_option(found.name))]
             yield block, found

@@ -87,7 +87,7 @@ def test_detectron2_opens_derived_files_by_name(write_dataset, register_folder):
     with PathManager.open(metadata.json_file) as file:
         assert len(json.load(file)["annotations"]) == 3
     assert PathManager.isfile(metadata.json_file)
-    with pytest.raises(ValueError, match="not a derived file"):
+    with pytest.raises(ValueError, match="not an evaluation JSON"):
         PathManager.get_local_path("spatialflow://tiny/depth.json")
 
 

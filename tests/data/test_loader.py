@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from spatialflow.data import register_panoptic
 from spatialflow.data.loader import (
-    MAX_REPLACEMENTS,
+    MAX_ATTEMPTS,
     EvaluationLoader,
     TrainLoader,
     build_train_loader,
@@ -159,7 +159,7 @@ def test_bad_images_are_replaced_and_counted(workers, caplog):
 
 
 def test_nothing_but_bad_images_is_an_error():
-    with pytest.raises(DataError, match=f"{MAX_REPLACEMENTS} bad images in a row; .*broken"):
+    with pytest.raises(DataError, match=f"{MAX_ATTEMPTS} bad images in a row; .*broken"):
         draw(loader_of(3, {0, 1, 2}, bad_data="skip"), 1)
 
 

@@ -275,7 +275,7 @@ class DenseBoxHead(nn.Module):
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            For each image R' boxes, clipped to the image, and their scores (R', K).
+            For each image its candidate boxes, clipped to the image, and their scores (boxes, K).
         """
         level_scores = [permute_to_N_HWA_K(x, self.num_classes).float().sigmoid() for x in logits]
         level_deltas = [permute_to_N_HWA_K(x, 4).float() for x in deltas]
@@ -317,8 +317,8 @@ class DenseBoxHead(nn.Module):
         """Select detections from the candidates of one image, by score and NMS per class.
 
         Args:
-            boxes: R' candidate boxes.
-            scores: Score of each class for each box, (R', K).
+            boxes: Candidate boxes.
+            scores: Score of each class for each box, (boxes, K).
             image_size: (height, width) of the image without padding.
 
         Returns:

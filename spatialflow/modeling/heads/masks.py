@@ -1,7 +1,7 @@
 """Mask head: masks of proposals and detections, from the mask branch.
 
 Shape legend: N images, C channels, H and W the size of a level, M proposals or detections of a
-batch, K thing classes.
+batch, K thing classes, C' channels inside the head.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ProposalMaskHead(nn.Module):
             mask_rcnn_inference(full_precision(logits), detections)
             return detections
         assert targets is not None
-        proposals = [self._sample(*pair) for pair in zip(detections, targets, strict=True)]
+        proposals = [self._match_proposals(*pair) for pair in zip(detections, targets, strict=True)]
         logits = self.fcn.layers(
             self.pooler(features, [image.proposal_boxes for image in proposals])
         )
@@ -152,8 +152,8 @@ class ProposalMaskHead(nn.Module):
         return ordered.reshape(count, 1, 2 * height, 2 * width)
 
     @torch.no_grad()
-    def _sample(self, detections: Instances, targets: Instances) -> Instances:
-        """Return the proposals of an image that overlap ground truth, with its class and mask."""
+    def _match_proposals(self, detections: Instances, targets: Instances) -> Instances:
+        """Return an image's M boxes that overlap ground truth, with its classes (M,) and masks."""
         boxes = Boxes.cat([targets.gt_boxes, detections.pred_boxes])
         matches, labels = self.matcher(pairwise_iou(targets.gt_boxes, boxes))
         positive = labels == 1
