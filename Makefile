@@ -40,8 +40,9 @@ search-demo: $(INSTALLED)  ## Search the flows on generated scenes, and train wh
 test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-soak: $(INSTALLED)  ## Run the long forms of property and fuzz tests (PYTEST_ARGS="…" for pytest)
+soak: $(INSTALLED)  ## Run the long forms of property and fuzz tests, and the finished study's tests (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest experiments/study/tests $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Check style, format, types and the layer rule
 	$(BIN)/ruff check .

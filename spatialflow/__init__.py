@@ -25,4 +25,15 @@ if require_detectron2():
     from spatialflow.utils.moved import keep_moved_modules
 
     register_builtin()
-    keep_moved_modules()
+    keep_moved_modules(
+        {
+            "spatialflow.backbone": "spatialflow.modeling.backbone",
+            "spatialflow.flows": "spatialflow.modeling.flow_graph",
+            "spatialflow.fusion": "spatialflow.modeling.fusion",
+            "spatialflow.heads": "spatialflow.modeling.heads",
+            "spatialflow.losses": "spatialflow.modeling.losses",
+            "spatialflow.packed": "spatialflow.modeling.layers.packed_conv",
+            "spatialflow.trunks": "spatialflow.modeling.backbone.trunks",
+            "spatialflow.visualize": "spatialflow.utils.visualize",
+        }
+    )

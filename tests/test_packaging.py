@@ -72,6 +72,7 @@ def test_only_the_doctor_is_a_module_beside_the_packages():
         ("heads", "modeling.heads", "ProposalMaskHead"),
         ("heads", "modeling.heads", "StuffHead"),
         ("losses", "modeling.losses", "LossNormalizer"),
+        ("packed", "modeling.layers.packed_conv", "pack_convolutions"),
         ("trunks", "modeling.backbone.trunks", "build_trunk"),
         ("visualize", "utils.visualize", "draw_panoptic"),
         ("visualize", "utils.visualize", "side_by_side"),
@@ -81,6 +82,7 @@ def test_old_import_paths_work_with_a_warning(old, new, name):
     expected = getattr(importlib.import_module(f"spatialflow.{new}"), name)
     module = importlib.import_module(f"spatialflow.{old}")
     assert getattr(spatialflow, old) is module
+    assert importlib.util.find_spec(module.__name__) is not None
     with pytest.warns(DeprecationWarning, match=rf"spatialflow.{old} has moved: .* import {name}"):
         assert getattr(module, name) is expected
 

@@ -23,7 +23,7 @@ _BIN = 256 // _LEVELS
 
 
 class ColourClassifier:
-    """Returns the most probable class of a pixel, given its quantised colour."""
+    """Most probable class of a pixel, given its quantised colour."""
 
     def __init__(
         self,

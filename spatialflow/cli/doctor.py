@@ -288,7 +288,3 @@ def main() -> int:
     problems = sum(result.state == PROBLEM for result in results)
     print(f"{problems} problem(s)." if problems else "Everything that is needed works.")
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

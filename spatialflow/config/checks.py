@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 from spatialflow.config import options
 from spatialflow.config.options import GROUP_NORM_GROUPS, TRUNK_FEATURES
@@ -55,14 +57,24 @@ def check_backbone_config(cfg: CfgNode) -> None:
     check_rules(cfg, BACKBONE_RULES)
 
 
-def check_training_config(cfg: CfgNode) -> None:
+def check_training_config(cfg: CfgNode, processes: int) -> None:
     """Check ``INPUT``, ``SOLVER``, ``DATALOADER`` and ``TEST``, for any model.
+
+    Args:
+        cfg: Config with SpatialFlow's keys.
+        processes: Number of processes that share a batch.
 
     Raises:
         ValueError: If a value is not allowed; the error names each wrong key, the value given and
             the value expected.
     """
-    check_rules(cfg, TRAINING_RULES)
+    # Detectron2 scales a config with REFERENCE_WORLD_SIZE to the number of processes.
+    batch: Rule = (
+        "SOLVER.IMS_PER_BATCH",
+        f"a multiple of the number of processes, {processes},",
+        lambda v, c: v >= 1 and (v % processes == 0 or c.SOLVER.REFERENCE_WORLD_SIZE > 0),
+    )
+    check_rules(cfg, (batch, *TRAINING_RULES))
 
 
 def _device_exists(value: Any, _: CfgNode) -> bool:
@@ -138,6 +150,7 @@ def _is_crop_size(value: Any, cfg: CfgNode) -> bool:
 
 MODEL_RULES: tuple[Rule, ...] = (
     ("MODEL.DEVICE", "a device of this machine", _device_exists),
+    ("MODEL.BACKBONE.NAME", "a registered backbone", lambda v, _: v in BACKBONE_REGISTRY),
     ("MODEL.PIXEL_MEAN", "3 numbers, or 1 with INPUT.FORMAT 'L',", _are_pixel_means),
     (
         "MODEL.PIXEL_STD",
@@ -155,12 +168,17 @@ MODEL_RULES: tuple[Rule, ...] = (
     ),
     *at_least(
         1,
+        "MODEL.FPN.OUT_CHANNELS",
         "MODEL.RETINANET.NUM_CONVS",
         "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+        "MODEL.ROI_MASK_HEAD.CONV_DIM",
+        "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
         "TEST.DETECTIONS_PER_IMAGE",
     ),
     *at_least(
         0,
+        "MODEL.ROI_MASK_HEAD.NUM_CONV",
         "MODEL.RETINANET.FOCAL_LOSS_GAMMA",
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
         "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
@@ -179,13 +197,24 @@ MODEL_RULES: tuple[Rule, ...] = (
     *in_range(-1, 1, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),
     ("MODEL.RETINANET.PRIOR_PROB", "a number between 0 and 1", lambda v, _: 0 < v < 1),
     ("MODEL.RETINANET.IN_FEATURES", LEVEL_NAMES, _are_consecutive_levels),
-    ("MODEL.RETINANET.IOU_THRESHOLDS", "numbers up to 1", lambda v, _: max(v) <= 1),
+    (
+        "MODEL.RETINANET.IOU_THRESHOLDS",
+        "rising numbers up to 1, above 0,",
+        lambda v, _: min(v) > 0 and max(v) <= 1 and rising(v),
+    ),
     (
         "MODEL.RETINANET.IOU_LABELS",
-        "one label more than IOU_THRESHOLDS",
-        lambda v, c: len(v) == len(c.MODEL.RETINANET.IOU_THRESHOLDS) + 1,
+        "one more than IOU_THRESHOLDS of -1, 0 and 1",
+        lambda v, c: len(v) == len(c.MODEL.RETINANET.IOU_THRESHOLDS) + 1 and {*v} <= {-1, 0, 1},
     ),
+    ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "4 numbers", lambda v, _: len(v) == 4),
     *_norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS"),
+    (
+        "MODEL.ANCHOR_GENERATOR.NAME",
+        "a registered generator of boxes that are not rotated",
+        lambda v, _: v in ANCHOR_GENERATOR_REGISTRY and "Rotated" not in v,
+    ),
+    ("MODEL.ANCHOR_GENERATOR.OFFSET", "0 or more, less than 1,", lambda v, _: 0 <= v < 1),
     (
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "one list or one for each of RETINANET.IN_FEATURES, as ASPECT_RATIOS, with equally many "
@@ -233,6 +262,13 @@ BACKBONE_RULES: tuple[Rule, ...] = (
         "MODEL.SPATIALFLOW.TRUNK",
         "resnet",
         one_of("MODEL.RESNETS.DEPTH", 18, 34, 50, 101, 152),
+        *at_least(
+            1,
+            "MODEL.RESNETS.NUM_GROUPS",
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            "MODEL.RESNETS.STEM_OUT_CHANNELS",
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        ),
         ("MODEL.RESNETS.OUT_FEATURES", "res3 to res5", lambda v, _: {*TRUNK_FEATURES} <= {*v}),
         one_of("MODEL.RESNETS.RES5_DILATION", 1),
         (

@@ -11,6 +11,9 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     Args:
         cfg: Config of ``detectron2.config.get_cfg()``.
     """
+    # Version 0.1 saved this key in every config. ``spatialflow.get_cfg`` reads it; other loaders
+    # ignore it, with a warning.
+    cfg.register_deprecated_key("SEARCH.ENABLED")
     own = cfg.MODEL.SPATIALFLOW = CfgNode()
     # Name of a file in configs/genotypes, or path of a JSON file.
     own.GENOTYPE = "spatialflow"

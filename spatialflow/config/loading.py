@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,11 +32,11 @@ def get_cfg(
     """
     cfg = detectron2_get_cfg()
     add_spatialflow_config(cfg)
-    cfg.SEARCH.ENABLED = False  # Replaced below: a key of version 0.1.
     cfg.MODEL.DEVICE = "auto"
-    _merge_file(cfg, find_config(config_file or "Base-SpatialFlow.yaml"))
-    _merge_pairs(cfg, opts)
-    _replace_search_enabled(cfg)
+    with _search_enabled(cfg):
+        _merge_file(cfg, find_config(config_file or "Base-SpatialFlow.yaml"))
+    with _search_enabled(cfg):
+        _merge_pairs(cfg, opts)
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
     return cfg
@@ -60,19 +61,27 @@ def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
-            cfg.merge_from_list([key, value])
+            if key == "SEARCH.ENABLED":  # merge_from_list ignores deprecated keys
+                old = CfgNode({"SEARCH": {"ENABLED": yaml.safe_load(str(value))}})
+                cfg.merge_from_other_cfg(old)
+            else:
+                cfg.merge_from_list([key, value])
         except (AssertionError, AttributeError, KeyError, ValueError) as error:
             raise ValueError(f"option {key} {value!r}: {error.args[0]}") from error
 
 
-def _replace_search_enabled(cfg: CfgNode) -> None:
-    """Replace the key ``SEARCH.ENABLED`` by ``MODEL.META_ARCHITECTURE``, in place.
+@contextmanager
+def _search_enabled(cfg: CfgNode) -> Iterator[None]:
+    """Accept the key ``SEARCH.ENABLED``, and replace it by ``MODEL.META_ARCHITECTURE``.
 
     Version 0.1 built the supernet of a search if ``SEARCH.ENABLED`` was true. Every config that it
     saved has the key.
     """
-    if cfg.SEARCH.pop("ENABLED"):
-        cfg.MODEL.META_ARCHITECTURE = SUPERNET
+    before = cfg.SEARCH.ENABLED = cfg.MODEL.META_ARCHITECTURE == SUPERNET
+    yield
+    enabled = cfg.SEARCH.pop("ENABLED")
+    if enabled != before:
+        cfg.MODEL.META_ARCHITECTURE = SUPERNET if enabled else "SpatialFlow"
 
 
 def configs_root() -> Path:

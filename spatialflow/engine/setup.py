@@ -178,7 +178,7 @@ def prepare_config(cfg: CfgNode) -> None:
         ValueError: If the numbers do not fit the data, if data sets have different classes, or if
             a key has a value that is not allowed.
     """
-    check_training_config(cfg)
+    check_training_config(cfg, comm.get_world_size())
     _register_folder(cfg)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if any(name.startswith("scenes_") for name in names):

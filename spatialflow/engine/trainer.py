@@ -56,7 +56,7 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         self.check(cfg)
-        check_training_config(cfg)
+        check_training_config(cfg, comm.get_world_size())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

@@ -116,7 +116,7 @@ class SearchTrainer(Trainer):
         )
         return ArchitectureHook(
             learner,
-            self._held_out(2),
+            self._architecture_loader(2),
             seed=self.step_trainer.seed,
             log=SearchLog(self.architecture, Path(self.cfg.OUTPUT_DIR, LOG_FILE)),
             non_finite=self.cfg.SOLVER.NON_FINITE,
@@ -124,7 +124,7 @@ class SearchTrainer(Trainer):
             stop_ratio=keys.STOP_RATIO,
         )
 
-    def _held_out(self, stream: int) -> TrainLoader:
+    def _architecture_loader(self, stream: int) -> TrainLoader:
         """Build a loader of the architecture's images.
 
         Args:
@@ -144,7 +144,10 @@ class SearchTrainer(Trainer):
     def derivation(self) -> Derivation:
         """The derivation of a genotype from the current supernet."""
         return Derivation(
-            self.cfg, self.supernet, lambda: iter(self._held_out(4)), seed=self.step_trainer.seed
+            self.cfg,
+            self.supernet,
+            lambda: iter(self._architecture_loader(4)),
+            seed=self.step_trainer.seed,
         )
 
     def write_genotype(self) -> Path:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
-
-MOVED = {
-    "spatialflow.backbone": "spatialflow.modeling.backbone",
-    "spatialflow.flows": "spatialflow.modeling.flow_graph",
-    "spatialflow.fusion": "spatialflow.modeling.fusion",
-    "spatialflow.heads": "spatialflow.modeling.heads",
-    "spatialflow.losses": "spatialflow.modeling.losses",
-    "spatialflow.trunks": "spatialflow.modeling.backbone.trunks",
-    "spatialflow.visualize": "spatialflow.utils.visualize",
-}
-"""New module of each old one."""
 
 
 class MovedModule(ModuleType):
@@ -25,6 +16,7 @@ class MovedModule(ModuleType):
 
     def __init__(self, name: str, target: str) -> None:
         super().__init__(name, f"Moved to :mod:`{target}`.")
+        self.__spec__ = ModuleSpec(name, None)
         self._target = target
 
     def __getattr__(self, name: str) -> Any:
@@ -39,9 +31,13 @@ class MovedModule(ModuleType):
         return value
 
 
-def keep_moved_modules() -> None:
-    """Make the old paths importable; nothing is imported until a name is used."""
-    for old, new in MOVED.items():
+def keep_moved_modules(moved: Mapping[str, str]) -> None:
+    """Make old paths importable; nothing is imported until a name is used.
+
+    Args:
+        moved: New path of each module by its old path, ``"package.module"``.
+    """
+    for old, new in moved.items():
         module = sys.modules[old] = MovedModule(old, new)
         package, name = old.split(".")
         setattr(sys.modules[package], name, module)

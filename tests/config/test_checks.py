@@ -24,17 +24,22 @@ VALUES = {
     "MODEL.DEVICE": (["warp", "cpu:x", "cuda:99"], ["cpu:0"]),
     "MODEL.PIXEL_MEAN": ([[], [1.0], [1.0, 2.0, NAN], ["a", "b", "c"]], [[0.0, 0.0, 0.0]]),
     "MODEL.PIXEL_STD": ([[1.0, 1.0], [1.0, 0.0, 1.0], [1.0, -1.0, 1.0]], [[1.0, 1.0, 1.0]]),
-    "MODEL.FPN.OUT_CHANNELS": ([], [1, 48, 64]),
+    "MODEL.BACKBONE.NAME": (["build_resnet"], []),
+    "MODEL.FPN.OUT_CHANNELS": ([0], [1, 48, 64]),
     "MODEL.FPN.NORM": (["gn", "EvalBN"], ["", "LN", "FrozenBN", "GN", "BN"]),
     "MODEL.FPN.FUSE_TYPE": (["avg"], []),
     "MODEL.FPN.IN_FEATURES": ([["res2", "res3"]], [["res3", "res4", "res5"]]),
     "MODEL.BACKBONE.FREEZE_AT": ([-1, 6], [0, 5]),
     "MODEL.RESNETS.NORM": (["", "LN", "gn"], ["FrozenBN", "BN"]),
     "MODEL.RESNETS.DEPTH": ([20], []),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": ([0], [1]),
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": ([0], []),
     "MODEL.RESNETS.OUT_FEATURES": ([["res4"]], [["res2", "res3", "res4", "res5"]]),
     "MODEL.RESNETS.RES5_DILATION": ([2], []),
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([[False], [False, False, False, True]], []),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": ([2], []),
+    "MODEL.ANCHOR_GENERATOR.NAME": (["RotatedAnchorGenerator", "Anchors"], []),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": ([-0.1, 1.0], [0.5]),
     "MODEL.ANCHOR_GENERATOR.SIZES": (
         [[], [[]], [[8.0], [16.0]], [[8.0]] * 4 + [[8.0, 16.0]], [[0.0]], [[NAN]], [["8"]]],
         [[[8.0]], [[2.0, 500.0]], [8.0, 16.0]],
@@ -45,9 +50,12 @@ VALUES = {
     "MODEL.RETINANET.NUM_CONVS": ([0], [1]),
     "MODEL.RETINANET.NORM": (["BN", "SyncBN", "EvalBN"], ["GN", "LN", "FrozenBN"]),
     "MODEL.RETINANET.PRIOR_PROB": ([0.0, 1.0, NAN], [0.5]),
-    "MODEL.RETINANET.IOU_THRESHOLDS": ([[0.5], [0.4, 1.5]], [[0.1, 1.0]]),
-    "MODEL.RETINANET.IOU_LABELS": ([[], [0, 1]], [[0, 0, 1]]),
-    "MODEL.RETINANET.BBOX_REG_WEIGHTS": ([(0.0, 1.0, 1.0, 1.0)], [(10.0, 10.0, 5.0, 5.0)]),
+    "MODEL.RETINANET.IOU_THRESHOLDS": ([[0.5], [0.4, 1.5], [0.5, 0.4], [0.0, 0.5]], [[0.1, 1.0]]),
+    "MODEL.RETINANET.IOU_LABELS": ([[], [0, 1], [0, 1, 2]], [[0, 0, 1]]),
+    "MODEL.RETINANET.BBOX_REG_WEIGHTS": (
+        [(0.0, 1.0, 1.0, 1.0), (1.0, 1.0)],
+        [(10.0, 10.0, 5.0, 5.0)],
+    ),
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": (["giou"], []),
     "MODEL.RETINANET.FOCAL_LOSS_ALPHA": ([1.5, NAN], [0.0, 1.0, -1.0]),
     "MODEL.RETINANET.FOCAL_LOSS_GAMMA": ([-1.0, INF], [0.0]),
@@ -60,12 +68,15 @@ VALUES = {
         [[], ["p2", "p3"], ["p5", "p3"], ["p3", "p3"], ["p3", "p6"]],
         [["p3"], ["p5"], ["p3", "p5"]],
     ),
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": ([48], [64]),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": ([48, 0], [64]),
     "MODEL.SEM_SEG_HEAD.NORM": (["x"], ["", "LN", "BN"]),
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": ([0, 3, 16, -4], [1, 2, 8]),
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": ([-1.0, NAN], [0.0]),
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": ([0, 3], [255]),
     "MODEL.ROI_MASK_HEAD.NORM": (["SyncBN", "x"], ["GN", "BN", "LN"]),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": ([-1], [0]),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": ([0], []),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": ([0], []),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": ([True], []),
     "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": ([2.0], []),
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": ([False], []),
@@ -104,6 +115,7 @@ VALUES = {
     "SOLVER.TRUNK_MULTIPLIER": ([-1.0, INF], [0.0]),
     "SOLVER.CHECKPOINT_PERIOD": ([0], [1]),
     "SOLVER.ACCUMULATION_STEPS": ([0], [8]),
+    "SOLVER.IMS_PER_BATCH": ([0, -2], [1]),
     "SOLVER.REFERENCE_WORLD_SIZE": ([3, -1], [0, 2]),
     "SOLVER.OPTIMIZER": (["Adam"], ["AdamW"]),
     "SOLVER.AMP.DTYPE": (["float32"], ["float16"]),
@@ -134,7 +146,7 @@ def put(cfg: CfgNode, changes):
 
 def check(cfg):
     check_config(cfg)
-    check_training_config(cfg)
+    check_training_config(cfg, processes=1)
 
 
 def problem_of(check, cfg):
@@ -198,6 +210,15 @@ def test_all_wrong_keys_are_named_at_once(tiny_cfg):
     assert message == f"MODEL.RETINANET.NORM: {expected}; also MODEL.FPN.NORM: {expected}"
 
 
+def test_a_batch_is_shared_by_the_processes(tiny_cfg):
+    cfg = put(tiny_cfg(), {"SOLVER.IMS_PER_BATCH": 6})
+    check_training_config(cfg, processes=3)
+    message = problem_of(lambda c: check_training_config(c, processes=4), cfg)
+    assert message.startswith(
+        "SOLVER.IMS_PER_BATCH: 6 given, a multiple of the number of processes"
+    )
+
+
 def test_long_values_are_cut(tiny_cfg):
     cfg = put(tiny_cfg(), {"MODEL.ANCHOR_GENERATOR.SIZES": [[8.0] * 100] * 4})
     assert " … given" in problem_of(check, cfg)
@@ -216,7 +237,7 @@ def test_the_backbone_alone_and_another_backbone(tiny_cfg):
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_of_ours_passes(file):
     cfg = get_cfg(file, ["MODEL.DEVICE", "cpu"])
-    check_training_config(cfg)
+    check_training_config(cfg, processes=1)
     for node in (cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD):
         node.NUM_CLASSES = abs(node.NUM_CLASSES)  # -1 in configs that take it from the data
     check_config(cfg)

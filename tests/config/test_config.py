@@ -204,6 +204,12 @@ def test_configs_that_version_0_1_saved_load(tmp_path, enabled):
     assert models[not enabled] == cfg.MODEL.META_ARCHITECTURE
     with pytest.raises(ValueError, match="SEARCH.ENABLED"):
         get_cfg(path, ["SEARCH.ENABLED", "maybe"])
+    cfg = get_cfg(path, ["MODEL.META_ARCHITECTURE", "SpatialFlow"])
+    assert cfg.MODEL.META_ARCHITECTURE == "SpatialFlow"
+    cfg = detectron2_get_cfg()
+    add_spatialflow_config(cfg)
+    cfg.merge_from_file(path)
+    assert "ENABLED" not in cfg.SEARCH
 
 
 def test_detectron2s_users_add_all_keys_at_once():

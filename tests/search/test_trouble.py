@@ -72,7 +72,7 @@ def test_a_report_leaves_out_bad_images_where_the_search_did(scenes_cfg, tmp_pat
     cfg = scenes_cfg({**SEARCH, **keys})
     prepare_config(cfg)
     trainer = search(cfg)
-    held_out = [image["file_name"] for image in trainer._held_out(9)._images.dicts]
+    held_out = [image["file_name"] for image in trainer._architecture_loader(9)._images.dicts]
     missing, broken, *rest = map(Path, held_out)
     missing.unlink()
     broken.write_bytes(broken.read_bytes()[:200])

@@ -133,10 +133,5 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         raise ValueError(f"fixture: {path} is not readable as .npz ({error})") from error
 
 
-def split_bytes(values: Array) -> Array:
-    """Return the bytes of an array (n values of k bytes) as (k, n), which compresses better."""
-    return np.ascontiguousarray(values.view(np.uint8).reshape(-1, values.itemsize).T)
-
-
 def _join_bytes(planes: Array, dtype: str) -> Array:
     return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)

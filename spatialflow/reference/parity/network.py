@@ -1,4 +1,4 @@
-"""Compare the network's dense outputs, detections and final masks.
+"""Compare the network's maps, detections and final masks.
 
 N images, A anchors per location, S stuff classes + 1, M detections, H and W the size of a map.
 """
@@ -58,15 +58,15 @@ def check_network(
     logits, deltas = model.box_head(list(branches["cls"].values()), list(branches["box"].values()))
     stuff_logits = model.stuff_head.upsample(model.stuff_head(branches["stuff"]))
     stuff_logits = to_reference_stuff(stuff_logits, layout)
-    dense = {
+    outputs = {
         "fpn": features,
         "cls_logits": _by_level(levels, logits, layout),
         "box_deltas": _by_level(levels, deltas, layout),
         "stuff_features": branches["stuff"],
         "mask_features": branches["mask"],
     }
-    rows = [row for name, maps in dense.items() for row in _dense_rows(fixture, name, maps, limits)]
-    rows.append(max_difference(fixture, "stuff_logits", stuff_logits.numpy(), limits.dense))
+    rows = [row for name, maps in outputs.items() for row in _map_rows(fixture, name, maps, limits)]
+    rows.append(max_difference(fixture, "stuff_logits", stuff_logits.numpy(), limits.maps))
 
     anchors = model.box_head.anchor_generator([features[level] for level in levels])
     (detections,) = model.box_head.inference(anchors, logits, deltas, images.image_sizes)
@@ -145,11 +145,11 @@ def _by_level(levels: list[str], maps: list[Tensor], layout: ReferenceLayout) ->
     return dict(zip(levels, ordered, strict=True))
 
 
-def _dense_rows(
+def _map_rows(
     fixture: Fixture, name: str, maps: Mapping[str, Tensor], limits: Tolerances
 ) -> list[Row]:
     return [
-        max_difference(fixture, f"{name}.{level}", values.numpy(), limits.dense)
+        max_difference(fixture, f"{name}.{level}", values.numpy(), limits.maps)
         for level, values in maps.items()
     ]
 

@@ -15,7 +15,7 @@ class Tolerances:
     """Largest differences from the authors' values, and smallest agreements.
 
     Attributes:
-        dense: Largest absolute difference in a map of the network.
+        maps: Largest absolute difference in a map of the network.
         loss: Largest relative difference of a loss.
         gradient: Largest relative difference of a gradient norm.
         box: Largest difference of a box corner in pixels.
@@ -25,7 +25,7 @@ class Tolerances:
         stuff: Smallest share of pixels with the same stuff label.
     """
 
-    dense: float = 1e-4
+    maps: float = 1e-4
     loss: float = 1e-4
     gradient: float = 1e-3
     box: float = 1e-2
@@ -38,7 +38,7 @@ class Tolerances:
 FULL = Tolerances()
 """Tolerances for weights as the authors' code saved them."""
 
-COMPACT = Tolerances(dense=3e-3, score=5e-4, mask_logit=3e-3, mask_iou=0.98)
+COMPACT = Tolerances(maps=3e-3, score=5e-4, mask_logit=3e-3, mask_iou=0.98)
 """Tolerances for a compact fixture, whose weights are rounded and expected values are not."""
 
 
