@@ -59,7 +59,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
     Args:
         cfg: Complete config with the ``SEED`` of the run.
         target: JSON file to write.
-        identity: What tells this run from others, such as contestant and seed. It becomes part of
+        identity: Fields that identify the run, such as contestant and seed. They become part of
             the result.
     """
     setup_logger(cfg.OUTPUT_DIR, name="spatialflow")

@@ -316,12 +316,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
         "0 or a number of processes that divides IMS_PER_BATCH",
         lambda v, c: v == 0 or (v > 0 and c.SOLVER.IMS_PER_BATCH % v == 0),
     ),
-    *at_least(
-        1,
-        "SOLVER.MAX_ITER",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "SOLVER.ACCUMULATION_STEPS",
-    ),
+    *at_least(1, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATION_STEPS"),
     one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
     one_of("SOLVER.AMP.DTYPE", *AMP_DTYPES),
     *above_zero("SOLVER.BASE_LR"),

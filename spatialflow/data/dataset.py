@@ -131,11 +131,12 @@ class PanopticDataset:
         missing = missing_files(spec.files(pairs), spec.annotations_json)
         defects += missing
         without_files = {defect.image for defect in missing}
+        things = MetadataCatalog.get(spec.name).thing_dataset_id_to_contiguous_id
         dicts = []
         for image, annotation in pairs:
             if image["file_name"] not in without_files:
                 try:
-                    dicts.append(_image_dict(spec, image, annotation, classes, mapping))
+                    dicts.append(_image_dict(spec, image, annotation, mapping, things))
                 except DefectError as error:
                     defects += error.defects
         if not dicts:
@@ -222,19 +223,25 @@ def _image_dict(
     spec: DatasetSpec,
     image: dict,
     annotation: dict,
-    classes: list[Category],
     mapping: dict[int, int],
+    things: dict[int, int],
 ) -> dict:
-    """Return one image in Detectron2's format; see the docstring of the module."""
-    isthing = {c.id: c.isthing for c in classes}
-    contiguous = MetadataCatalog.get(spec.name).thing_dataset_id_to_contiguous_id
+    """Return one image in Detectron2's format; see the docstring of the module.
+
+    Args:
+        spec: Description of the data set, with absolute paths.
+        image: Image entry of the JSON.
+        annotation: Annotation of the image in the JSON.
+        mapping: Mapping of category id to class id.
+        things: Mapping of class id to contiguous id, of things only.
+    """
     pan_seg_file_name = spec.png_path(annotation)
     segments, ids = annotation["segments_info"], None
     if not all("area" in s and "bbox" in s for s in segments):
         ids = read_segments(pan_seg_file_name, segments, spec.listed_image(image)).ids
     segments = complete_segments(segments, mapping, ids)
     for segment in segments:
-        segment["isthing"] = isthing[segment["category_id"]]
+        segment["isthing"] = segment["category_id"] in things
     return {
         "file_name": spec.image_path(image),
         "image_id": image["id"],
@@ -246,7 +253,7 @@ def _image_dict(
         "annotations": [
             {
                 "iscrowd": segment["iscrowd"],
-                "category_id": contiguous[segment["category_id"]],
+                "category_id": things[segment["category_id"]],
                 "bbox": segment["bbox"],
                 "bbox_mode": BoxMode.XYWH_ABS,
             }

@@ -80,38 +80,32 @@ def register_builtin() -> None:
 
 def _builtin_specs() -> list[DatasetSpec]:
     specs = []
-    for part in ("train", "val"):
-        specs.append(
-            DatasetSpec(
-                name=f"spatialflow_coco_2017_{part}",
-                images=f"coco/{part}2017",
-                annotations_json=f"coco/annotations/panoptic_{part}2017.json",
-                # COCO's archive unpacks beside its JSON, in annotations/. Detectron2's own COCO
-                # data sets expect the folder one level up, which is the usual place.
-                panoptic_root=f"coco/panoptic_{part}2017",
-                root_variable=ROOT_VARIABLE,
-            )
+    for part, ade_folder in (("train", "training"), ("val", "validation")):
+        # COCO's archive unpacks beside its JSON, in annotations/. Detectron2's own COCO data sets
+        # expect the PNGs one level up, which is the usual place.
+        coco = DatasetSpec(
+            name=f"spatialflow_coco_2017_{part}",
+            images=f"coco/{part}2017",
+            annotations_json=f"coco/annotations/panoptic_{part}2017.json",
+            panoptic_root=f"coco/panoptic_{part}2017",
+            root_variable=ROOT_VARIABLE,
         )
-        specs.append(
-            DatasetSpec(
-                name=f"spatialflow_cityscapes_fine_{part}",
-                images=f"cityscapes/leftImg8bit/{part}",
-                annotations_json=f"cityscapes/gtFine/cityscapes_panoptic_{part}.json",
-                panoptic_root=f"cityscapes/gtFine/cityscapes_panoptic_{part}",
-                city_folders=True,
-                root_variable=ROOT_VARIABLE,
-            )
+        cityscapes = DatasetSpec(
+            name=f"spatialflow_cityscapes_fine_{part}",
+            images=f"cityscapes/leftImg8bit/{part}",
+            annotations_json=f"cityscapes/gtFine/cityscapes_panoptic_{part}.json",
+            panoptic_root=f"cityscapes/gtFine/cityscapes_panoptic_{part}",
+            city_folders=True,
+            root_variable=ROOT_VARIABLE,
         )
-    for part, folder in (("train", "training"), ("val", "validation")):
-        specs.append(
-            DatasetSpec(
-                name=f"spatialflow_ade20k_{part}",
-                images=f"ADEChallengeData2016/images/{folder}",
-                annotations_json=f"ADEChallengeData2016/ade20k_panoptic_{part}.json",
-                panoptic_root=f"ADEChallengeData2016/ade20k_panoptic_{part}",
-                root_variable=ROOT_VARIABLE,
-            )
+        ade20k = DatasetSpec(
+            name=f"spatialflow_ade20k_{part}",
+            images=f"ADEChallengeData2016/images/{ade_folder}",
+            annotations_json=f"ADEChallengeData2016/ade20k_panoptic_{part}.json",
+            panoptic_root=f"ADEChallengeData2016/ade20k_panoptic_{part}",
+            root_variable=ROOT_VARIABLE,
         )
+        specs += [coco, cityscapes, ade20k]
     return specs
 
 

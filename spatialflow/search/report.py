@@ -176,8 +176,8 @@ def _samples(cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype) ->
     supernet.train(training)
     yield paragraph(
         f"The flows in the supernet, with the weights that all of its candidates share, on "
-        f"{len(images)} images that only the architecture learned from. How good a design is, only "
-        "a training of its own tells."
+        f"{len(images)} images that only the architecture learned from. Only a training of its own "
+        "shows how good a design is."
     )
     rows = []
     for title, result in results.items():

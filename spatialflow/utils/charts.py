@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ def small_multiples(
     Returns:
         SVG document, as large as its panels and legend need.
     """
-    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    names = list(dict.fromkeys(itertools.chain.from_iterable(panels.values())))
     styles = _styles(names, colors or {})
     titles = [textwrap.wrap(name, TITLE_LETTERS) for name in panels]
     columns = min(COLUMNS, len(panels))
@@ -141,10 +142,7 @@ def small_multiples(
         )
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for i, (axes, series) in enumerate(zip(grid.flat, panels.values(), strict=False)):
-            for line, points in series.items():
-                axes.plot(*_xy(points), linewidth=1.2, **styles[line], **_marker(points))
-            axes.set_title("\n".join(titles[i]), loc="left")
-            axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
+            _draw_panel(axes, "\n".join(titles[i]), series, styles)
             # The last panel of its column, where the last row has fewer panels than the others.
             axes.tick_params(labelbottom=i + columns >= len(panels))
         for axes in grid.flat[len(panels) :]:
@@ -162,6 +160,19 @@ def small_multiples(
             borderpad=0.5,
         )
         return _svg(figure)
+
+
+def _draw_panel(
+    axes: Any,
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    styles: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Draw the lines of one panel of :func:`small_multiples`, in the style of each line."""
+    for line, points in series.items():
+        axes.plot(*_xy(points), linewidth=1.2, **styles[line], **_marker(points))
+    axes.set_title(title, loc="left")
+    axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
 
 
 def _xy(points: Sequence[Point]) -> Any:
