@@ -51,6 +51,7 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg)
     _add_training_keys(cfg)
     cfg.SEARCH = _search_keys()
+    _add_derivation_keys(cfg.SEARCH)
     cfg.SEARCH.SPACE = _search_space_keys()
 
 
@@ -100,7 +101,7 @@ def _add_training_keys(cfg: CfgNode) -> None:
 
 
 def _search_keys() -> CfgNode:
-    """Return the keys of a search but for its space (methods in docs/search.md)."""
+    """Return the keys of a search without its space and its end (methods in docs/search.md)."""
     search = CfgNode()
     # Relaxation of the choice between operations: "softmax" (DARTS, arXiv 1806.09055), "sigmoid"
     # (FairDARTS, arXiv 1911.12126) or "gumbel" (GDAS, arXiv 1910.04465).
@@ -156,6 +157,10 @@ def _search_keys() -> CfgNode:
     # 1 / STOP_RATIO times the mean of the five before (RobustDARTS, arXiv 1909.09656: 0.75); 0 for
     # never.
     search.STOP_RATIO = 0.0
+    return search
+
+
+def _add_derivation_keys(search: CfgNode) -> None:
     # Rule that derives the genotype: "argmax" (`none` included), "presence" (edges whose operations
     # are together more probable than `none`), "threshold" (0.5), "top_inputs" (two inputs of every
     # node, as DARTS) or "perturbation" (the flows whose removal hurts most; DARTS-PT,
@@ -168,7 +173,6 @@ def _search_keys() -> CfgNode:
     search.INHERIT = False
     # Held-out images in report.html, with the results of the searched and of the human flows.
     search.REPORT_IMAGES = 8
-    return search
 
 
 def _search_space_keys() -> CfgNode:

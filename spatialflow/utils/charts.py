@@ -150,15 +150,7 @@ def small_multiples(
         left = MARGIN / width
         figure.text(left, 0.05 / height, x)
         figure.text(left, 1 - 0.05 / height, title, fontsize=11, va="top")
-        figure.legend(
-            [Line2D([], [], **styles[name]) for name in names],
-            names,
-            ncols=legend_columns,
-            loc="upper left",
-            bbox_to_anchor=(left, 1 - 1.5 * LINE / height),
-            borderaxespad=0,
-            borderpad=0.5,
-        )
+        _add_legend(figure, styles, legend_columns, corner=(left, 1 - 1.5 * LINE / height))
         return _svg(figure)
 
 
@@ -173,6 +165,25 @@ def _draw_panel(
         axes.plot(*_xy(points), linewidth=1.2, **styles[line], **_marker(points))
     axes.set_title(title, loc="left")
     axes.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
+
+
+def _add_legend(
+    figure: Figure,
+    styles: Mapping[str, Mapping[str, Any]],
+    columns: int,
+    *,
+    corner: tuple[float, float],
+) -> None:
+    """Add a legend of all names, with its upper left corner at a place in shares of the figure."""
+    figure.legend(
+        [Line2D([], [], **style) for style in styles.values()],
+        list(styles),
+        ncols=columns,
+        loc="upper left",
+        bbox_to_anchor=corner,
+        borderaxespad=0,
+        borderpad=0.5,
+    )
 
 
 def _xy(points: Sequence[Point]) -> Any:
