@@ -30,6 +30,7 @@ class Predictor(DefaultPredictor):
         bare = cfg.clone()
         bare.defrost()
         bare.MODEL.WEIGHTS = ""
+        bare.SEED = -1  # all values come from the file
         bare.MODEL.SPATIALFLOW.TRUNK_PRETRAINED = False
         super().__init__(bare)
         self.cfg = cfg.clone()

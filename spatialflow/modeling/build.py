@@ -18,6 +18,7 @@ from spatialflow.modeling.flow_graph import FlowGraph, topology_from_config
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead
 from spatialflow.modeling.heads.attention import attention_channels, build_attention
+from spatialflow.modeling.initialization import RandomTape
 from spatialflow.modeling.layers.packed_conv import pack_convolutions
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import amp_dtype
@@ -38,6 +39,10 @@ class FlowParts(NamedTuple):
 def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]) -> dict[str, Any]:
     """Build the arguments of :class:`spatialflow.SpatialFlow` from a config.
 
+    With a ``SEED`` of 0 or more, the initial value of a parameter is a function of the seed and of
+    the parameter's name. Networks with different flows then start from the same branches, heads and
+    pyramid. Pretrained weights stay as they are.
+
     Args:
         cfg: A config with SpatialFlow's keys.
         build_flow_parts: Function that builds flow graph and attention from the config.
@@ -50,20 +55,12 @@ def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
     """
     check_config(cfg)
     own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
-    backbone = build_backbone(cfg)
-    shapes = backbone.output_shape()
-    normalizer = LossNormalizer(own.LOSS_NORMALIZER)
-    flow_modules, attention = build_flow_parts(cfg)
-    if isinstance(backbone, FeaturePyramid):
-        branches = topology_from_config(cfg).branches
-        backbone.freeze_unread({level for branch in branches for level in branch.levels})
-    modules: dict[str, nn.Module] = {
-        **flow_modules,
-        "backbone": backbone,
-        "box_head": DenseBoxHead(cfg, shapes, normalizer),
-        "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
-        "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
-    }
+    if cfg.SEED < 0:
+        modules = _modules(cfg, build_flow_parts)
+    else:
+        with RandomTape() as tape:
+            modules = _modules(cfg, build_flow_parts)
+        tape.draw_again(modules, cfg.SEED)
     if own.PACK_CONVOLUTIONS and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         for module in modules.values():
             pack_convolutions(module)
@@ -81,6 +78,26 @@ def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
         "stuff_from": own.STUFF_FROM,
         "inference_dtype": amp_dtype(cfg.TEST.AMP),
         "input_format": cfg.INPUT.FORMAT,
+    }
+
+
+def _modules(
+    cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
+) -> dict[str, nn.Module]:
+    """Build the modules of the network: name of an argument → module."""
+    backbone = build_backbone(cfg)
+    shapes = backbone.output_shape()
+    normalizer = LossNormalizer(cfg.MODEL.SPATIALFLOW.LOSS_NORMALIZER)
+    flow_modules, attention = build_flow_parts(cfg)
+    if isinstance(backbone, FeaturePyramid):
+        branches = topology_from_config(cfg).branches
+        backbone.freeze_unread({level for branch in branches for level in branch.levels})
+    return {
+        **flow_modules,
+        "backbone": backbone,
+        "box_head": DenseBoxHead(cfg, shapes, normalizer),
+        "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
+        "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
     }
 
 
