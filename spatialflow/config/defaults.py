@@ -21,12 +21,15 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # replaces them, for example "merged=channel" or "levels=spatial,merged=criss_cross"
     # (spatialflow/config/options.py lists sites and options).
     own.STUFF_ATTENTION = "from_genotype"
-    # Trunk of the backbone: "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0" or
-    # "mobilenet_v2".
+    # Trunk of the backbone: "resnet" (MODEL.RESNETS.*), "timm:<model>", "efficientnet_lite0",
+    # "efficientnet_lite2" or "mobilenet_v2".
     own.TRUNK = "resnet"
-    # Start "efficientnet_lite0" and "mobilenet_v2" from the weights of their packages when
-    # MODEL.WEIGHTS is empty.
+    # Start trunks other than "resnet" from pretrained weights when MODEL.WEIGHTS is empty: those of
+    # their packages; for "timm:<model>" those of TRUNK_WEIGHTS, of the user's cache or of timm's
+    # hub.
     own.TRUNK_PRETRAINED = True
+    # File of pretrained weights for "timm:<model>", as timm.create_model reads it.
+    own.TRUNK_WEIGHTS = ""
     # Levels of the mask branch.
     own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
     # A box whose sqrt(area) is MASK_CANONICAL_BOX_SIZE pixels is pooled from the level

@@ -57,7 +57,8 @@ class PanopticFusion:
             Segment ids (H, W) in int32, 0 for pixels without a segment, and Detectron2's
             ``segments_info``, one dictionary per segment.
         """
-        order = torch.argsort(-instances.scores)
+        # Equal scores stay in the order of the detections, on every device.
+        order = torch.argsort(instances.scores, descending=True, stable=True)
         # Detectron2 compares scores in double precision.
         order = order[instances.scores[order].double() >= self.score_threshold]
         detections = _Detections(
@@ -71,7 +72,7 @@ class PanopticFusion:
             segments = self._paint_things(ids, masks, detections)
             self._paint_stuff(ids, stuff_labels.numpy(), segments)
         else:
-            ids, segments = self._paint_by_detectron2(instances, stuff_labels)
+            ids, segments = self._paint_by_detectron2(instances[order], stuff_labels, detections)
         if self.box_fill:
             boxes = instances.pred_boxes.tensor[order].cpu()
             self._fill_boxes(ids, segments, boxes, detections)
@@ -82,17 +83,22 @@ class PanopticFusion:
         return torch.from_numpy(ids).to(stuff_labels.device), present
 
     def _paint_by_detectron2(
-        self, instances: Instances, stuff_labels: Tensor
+        self, instances: Instances, stuff_labels: Tensor, detections: _Detections
     ) -> tuple[np.ndarray, Segments]:
-        """Paint instances and stuff on the inputs' device, and return ids (H, W) and segments."""
+        """Paint instances, best first, and stuff on the inputs' device.
+
+        Returns:
+            Ids (H, W) and segments.
+        """
+        # Detectron2 sorts by score again and may exchange equal ones. Ranks are never equal.
+        ranks = torch.arange(len(instances), 0, -1, device=stuff_labels.device)
+        instances.scores = ranks.float()
         ids, segments = combine_semantic_and_instance_outputs(
-            instances,
-            stuff_labels,
-            self.overlap_threshold,
-            self.stuff_area_limit,
-            self.score_threshold,
+            instances, stuff_labels, self.overlap_threshold, self.stuff_area_limit, 0.0
         )
-        return ids.cpu().numpy(), segments
+        things = [info for info in segments if info["isthing"]]
+        things = [detections.segment(info["instance_id"], info["id"]) for info in things]
+        return ids.cpu().numpy(), things + [info for info in segments if not info["isthing"]]
 
     def _paint_things(
         self, ids: np.ndarray, masks: np.ndarray, detections: _Detections

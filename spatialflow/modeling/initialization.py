@@ -95,6 +95,10 @@ class RandomTape(TorchDispatchMode):
                 self._records.pop(key, None)
         return result
 
+    def random(self, module: nn.Module) -> list[str]:
+        """Return the names of a module's parameters whose values come from random numbers."""
+        return [n for n, p in module.named_parameters() if _storage(p) in self._records]
+
     def draw_again(self, modules: Mapping[str, nn.Module], seed: int) -> None:
         """Give the random parameters of modules new values, from the same distributions.
 

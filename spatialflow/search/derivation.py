@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 import spatialflow
 from darts.derive import RULES, Strengths, by_perturbation, derive
@@ -122,12 +124,11 @@ class Derivation:
         return RULES[rule](self.architecture)
 
     def _finish_fading(self) -> None:
-        """Set temperature and auxiliary skips to their final values; switch to training mode."""
+        """Set temperature and auxiliary skips to their final values."""
         self.architecture.temperature = 1.0
         for module in self.supernet.modules():
             if isinstance(module, MixedEdge):
                 module.auxiliary_skip = 0.0
-        self.supernet.train()
 
     @torch.no_grad()
     def _loss(self) -> float:
@@ -136,7 +137,11 @@ class Derivation:
             count = self.cfg.SEARCH.PERTURBATION_BATCHES
             self._batches = list(itertools.islice(self._held_out(), count))
         # Detectron2's mask head writes metrics to the current event storage.
-        with seeded(self.seed, self.supernet.device), EventStorage():
+        with (
+            seeded(self.seed, self.supernet.device),
+            EventStorage(),
+            _training_mode(self.supernet),
+        ):
             losses = [sum(self.supernet(batch).values()) for batch in self._batches]
         # The mean over processes, so that all of them decide alike.
         means = comm.all_gather(float(sum(losses)) / len(losses))
@@ -185,6 +190,20 @@ class Derivation:
             logger.info("with the supernet's weights: MODEL.WEIGHTS %s", folder / INHERITED_FILE)
         logger.info("report: %s", write_report(self.cfg, self.supernet, genotype, lines, history))
         return path
+
+
+@contextlib.contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to training mode, in which a model returns losses; put mode and statistics back."""
+    was_training, before = model.training, [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    try:
+        yield
+    finally:
+        # A pass in training mode has changed the running statistics of batch norms.
+        for buffer, value in zip(model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        model.train(was_training)
 
 
 def cost_of(genotype: Genotype, costs: Costs) -> float:

@@ -53,7 +53,9 @@ Point = tuple[float, float]
 
 
 def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
-    """Draw lines over a common horizontal axis.
+    """Draw lines over a common horizontal axis, with a legend beside them.
+
+    No two lines have the same colour.
 
     Args:
         series: Name of a line → its points (x, y), in order.
@@ -63,14 +65,16 @@ def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
     Returns:
         SVG document.
     """
+    styles = _styles(list(series), dict(zip(series, COLORS, strict=False)))
+    labels = {name: textwrap.fill(name, TITLE_LETTERS) for name in series}
+    entries = sum(label.count("\n") + 1.3 for label in labels.values())
     with rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, max(3.2, LINE * entries + 0.3)), layout="constrained")
         axes = figure.subplots()
-        for i, (name, points) in enumerate(series.items()):
-            color, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
-            axes.plot(*_xy(points), dashes, color=color, label=name, **_marker(points))
+        for name, points in series.items():
+            axes.plot(*_xy(points), label=labels[name], **styles[name], **_marker(points))
         axes.set(xlabel=x, ylabel=y)
-        axes.legend()
+        figure.legend(loc="outside right upper")
         return _svg(figure)
 
 

@@ -155,6 +155,28 @@ def test_a_gpu_would_give_the_same(image, rule):
     assert there[1] == here[1]
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_equal_scores_stay_in_the_order_of_the_detections(on_cpu):
+    """A sort that is not stable exchanges them, as on GPUs."""
+    sort = torch.argsort
+
+    def exchanging(values, descending=False, stable=False):
+        if stable:
+            return sort(values, descending=descending, stable=True)
+        return len(values) - 1 - sort(values.flip(0), descending=descending, stable=True)
+
+    masks = torch.ones(3, HEIGHT, WIDTH)
+    masks[1:, :, 4:] = 0
+    found = detections(masks, [0.9, 0.9, 0.9], [0, 1, 2])
+    with (
+        mock.patch("torch.argsort", exchanging),
+        mock.patch("spatialflow.modeling.fusion._on_cpu", return_value=on_cpu),
+    ):
+        ids, segments = fusion()(found, torch.zeros(HEIGHT, WIDTH, dtype=torch.int64))
+    assert bool((ids == 1).all())
+    assert [info["instance_id"] for info in segments] == [0]
+
+
 @settings(max_examples=150)
 @given(images(), rules)
 def test_segments_and_pixels_agree(image, rule):

@@ -13,6 +13,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from spatialflow import trunks
@@ -38,6 +39,7 @@ needs_timm = pytest.mark.skipif(
 NAMES = [
     "mobilenet_v2",
     pytest.param("efficientnet_lite0", marks=needs_timm),
+    pytest.param("efficientnet_lite2", marks=needs_timm),
     pytest.param("timm:resnet18", marks=needs_timm),
     pytest.param("timm:convnext_atto", marks=needs_timm),  # no map of stride 2
     pytest.param("timm:swin_tiny_patch4_window7_224", marks=needs_timm),  # channels last
@@ -146,8 +148,15 @@ def test_mobilenet_equals_the_network_of_its_package():
         torch.testing.assert_close(ours[name], expected[index])
 
 
-def lite_maps(x, weights):
-    """Return EfficientNet-Lite0's last map, (N, 320, H / 32, W / 32), by plain functions.
+LITE_BLOCKS = {
+    0: {1: 2, 3: 2, 5: 2, 8: 1, 11: 2, 15: 1},
+    2: {1: 2, 4: 2, 7: 2, 11: 1, 15: 2, 20: 1},
+}
+"""Size → index of the first block of a stage → its stride, as in the code of EfficientNet-Lite."""
+
+
+def lite_maps(x, weights, size):
+    """Return EfficientNet-Lite's last map, (N, C, H / 32, W / 32), by plain functions.
 
     Pad as TensorFlow does, where the weights come from: with an odd pixel at the end.
     """
@@ -164,11 +173,11 @@ def lite_maps(x, weights):
         return nn.functional.relu6(x) if active else x
 
     x = convolve(x, "_conv_stem", "_bn0", stride=2)
-    for index in range(16):
+    for index in range(sum(name.endswith("._project_conv.weight") for name in weights)):
         block, start = f"_blocks.{index}", x
         if index:
             x = convolve(x, f"{block}._expand_conv", f"{block}._bn0")
-        stride = 2 if index in (1, 3, 5, 11) else 1
+        stride = LITE_BLOCKS[size].get(index, 1)
         x = convolve(x, f"{block}._depthwise_conv", f"{block}._bn1", stride=stride, depthwise=True)
         x = convolve(x, f"{block}._project_conv", f"{block}._bn2", active=False)
         if x.shape == start.shape:
@@ -177,17 +186,18 @@ def lite_maps(x, weights):
 
 
 @needs_timm
-def test_efficientnet_lite0_equals_a_computation_from_its_file():
-    require(LITE_WEIGHTS.distribution)
+@pytest.mark.parametrize("size", [0, 2])
+def test_efficientnet_lite_equals_a_computation_from_its_file(size):
+    require(LITE_WEIGHTS[size].distribution)
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = build_trunk("efficientnet_lite0", pretrained=True).eval()(images)["res5"]
-        expected = lite_maps(images, dict(LITE_WEIGHTS.load()))
+        ours = build_trunk(f"efficientnet_lite{size}", pretrained=True).eval()(images)["res5"]
+        expected = lite_maps(images, dict(LITE_WEIGHTS[size].load()), size)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def classify(maps, weights):
-    """Apply EfficientNet-Lite0's own head, from its file, to res5."""
+    """Apply EfficientNet-Lite's own head, from its file, to res5."""
     x = nn.functional.conv2d(maps["res5"], weights["_conv_head.weight"])
     norm = [weights[f"_bn1.{n}"] for n in ("running_mean", "running_var", "weight", "bias")]
     x = nn.functional.relu6(nn.functional.batch_norm(x, *norm, eps=1e-3)).mean((2, 3))
@@ -195,19 +205,20 @@ def classify(maps, weights):
 
 
 @needs_timm
+@pytest.mark.parametrize("size", [0, 2])
 @pytest.mark.parametrize(
     ("image", "imagenet_class"),
     [("000000000034.jpg", 340), ("000000000036.jpg", 879)],  # a zebra, an umbrella
 )
-def test_efficientnet_lite0_recognises_real_images(image, imagenet_class, real_data):
-    require(LITE_WEIGHTS.distribution)
+def test_efficientnet_lite_recognises_real_images(image, imagenet_class, size, real_data):
+    require(LITE_WEIGHTS[size].distribution)
     pixels = Image.open(real_data / "coco_panoptic_train100" / "images" / image).convert("RGB")
     pixels = np.asarray(pixels.resize((224, 224), Image.Resampling.BICUBIC)).copy()
-    mean, std = (torch.tensor(v) for v in preferred_pixel_statistics("efficientnet_lite0"))
+    mean, std = (torch.tensor(v) for v in preferred_pixel_statistics(f"efficientnet_lite{size}"))
     tensor = ((torch.from_numpy(pixels) - mean) / std).permute(2, 0, 1)[None]
-    trunk = build_trunk("efficientnet_lite0", pretrained=True).eval()
+    trunk = build_trunk(f"efficientnet_lite{size}", pretrained=True).eval()
     with torch.no_grad():
-        probabilities = classify(trunk(tensor), dict(LITE_WEIGHTS.load()))[0]
+        probabilities = classify(trunk(tensor), dict(LITE_WEIGHTS[size].load()))[0]
     assert int(probabilities.argmax()) == imagenet_class
     assert float(probabilities.max()) > 0.5
 
@@ -218,6 +229,72 @@ def real_data():
     if not folder:
         pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real images")
     return Path(folder)
+
+
+# --- Weights of timm -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published():
+    """Weights of a whole ResNet-18, head included, as timm publishes them."""
+    timm = pytest.importorskip("timm", reason="the optional package timm is not installed")
+    torch.manual_seed(5)
+    return timm.create_model("resnet18").state_dict()
+
+
+def assert_starts_from(trunk, published):
+    own = trunk.network.state_dict()
+    assert "layer4.1.conv2.weight" in own
+    assert all(torch.equal(value, published[name]) for name, value in own.items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_timm_weights_come_from_a_file(published, tmp_path, suffix):
+    file = tmp_path / f"weights{suffix}"
+    save_file(published, file) if suffix == ".safetensors" else torch.save(published, file)
+    assert_starts_from(build_trunk("timm:resnet18", True, str(file)), published)
+
+
+def test_timm_weights_come_from_the_cache_without_asking_the_hub(published, tmp_path, monkeypatch):
+    repository = tmp_path / "models--timm--resnet18.a1_in1k"
+    for path, content in (("refs/main", "abc123"), ("snapshots/abc123/config.json", "{}")):
+        (repository / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository / path).write_text(content)
+    save_file(published, repository / "snapshots/abc123/model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", None)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", None)
+    assert_starts_from(build_trunk("timm:resnet18", True), published)
+
+
+def test_a_hub_out_of_reach_is_one_line(published, tmp_path, monkeypatch):
+    def unreachable(url, **options):
+        raise OSError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    with pytest.raises(
+        ValueError, match=r"TRUNK_PRETRAINED: timm's weights of resnet18 .*reached"
+    ) as e:
+        build_trunk("timm:resnet18", True)
+    assert "MODEL.SPATIALFLOW.TRUNK_WEIGHTS, or TRUNK_PRETRAINED False expected" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_timm_model_without_weights_says_so(published):
+    with pytest.raises(ValueError, match="timm has no weights of cspresnet50w; a file in"):
+        build_trunk("timm:cspresnet50w", True)
+
+
+@pytest.mark.parametrize("content", ["missing", "broken", "another model"])
+def test_a_file_that_is_not_of_the_timm_model_is_named(published, tmp_path, content):
+    file = tmp_path / "weights.pth"
+    if content == "broken":
+        file.write_bytes(b"no weights")
+    elif content == "another model":
+        torch.save({"conv.weight": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match=r"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: .*weights\.pth"):
+        build_trunk("timm:resnet18", True, str(file))
 
 
 def test_weights_of_another_file_are_refused(tmp_path, monkeypatch):
@@ -262,15 +339,13 @@ def test_load_in_order_names_the_tensor_that_does_not_fit():
     [
         ({}, ()),
         ({"MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]}, ("prefers",)),
-        ({"MODEL.BACKBONE.FREEZE_AT": 1}, ("random weights",)),
-        ({"MODEL.BACKBONE.FREEZE_AT": 1, "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": False}, ()),
     ],
 )
 def test_a_trunk_warns_of_what_does_not_suit_it(tiny_cfg, caplog, keys, expected):
     timm = {"MODEL.SPATIALFLOW.TRUNK": "timm:resnet18", "MODEL.RESNETS.NORM": "EvalBN"}
     statistics = preferred_pixel_statistics("resnet")
     suited = dict(zip(("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"), map(list, statistics), strict=True))
-    cfg = tiny_cfg({**timm, **suited, "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": True, **keys})
+    cfg = tiny_cfg({**timm, **suited, "MODEL.SPATIALFLOW.TRUNK_PRETRAINED": False, **keys})
     build_backbone(cfg)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == len(expected)

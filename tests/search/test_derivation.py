@@ -258,6 +258,21 @@ def test_derivation_by_perturbation_measures_and_puts_back(scenes_cfg):
         assert torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("rule", ["presence", "perturbation"])
+def test_derivation_leaves_the_supernet_as_it_is(scenes_cfg, rule):
+    """Batch norms in training mode change their statistics with every pass."""
+    keys = {"MODEL.RESNETS.NORM": "BN", "SEARCH.RULE": rule, "SEARCH.PERTURBATION_BATCHES": 1}
+    trainer = SearchTrainer(scenes_cfg({**SEARCH, **keys}))
+    supernet = trainer.supernet.eval()
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    assert any(name.endswith("running_mean") for name in before)
+    trainer.derivation.derive(0)
+    assert [
+        n for n, value in supernet.state_dict().items() if not torch.equal(value, before[n])
+    ] == []
+    assert not supernet.training
+
+
 def test_a_key_that_a_version_adds_leaves_the_hash_as_it_was(tiny_cfg, monkeypatch):
     before = config_hash(tiny_cfg({}))
 

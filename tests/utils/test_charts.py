@@ -73,10 +73,21 @@ def test_a_name_has_one_colour_in_all_panels():
 def test_everything_is_inside_of_the_picture(panels, letters):
     names = [f"{i}".rjust(letters, "x") for i in range(9)]
     root = drawn({f"{i} {'panel ' * 12}": dict.fromkeys(names, COURSE) for i in range(panels)})
+    assert len(texts(root)) > panels + len(names)
+    assert_all_is_inside(root)
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, 1), (9, 1), (13, 9), (40, 2)])
+def test_lines_have_their_own_colours_and_a_legend_inside_of_the_picture(count, words):
+    series = {" ".join(["a long name"] * words) + f" {i}": COURSE for i in range(count)}
+    root = ElementTree.fromstring(charts.lines(series, x="iteration", y="loss"))
+    assert len({color(style) for style in curves(root)}) == count
+    assert_all_is_inside(root)
+
+
+def assert_all_is_inside(root):
     width, height = map(float, root.get("viewBox").split()[2:])
-    written = [element for element in root.iter(f"{SVG}text") if element.text]
-    assert len(written) > panels + len(names)
-    for element in written:
+    for element in (element for element in root.iter(f"{SVG}text") if element.text):
         x, y = position(element)
         style = element.get("style")
         size = float(re.search(r"font(?:-size)?: (\S+)px", style)[1])

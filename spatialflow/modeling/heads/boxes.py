@@ -301,6 +301,8 @@ class DenseBoxHead(nn.Module):
         for level_anchors, scores, deltas in zip(anchors, level_scores, level_deltas, strict=True):
             best = scores.amax(dim=1)
             kept = best.topk(min(self.selection.candidates, len(best))).indices
+            # topk orders equal scores differently on each device, and NMS keeps that order.
+            kept = kept.sort().values
             kept_scores.append(scores[kept])
             kept_boxes.append(
                 self.box2box_transform.apply_deltas(deltas[kept], level_anchors.tensor[kept])
