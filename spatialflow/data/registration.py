@@ -8,7 +8,9 @@ data set is used, not on import.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -20,6 +22,7 @@ from spatialflow.data.dataset_spec import DatasetSpec, Remap, Split
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "spatialflow_panoptic"
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
+DIGEST_MARK = "@"
 
 
 def register_panoptic(
@@ -56,7 +59,62 @@ def register_panoptic(
             a class would mix things and stuff.
         ValueError: If an option is wrong, or other data have the name.
     """
-    spec = DatasetSpec(
+    _register(_spec(name, images, annotations_json, panoptic_root, remap, split, limit))
+
+
+def register_own(
+    name: str,
+    images: str | Path,
+    annotations_json: str | Path,
+    panoptic_root: str | Path,
+    *,
+    remap: Remap = None,
+    split: Split = None,
+    limit: int | None = None,
+) -> str:
+    """Register data that a config describes itself, and return the data set's name.
+
+    Configs of one process may call different data by one name, such as `folder_val`. The first has
+    the name; a later one has the name and a digest of its description, `folder_val@1a2b3c4d`.
+
+    Args:
+        name: Name in the config, without a digest.
+        images: As in `register_panoptic`, like all other arguments.
+        annotations_json: COCO panoptic JSON.
+        panoptic_root: Folder of the panoptic PNGs.
+        remap: Remap of the categories.
+        split: Part of a split.
+        limit: Number of images to keep.
+
+    Raises:
+        DataError: As `register_panoptic`.
+        ValueError: If an option is wrong.
+    """
+    spec = _spec(name, images, annotations_json, panoptic_root, remap, split, limit)
+    known = dict(DatasetCatalog).get(name)
+    if known is not None and not (isinstance(known, PanopticDataset) and known.spec == spec):
+        digest = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+        spec = replace(spec, name=f"{name}{DIGEST_MARK}{digest}")
+    _register(spec)
+    return spec.name
+
+
+def own_name(name: str) -> str:
+    """Return the name of a data set in its config, without the digest of `register_own`."""
+    return name.partition(DIGEST_MARK)[0]
+
+
+def _spec(
+    name: str,
+    images: str | Path,
+    annotations_json: str | Path,
+    panoptic_root: str | Path,
+    remap: Remap,
+    split: Split,
+    limit: int | None,
+) -> DatasetSpec:
+    """Return the description of a data set from the arguments of a registration."""
+    return DatasetSpec(
         name=name,
         images=str(Path(images).absolute()),
         annotations_json=str(Path(annotations_json).absolute()),
@@ -65,6 +123,9 @@ def register_panoptic(
         split=None if split is None else (split[0], split[1], split[2]),
         limit=limit,
     )
+
+
+def _register(spec: DatasetSpec) -> None:
     if not _is_registered(spec):
         dataset = PanopticDataset(spec)
         dataset.complete_metadata()

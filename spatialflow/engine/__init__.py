@@ -2,7 +2,8 @@
 
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.predictor import Predictor
-from spatialflow.engine.setup import prepare_config, setup
+from spatialflow.engine.preparation import prepare_config
+from spatialflow.engine.setup import setup
 from spatialflow.engine.step import StepTrainer
 from spatialflow.engine.trainer import Trainer
 

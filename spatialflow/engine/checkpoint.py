@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,33 @@ NUMPY_NAMES = {
 }
 
 
+ZOO_NAMES = {"roi_heads.mask_head.": "mask_head.fcn."}
+"""Prefix of names in Detectron2's Mask R-CNN and Panoptic FPN → prefix of the same part here."""
+
+PARTS = {
+    "trunk": "backbone.bottom_up.",
+    "pyramid": "backbone.",
+    "branches and flows": "flow_graph.",
+    "box head": "box_head.",
+    "mask head": "mask_head.",
+    "stuff head": "stuff_head.",
+}
+"""Part of the network → prefix of its names; the first that fits counts."""
+
+
+def check_weights_file(weights: str) -> None:
+    """Check that ``MODEL.WEIGHTS`` is empty, a URL, or a file.
+
+    Args:
+        weights: The value; ``?matching_heuristics=True`` may follow the file, as in Detectron2.
+
+    Raises:
+        CheckpointError: If there is no such file.
+    """
+    if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
+        raise CheckpointError(f"MODEL.WEIGHTS: no such file: {weights!r}")
+
+
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, made safe against interruptions and against hostile files.
 
@@ -40,7 +68,8 @@ class Checkpointer(DetectionCheckpointer):
     the old file whole. It runs no code from a file: it reads PyTorch's files as weights only, and
     Detectron2's ``.pkl`` files as NumPy arrays only. It raises an error for a file that does not
     fit the model: a run that resumes or evaluates needs every tensor, a new training needs at
-    least one.
+    least one. A new training may start from a network of Detectron2's model zoo: it takes trunk,
+    pyramid and mask head where they fit, and says so.
     """
 
     def save(self, name: str, *, resumable: bool = True, **kwargs: Any) -> None:
@@ -148,6 +177,9 @@ class Checkpointer(DetectionCheckpointer):
         return torch.load(f, map_location="cpu", weights_only=True)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        exact = bool(self._wanted) or not self.model.training
+        if not exact:
+            checkpoint["model"] = _with_own_names(checkpoint["model"])
         stored = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         shapes = [
@@ -157,7 +189,6 @@ class Checkpointer(DetectionCheckpointer):
         misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
         missing = [key for key in incompatible.missing_keys if key not in misshapen]
         unexpected = incompatible.unexpected_keys
-        exact = bool(self._wanted) or not self.model.training
         if exact and (missing or unexpected or shapes):
             raise CheckpointError(
                 f"{self._source} is of another model: {_some('wrong shape', shapes)}"
@@ -171,7 +202,26 @@ class Checkpointer(DetectionCheckpointer):
                 f"{_some('only in the file', sorted(stored))}{_some('wrong shape', shapes)}"
                 f"{_some('expected', sorted(own))}".removesuffix("; ")
             )
+        if not exact:
+            absent = misshapen.union(missing)
+            taken = Counter(_part(name) for name in own if name not in absent)
+            counts = ", ".join(f"{part} ({count} tensors)" for part, count in taken.items())
+            self.logger.info("Taken from %s: %s", self._source, counts)
         return incompatible
+
+
+def _with_own_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return weights with the names that parts of Detectron2's networks have here."""
+    renamed = {}
+    for name, value in weights.items():
+        prefix = next((p for p in ZOO_NAMES if name.startswith(p)), "")
+        renamed[ZOO_NAMES.get(prefix, "") + name.removeprefix(prefix)] = value
+    return renamed
+
+
+def _part(name: str) -> str:
+    """Return the part of the network that a tensor belongs to."""
+    return next((part for part, prefix in PARTS.items() if name.startswith(prefix)), "others")
 
 
 def _some(what: str, names: list[str]) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.utils.files import write_json
 
 logger = logging.getLogger(__name__)
+
+RECORD_FILE = "last_evaluation.json"
+"""File in ``OUTPUT_DIR`` of the last evaluation that was finished."""
+
+KEYS_OF_AN_EVALUATION = ("MODEL", "DATASETS", "INPUT", "TEST")
+"""Keys of the config that can change the result of an evaluation."""
 
 
 class EvaluationHook(hooks.EvalHook):
@@ -52,9 +62,11 @@ class EvaluationHook(hooks.EvalHook):
         self.best_iterations: int | None = None
 
     def before_train(self) -> None:
-        """Repeat the evaluation that belongs to the resumed checkpoint: it may be incomplete."""
+        """Make up for the evaluation that belongs to the resumed checkpoint, if it was cut off."""
         start = self.trainer.start_iter
-        if start > 0 and self._is_due(start):
+        if start == 0 and comm.is_main_process():
+            self._record_path().unlink(missing_ok=True)  # of another training
+        if start > 0 and self._is_due(start) and not self._take_finished(start):
             self._evaluate(start)
 
     def after_step(self) -> None:
@@ -63,9 +75,10 @@ class EvaluationHook(hooks.EvalHook):
             self._evaluate(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        """Evaluate at the end, unless the training failed."""
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._evaluate(self.trainer.max_iter)
+        """Evaluate at the end, unless the training failed, or a finished one is resumed."""
+        start, end = self.trainer.start_iter, self.trainer.max_iter
+        if self.trainer.iter >= end and not (start == end and self._take_finished(end)):
+            self._evaluate(end)
         # The function refers to the trainer, and the trainer to this hook.
         del self._func
 
@@ -75,10 +88,17 @@ class EvaluationHook(hooks.EvalHook):
 
     def _evaluate(self, iterations: int) -> None:
         """Evaluate the model after a number of iterations, and save it if it is the best."""
+        if comm.is_main_process():
+            self._record_path().unlink(missing_ok=True)
         self._do_eval()
+        if comm.is_main_process():  # other processes have no results
+            self._keep_best(iterations)
+            self._write_record(iterations)
+
+    def _keep_best(self, iterations: int) -> None:
         value, _ = self.trainer.storage.latest().get(self.metric, (math.nan, 0))
-        # Other processes have no results. A data set without any segment gives NaN.
-        if not comm.is_main_process() or math.isnan(value) or self._period == 0:
+        # A data set without any segment gives NaN.
+        if math.isnan(value) or self._period == 0:
             return
         if self.best is None or value > self.best:
             self.best, self.best_iterations = value, iterations
@@ -90,6 +110,44 @@ class EvaluationHook(hooks.EvalHook):
             self.best_iterations,
         )
 
+    def _write_record(self, iterations: int) -> None:
+        """Write what a resumed training needs to know of a finished evaluation."""
+        content = {
+            "iterations": iterations,
+            "config": self._config_digest(),
+            "state": self.state_dict(),
+            "results": self.trainer._last_eval_results,
+        }
+        write_json(self._record_path(), content)
+
+    def _take_finished(self, iterations: int) -> bool:
+        """Return whether the evaluation after these iterations was finished, and take its results.
+
+        The main process decides for all.
+        """
+        record: dict[str, Any] = {}
+        if comm.is_main_process() and self._record_path().is_file():
+            record = json.loads(self._record_path().read_text())
+        record = comm.all_gather(record)[0]
+        expected = (iterations, self._config_digest())
+        if (record.get("iterations"), record.get("config")) != expected:
+            return False
+        self.load_state_dict(record["state"])
+        self.trainer._last_eval_results = _with_nan(record["results"])
+        logger.info("the evaluation after %d iterations was finished before", iterations)
+        return True
+
+    def _record_path(self) -> Path:
+        return Path(self.trainer.cfg.OUTPUT_DIR, RECORD_FILE)
+
+    def _config_digest(self) -> str:
+        """Return a digest of all keys that can change the result of an evaluation."""
+        keys = self.trainer.cfg.clone()
+        keys.defrost()
+        keys.TEST.EVAL_PERIOD = 0
+        text = "".join(keys[name].dump() for name in KEYS_OF_AN_EVALUATION)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the best result so far, for a checkpoint."""
         return {"best": self.best, "best_iterations": self.best_iterations}
@@ -98,3 +156,10 @@ class EvaluationHook(hooks.EvalHook):
         """Restore the state that :meth:`state_dict` returned."""
         self.best = state_dict["best"]
         self.best_iterations = state_dict["best_iterations"]
+
+
+def _with_nan(results: Any) -> Any:
+    """Return nested results with NaN instead of None, as :func:`write_json` has replaced it."""
+    if isinstance(results, dict):
+        return {name: _with_nan(value) for name, value in results.items()}
+    return math.nan if results is None else results

@@ -8,7 +8,9 @@ from detectron2.engine import DefaultPredictor
 from torch import nn
 
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.modeling.tta import TestTimeAugmentation
+from spatialflow.utils.errors import CheckpointError
 
 
 class Predictor(DefaultPredictor):
@@ -25,13 +27,16 @@ class Predictor(DefaultPredictor):
         """Build the model and load ``MODEL.WEIGHTS``.
 
         Raises:
-            CheckpointError: If the file is missing, cannot be read, or is of another model.
+            CheckpointError: If the key is empty, or the file is missing, cannot be read, or is of
+                another model.
         """
-        bare = cfg.clone()
-        bare.defrost()
+        if not cfg.MODEL.WEIGHTS:
+            raise CheckpointError(
+                "MODEL.WEIGHTS is empty: a prediction needs trained weights, such as "
+                "OUTPUT_DIR/model_final.pth"
+            )
+        bare = for_checkpoint(cfg)
         bare.MODEL.WEIGHTS = ""
-        bare.SEED = -1  # all values come from the file
-        bare.MODEL.SPATIALFLOW.TRUNK_PRETRAINED = False
         super().__init__(bare)
         self.cfg = cfg.clone()
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])

@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
-from spatialflow.config.checks import check_config, check_training_config
-from spatialflow.data import ensure_metadata, register_panoptic
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.data.synthetic.registration import register_scenes
+from spatialflow.engine.checkpoint import check_weights_file
+from spatialflow.engine.preparation import prepare_config
 from spatialflow.engine.trainer import Trainer
-from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.utils.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-FOLDER_DATASETS = ("folder_all", "folder_train", "folder_val")
-"""Names of the data sets that :func:`prepare_config` registers from ``DATASETS.FOLDER``."""
 
 
 def setup(
@@ -63,8 +57,8 @@ def setup(
     evaluation = getattr(args, "eval_only", False)
     if evaluation and not weights and not resume:
         raise ValueError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
-    if weights and not resume and "://" not in weights and not Path(weights).is_file():
-        raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
+    if not resume:
+        check_weights_file(weights)
     if cfg.SEED < 0:
         cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
@@ -161,116 +155,3 @@ def _copy_genotype(cfg: CfgNode, folder: Path) -> None:
     comm.synchronize()
     if own.GENOTYPE not in builtin_genotypes():
         own.GENOTYPE = str(copy)
-
-
-def prepare_config(cfg: CfgNode) -> None:
-    """Register a config's own data, fill in its numbers of classes, and check it, in place.
-
-    Its own data are those of ``DATASETS.FOLDER`` and, if ``DATASETS`` names them, the generated
-    scenes of ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and
-    ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are replaced by the numbers of the data. A config with
-    both numbers and without own data is checked without reading any file.
-
-    Args:
-        cfg: Config that is not frozen.
-
-    Raises:
-        ValueError: If the numbers do not fit the data, if data sets have different classes, or if
-            a key has a value that is not allowed.
-    """
-    check_training_config(cfg, comm.get_world_size())
-    _register_folder(cfg)
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    if any(name.startswith("scenes_") for name in names):
-        scenes = cfg.DATASETS.SCENES
-        register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
-    _fill_in_class_counts(cfg, names)
-    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
-            "expected, such as 'SpatialFlow'"
-        )
-    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow):
-        check_config(cfg)
-
-
-def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
-    """Replace numbers of classes of -1 by those of the data, and compare other numbers with them.
-
-    Raises:
-        ValueError: If a number differs from the data, or if data sets have different classes.
-    """
-    things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
-    if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
-        names = tuple(name for name in names if _classes_are_known(name))
-        if not names:
-            return
-    if not names:
-        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
-    of_folder = [n for n in names if n in FOLDER_DATASETS and n not in DatasetCatalog]
-    if of_folder and not cfg.DATASETS.FOLDER.PATH:
-        raise ValueError(
-            f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
-            f"DATASETS {of_folder}"
-        )
-    classes = {name: _class_names(name) for name in names}
-    first = classes[names[0]]
-    for name, other in classes.items():
-        if other != first:
-            raise ValueError(f"data sets {names[0]!r} and {name!r} have different classes")
-    for key, node, count in (
-        ("MODEL.RETINANET.NUM_CLASSES", things, len(first[0])),
-        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", stuff, len(first[1])),
-    ):
-        if node.NUM_CLASSES not in (-1, count):
-            raise ValueError(
-                f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
-                f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
-            )
-        node.NUM_CLASSES = count
-    if not first[0]:
-        raise ValueError(
-            f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
-        )
-
-
-def _classes_are_known(name: str) -> bool:
-    """Return whether a data set's classes are registered, so that no file has to be read."""
-    if name not in DatasetCatalog:
-        return False
-    return {"thing_classes", "stuff_classes"} <= MetadataCatalog.get(name).as_dict().keys()
-
-
-def _class_names(name: str) -> tuple[list[str], list[str]]:
-    """Return the names of a data set's thing classes and of its stuff classes."""
-    metadata = ensure_metadata(name)
-    return list(metadata.thing_classes), list(metadata.stuff_classes)
-
-
-def _register_folder(cfg: CfgNode) -> None:
-    """Register the data sets of ``DATASETS.FOLDER``, if it has a path.
-
-    Raises:
-        ValueError: If the path is not a folder, or the remap is unknown.
-    """
-    folder = cfg.DATASETS.FOLDER
-    if not folder.PATH:
-        return
-    root = Path(folder.PATH).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
-    if folder.REMAP not in ("", "supercategories"):
-        raise ValueError(
-            f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
-        )
-    for name in FOLDER_DATASETS:
-        side = name.removeprefix("folder_")
-        register_panoptic(
-            name,
-            root / "images",
-            root / "panoptic.json",
-            root / "panoptic",
-            remap=folder.REMAP or None,
-            split=None if side == "all" else (side, folder.VAL_FRACTION, folder.SPLIT_SEED),
-            limit=folder.LIMIT or None,
-        )

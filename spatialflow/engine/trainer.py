@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -24,10 +22,11 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.hooks import EvaluationHook
+from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.tta import TestTimeAugmentation
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import write_json
 from spatialflow.utils.precision import amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -45,11 +44,16 @@ class Trainer(DefaultTrainer):
 
     writes_genotype = False
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, resume: bool = False) -> None:
         """Build model, optimiser, data and hooks.
 
         This replaces ``DefaultTrainer.__init__``, whose distributed model refuses a CPU and whose
         mixed precision needs CUDA. It sets the same attributes.
+
+        Args:
+            cfg: Config of the run.
+            resume: Whether :meth:`resume_or_load` will look for a checkpoint. If there is one,
+                pretrained weights of the trunk are not needed.
 
         Raises:
             ValueError: If the config is not for this trainer, or a key has a wrong value.
@@ -58,7 +62,8 @@ class Trainer(DefaultTrainer):
         self.check(cfg)
         check_training_config(cfg, comm.get_world_size())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        resumes = resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
+        model = self.build_model(for_checkpoint(cfg) if resumes else cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = _distributed(model, unused=self.leaves_parameters_unused(cfg))
@@ -126,8 +131,11 @@ class Trainer(DefaultTrainer):
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit the model.
-            ValueError: If the processes find checkpoints of different iterations.
+            ValueError: If a part of the trunk is frozen and random, or the processes find
+                checkpoints of different iterations.
         """
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self._check_frozen_trunk()
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
@@ -135,6 +143,22 @@ class Trainer(DefaultTrainer):
                 f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
                 f"iterations {starts}; a folder that all machines share expected"
             )
+
+    def _check_frozen_trunk(self) -> None:
+        """Check that a new training does not keep random weights in its trunk for ever."""
+        frozen, own = self.cfg.MODEL.BACKBONE.FREEZE_AT, self.cfg.MODEL.SPATIALFLOW
+        pretrained = own.TRUNK != "resnet" and own.TRUNK_PRETRAINED
+        if frozen and not pretrained and not self.starting_weights(self.cfg):
+            raise ValueError(
+                f"MODEL.BACKBONE.FREEZE_AT: {frozen} given, but MODEL.WEIGHTS is empty and trunk "
+                f"{own.TRUNK!r} starts from random weights, which would stay as they are; weights, "
+                "or FREEZE_AT 0 expected"
+            )
+
+    @classmethod
+    def starting_weights(cls, cfg: CfgNode) -> str:
+        """Return the file from which a new training starts; "" for none."""
+        return str(cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Return Detectron2's hooks, with an :class:`EvaluationHook` that keeps the best PQ."""
@@ -214,8 +238,7 @@ class Trainer(DefaultTrainer):
         results = super().test(cfg, augmented(cfg, model), evaluators)
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "results.json"
-            content = json.dumps(_without_nan(results), indent=2) + "\n"
-            write_atomically(path, lambda file: file.write(content.encode()))
+            write_json(path, results)
             logger.info("Results written to %s", path)
         return results
 
@@ -244,12 +267,3 @@ def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
         broadcast_buffers=False,
         find_unused_parameters=unused,
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """Return nested results with None instead of NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value

@@ -8,6 +8,7 @@ name, from the same distributions.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,14 +163,21 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the arguments that an operation changes in place."""
-    given = [
-        args[i] if i < len(args) else kwargs.get(argument.name)
+    changed = _changed_arguments(func)
+    return _tensors([args[i] if i < len(args) else kwargs.get(name) for i, name in changed])
+
+
+@functools.cache
+def _changed_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """Return position and name of each argument that an operation changes in place."""
+    return tuple(
+        (i, argument.name)
         for i, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return _tensors(given)
+    )
 
 
+@functools.cache
 def _is_view(func: Any) -> bool:
     """Return whether an operation returns its argument's storage without writing to it."""
     return any(returned.alias_info is not None for returned in func._schema.returns)

@@ -59,7 +59,13 @@ SEARCH_RULES: tuple[Rule, ...] = (
         "SEARCH.AUXILIARY_SKIP",
     ),
     ("SEARCH.WARMUP", "a share of the iterations, 0 to 1, without 1,", lambda v, _: 0 <= v < 1),
-    *above_zero("SEARCH.TEMPERATURE", "SEARCH.BUDGET"),
+    *above_zero("SEARCH.TEMPERATURE", "SEARCH.BUDGET", "SEARCH.OPTIMIZER.LR"),
+    *at_least(0, "SEARCH.OPTIMIZER.WEIGHT_DECAY"),
+    (
+        "SEARCH.OPTIMIZER.BETAS",
+        "two numbers from 0 to 1, without 1,",
+        lambda v, _: len(v) == 2 and all(0 <= beta < 1 for beta in v),
+    ),
     *only_with("SEARCH.EIGENVALUE_PERIOD", 0, one_of("SEARCH.STOP_RATIO", 0.0)),
 )
 

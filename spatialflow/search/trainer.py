@@ -21,7 +21,12 @@ from spatialflow.search.derivation import Derivation
 from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.log import LOG_FILE, SearchLog
 from spatialflow.search.settings import check_search_config, learner_settings
-from spatialflow.search.space import flow_costs, human_genotype
+from spatialflow.search.space import (
+    flow_costs,
+    human_genotype,
+    relaxation_from_config,
+    search_space,
+)
 from spatialflow.search.split import split_filter
 from spatialflow.search.supernet import SpatialFlowSupernet
 from spatialflow.search.weights import start_from
@@ -41,12 +46,20 @@ class SearchTrainer(Trainer):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
-        """Check that a config is one of a search.
+        """Check that a config is one of a search, with a space and a relaxation.
 
         Raises:
             ValueError: Naming the key.
         """
         check_search_config(cfg)
+        search_space(cfg)
+        relaxation_from_config(cfg)
+        split_filter(cfg, architecture=True)
+
+    @classmethod
+    def starting_weights(cls, cfg: CfgNode) -> str:
+        """Return the file from which a new search starts; "" for none."""
+        return str(cfg.SEARCH.WEIGHTS or cfg.MODEL.WEIGHTS)
 
     @classmethod
     def leaves_parameters_unused(cls, cfg: CfgNode) -> bool:

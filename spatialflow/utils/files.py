@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -51,6 +52,28 @@ def remove_partial_files(folder: str | os.PathLike[str]) -> None:
     """Remove the hidden files of interrupted calls of :func:`write_atomically` from a folder."""
     for path in Path(folder).glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write nested dicts as JSON, atomically; NaN, which JSON does not have, becomes null.
+
+    Args:
+        path: Path of the file; its folder must exist.
+        content: Numbers and texts in nested dicts.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written.
+    """
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
 
 
 def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """N + M steps equal N steps, a stop, and M more: bit for bit."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from spatialflow.data.loader import TrainLoader
 from spatialflow.data.sampler import ResumableBatchSampler
 from spatialflow.engine import StepTrainer, Trainer
+from spatialflow.engine.hooks import EvaluationHook
 from tests.conftest import GROUP_NORM
 
 
@@ -139,16 +141,23 @@ def test_what_is_random_in_a_model_is_a_function_of_the_step():
     assert not torch.equal(whole["model"]["weight"], half["model"]["weight"])
 
 
-def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, monkeypatch):
-    """An evaluation that was cut off is made up for, and an older, better model stays the best."""
-    qualities = iter([50.0, 40.0, 45.0, 41.0])
-    evaluated = []
+@pytest.fixture
+def qualities(monkeypatch):
+    """Replace evaluation: return the PQs to give, and the list of those that were given."""
+    waiting, evaluated = [50.0, 40.0, 45.0, 41.0], []
 
     def test(cls, cfg, model, evaluators=None):
-        evaluated.append(next(qualities))
-        return {"panoptic_seg": {"PQ": evaluated[-1]}}
+        evaluated.append(waiting.pop(0))
+        return {"panoptic_seg": {"PQ": evaluated[-1], "PQ_st": math.nan}}
 
     monkeypatch.setattr(Trainer, "test", classmethod(test))
+    return waiting, evaluated
+
+
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, qualities, cut_off):
+    """An evaluation that was cut off is made up for, and an older, better model stays the best."""
+    _, evaluated = qualities
     changes = {"TEST.EVAL_PERIOD": 2, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": (scenes,)}
     cfg = scenes_cfg({**changes, "SOLVER.MAX_ITER": 4})
     train(cfg)
@@ -157,13 +166,54 @@ def test_the_best_model_survives_a_stop(scenes_cfg, scenes, tmp_path, monkeypatc
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     best = (output / "model_best.pth").read_bytes()
     assert checkpoint(cfg, "model_best")["iteration"] == 1, "counted from 0"
+    if cut_off:
+        (output / "last_evaluation.json").unlink()
     longer = scenes_cfg({**changes, "SOLVER.MAX_ITER": 6})
     # The checkpoint of iteration 4 was written before the evaluation that follows it.
     assert train(longer, resume=True) == 4
-    assert evaluated == [50.0, 40.0, 45.0, 41.0]
+    assert evaluated == ([50.0, 40.0, 45.0, 41.0] if cut_off else [50.0, 40.0, 45.0])
     assert (output / "model_best.pth").read_bytes() == best
     state = checkpoint(longer)["trainer"]["hooks"]["EvaluationHook"]
     assert state == {"best": 50.0, "best_iterations": 2}
+
+
+def test_a_finished_evaluation_is_not_done_again(scenes_cfg, scenes, tmp_path, qualities):
+    """Its results are those of the first time, also the best one, which no checkpoint has yet."""
+    waiting, evaluated = qualities
+    waiting[:] = [50.0, 60.0, 1.0, 2.0, 3.0]
+    changes = {"DATASETS.TEST": (scenes,), "TEST.EVAL_PERIOD": 2, "SOLVER.CHECKPOINT_PERIOD": 2}
+    cfg = scenes_cfg({**changes, "SOLVER.MAX_ITER": 4})
+    train(cfg)
+    assert evaluated == [50.0, 60.0]
+    for _ in range(2):
+        trainer = Trainer(cfg, resume=True)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        found = trainer._last_eval_results["panoptic_seg"]
+        assert found["PQ"] == 60.0
+        assert math.isnan(found["PQ_st"])
+        hook = next(hook for hook in trainer._hooks if isinstance(hook, EvaluationHook))
+        assert hook.state_dict() == {"best": 60.0, "best_iterations": 4}
+    assert evaluated == [50.0, 60.0]
+    # Another evaluation, or another training in the same folder, is not the one that was finished.
+    train(scenes_cfg({**changes, "SOLVER.MAX_ITER": 4, "INPUT.MIN_SIZE_TEST": 48}), resume=True)
+    assert evaluated == [50.0, 60.0, 1.0]
+    train(cfg)
+    assert evaluated == [50.0, 60.0, 1.0, 2.0, 3.0]
+
+
+def test_a_killed_training_of_the_same_folder_leaves_no_finished_evaluation(
+    scenes_cfg, scenes, tmp_path, qualities
+):
+    _, evaluated = qualities
+    cfg = scenes_cfg({"DATASETS.TEST": (scenes,), "SOLVER.MAX_ITER": 2})
+    train(cfg)
+    assert (tmp_path / "output" / "last_evaluation.json").is_file()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.before_train()
+    assert not (tmp_path / "output" / "last_evaluation.json").exists()
+    assert evaluated == [50.0]
 
 
 def test_each_step_draws_its_own_numbers(monkeypatch):

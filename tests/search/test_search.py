@@ -13,6 +13,7 @@ from darts.architect import Architect, VirtualStep
 from darts.genotype import Genotype
 from darts.inheritance import inherited
 from darts.relaxation import Architecture, Relaxation, architecture_parameters, choice_key
+from spatialflow.cli.search import parse_arguments, prepare
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.config.options import ATTENTION_SITES, SUPERNET
 from spatialflow.data.dataset_spec import in_validation_split
@@ -187,6 +188,28 @@ def test_a_wrong_number_of_random_genotypes_is_one_line(program, count):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert f"search_net.py: --random {count} --seed 0 given" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SEARCH.BUDGET", "-1"),
+        ("SEARCH.RELAXATION", "hardmax"),
+        ("SEARCH.EDGE_WEIGHTS", "squared"),
+        ("SEARCH.PARTIAL_CHANNELS", "3"),
+        ("SEARCH.OPTIMIZER.LR", "0.0"),
+        ("SEARCH.OPTIMIZER.BETAS", "[0.5]"),
+        ("SEARCH.ARCHITECTURE_FRACTION", "1.0"),
+        ("SEARCH.SPACE.OPERATIONS", "['conv_9x9']"),
+    ],
+)
+def test_random_genotypes_are_of_configs_that_a_search_takes(tiny_cfg, tmp_path, key, value):
+    words = ["--config-file", "search/default.yaml", "--random", "1", key, value]
+    words += ["OUTPUT_DIR", str(tmp_path / "output")]
+    name = "SEARCH: " if key in ("SEARCH.RELAXATION", "SEARCH.EDGE_WEIGHTS") else key
+    with pytest.raises(ValueError, match=name.removesuffix(".OPERATIONS")):
+        prepare(parse_arguments(words))
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize(

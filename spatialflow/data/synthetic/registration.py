@@ -8,7 +8,7 @@ import shutil
 import tempfile
 
 from spatialflow.data.evaluation_json import cache_root
-from spatialflow.data.registration import register_panoptic
+from spatialflow.data.registration import register_own
 from spatialflow.data.synthetic.scenes import generate_scenes
 
 logger = logging.getLogger(__name__)
@@ -18,14 +18,18 @@ VERSION = 2
 SEEDS = {"train": 0, "val": 1}
 
 
-def register_scenes(*, train: int, val: int, size: int) -> None:
+def register_scenes(*, train: int, val: int, size: int) -> dict[str, str]:
     """Register ``scenes_train`` and ``scenes_val``; generate scenes that the cache lacks.
 
     Args:
         train: Number of training scenes.
         val: Number of validation scenes, none of which is a training scene.
         size: Height and width of a scene in pixels.
+
+    Returns:
+        These names → the names of the data sets; another one where the name is taken already.
     """
+    names = {}
     for side, count in (("train", train), ("val", val)):
         root = cache_root() / "scenes" / f"{side}-{count}-{size}-seed{SEEDS[side]}-v{VERSION}"
         if not root.is_dir():
@@ -41,6 +45,7 @@ def register_scenes(*, train: int, val: int, size: int) -> None:
                     raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        register_panoptic(
+        names[f"scenes_{side}"] = register_own(
             f"scenes_{side}", root / "images", root / "panoptic.json", root / "panoptic"
         )
+    return names

@@ -1,0 +1,169 @@
+"""Prepare a config: register its own data, fill in its numbers of classes, and check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
+
+from spatialflow.config.checks import check_config, check_training_config
+from spatialflow.data import ensure_metadata
+from spatialflow.data.registration import own_name, register_own
+from spatialflow.data.synthetic.registration import register_scenes
+from spatialflow.modeling.meta_arch import SpatialFlow
+
+FOLDER_DATASETS = ("folder_all", "folder_train", "folder_val")
+"""Names of the data sets that :func:`prepare_config` registers from ``DATASETS.FOLDER``."""
+
+SCENES_DATASETS = ("scenes_train", "scenes_val")
+"""Names of the data sets that it registers from ``DATASETS.SCENES``."""
+
+
+def prepare_config(cfg: CfgNode) -> None:
+    """Register a config's own data, fill in its numbers of classes, and check it, in place.
+
+    Its own data are those of ``DATASETS.FOLDER`` and, if ``DATASETS`` names them, the generated
+    scenes of ``DATASETS.SCENES``. ``MODEL.RETINANET.NUM_CLASSES`` and
+    ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are replaced by the numbers of the data. A config with
+    both numbers and without own data is checked without reading any file. If another config of this
+    process has other data under a name such as ``folder_val``, the name in ``DATASETS`` becomes
+    ``folder_val@<digest>``.
+
+    Args:
+        cfg: Config that is not frozen.
+
+    Raises:
+        ValueError: If the numbers do not fit the data, if data sets have different classes, or if
+            a key has a value that is not allowed.
+    """
+    check_training_config(cfg, comm.get_world_size())
+    _register_own_data(cfg)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    _fill_in_class_counts(cfg, names)
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
+            "expected, such as 'SpatialFlow'"
+        )
+    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow):
+        check_config(cfg)
+
+
+def for_checkpoint(cfg: CfgNode) -> CfgNode:
+    """Return the config of a model whose tensors will all come from a checkpoint.
+
+    Its trunk does not look for pretrained weights, which may be out of reach by now.
+    """
+    bare = cfg.clone()
+    bare.defrost()
+    bare.MODEL.SPATIALFLOW.TRUNK_PRETRAINED = False
+    bare.MODEL.SPATIALFLOW.TRUNK_WEIGHTS = ""
+    bare.SEED = -1
+    return bare
+
+
+def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
+    """Replace numbers of classes of -1 by those of the data, and compare other numbers with them.
+
+    Raises:
+        ValueError: If a number differs from the data, or if data sets have different classes.
+    """
+    things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
+    if not (cfg.DATASETS.FOLDER.PATH or -1 in (things.NUM_CLASSES, stuff.NUM_CLASSES)):
+        names = tuple(name for name in names if _classes_are_known(name))
+        if not names:
+            return
+    if not names:
+        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
+    of_folder = [n for n in names if own_name(n) in FOLDER_DATASETS and n not in DatasetCatalog]
+    if of_folder and not cfg.DATASETS.FOLDER.PATH:
+        raise ValueError(
+            f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
+            f"DATASETS {of_folder}"
+        )
+    classes = {name: _class_names(name) for name in names}
+    first = classes[names[0]]
+    for name, other in classes.items():
+        if other != first:
+            raise ValueError(f"data sets {names[0]!r} and {name!r} have different classes")
+    for key, node, count in (
+        ("MODEL.RETINANET.NUM_CLASSES", things, len(first[0])),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", stuff, len(first[1])),
+    ):
+        if node.NUM_CLASSES not in (-1, count):
+            raise ValueError(
+                f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
+                f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
+            )
+        node.NUM_CLASSES = count
+    if not first[0]:
+        raise ValueError(
+            f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
+        )
+
+
+def _classes_are_known(name: str) -> bool:
+    """Return whether a data set's classes are registered, so that no file has to be read."""
+    if name not in DatasetCatalog:
+        return False
+    return {"thing_classes", "stuff_classes"} <= MetadataCatalog.get(name).as_dict().keys()
+
+
+def _class_names(name: str) -> tuple[list[str], list[str]]:
+    """Return the names of a data set's thing classes and of its stuff classes."""
+    metadata = ensure_metadata(name)
+    return list(metadata.thing_classes), list(metadata.stuff_classes)
+
+
+def _register_own_data(cfg: CfgNode) -> None:
+    """Register the data of ``DATASETS.FOLDER`` and of ``DATASETS.SCENES``, as far as it is named.
+
+    ``DATASETS.TRAIN`` and ``TEST`` get the names under which the data are registered.
+
+    Raises:
+        ValueError: If a key has a wrong value.
+    """
+    registered = _register_folder(cfg.DATASETS.FOLDER)
+    given = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if any(own_name(name) in SCENES_DATASETS for name in given):
+        scenes = cfg.DATASETS.SCENES
+        registered |= register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
+    for key in ("TRAIN", "TEST"):
+        names = cfg.DATASETS[key]
+        cfg.DATASETS[key] = type(names)(registered.get(own_name(name), name) for name in names)
+
+
+def _register_folder(folder: CfgNode) -> dict[str, str]:
+    """Register the data sets of ``DATASETS.FOLDER``, if it has a path.
+
+    Returns:
+        Name in the config → name of the registered data set.
+
+    Raises:
+        ValueError: If the path is not a folder, or the remap is unknown.
+    """
+    if not folder.PATH:
+        return {}
+    root = Path(folder.PATH).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
+    if folder.REMAP not in ("", "supercategories"):
+        raise ValueError(
+            f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
+        )
+    names = {}
+    for name in FOLDER_DATASETS:
+        side = name.removeprefix("folder_")
+        names[name] = register_own(
+            name,
+            root / "images",
+            root / "panoptic.json",
+            root / "panoptic",
+            remap=folder.REMAP or None,
+            split=None if side == "all" else (side, folder.VAL_FRACTION, folder.SPLIT_SEED),
+            limit=folder.LIMIT or None,
+        )
+    return names
