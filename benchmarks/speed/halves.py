@@ -19,6 +19,7 @@ from benchmarks.speed.report import Report, run_benchmark
 from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
+from spatialflow.utils.errors import ConfigError
 
 CONFIG = Path(__file__).parents[1] / "peers" / "nuclei.yaml"
 SEEDS = (0, 1)
@@ -61,10 +62,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
     """Measure, and return the report.
 
     Raises:
-        ValueError: If no data is given.
+        ConfigError: If no data is given.
     """
     if args.data is None:
-        raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
+        raise ConfigError("--data: none given, a folder in COCO panoptic layout expected")
     report = Report("halves", ["seed", "precision", *NUMBERS])
     changes = []
     for seed in SEEDS:

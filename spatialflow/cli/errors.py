@@ -19,13 +19,21 @@ from pathlib import Path
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from spatialflow.utils.errors import CheckpointError, DataError, NonFiniteError
+from darts.genotype import GenotypeError
+from spatialflow.utils.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ProcessError,
+)
 
 TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
-SETUP_ERRORS = (ValueError, OSError, ImportError, NonFiniteError)
-"""Errors that an argument, a config or an environment causes while a program sets up its work."""
-RUN_ERRORS = (CheckpointError, DataError, NonFiniteError, OSError)
-"""Errors that a user can mend while the work runs; any other ``ValueError`` is a bug then."""
+RUN_ERRORS = (ConfigError, CheckpointError, DataError, NonFiniteError, ProcessError, OSError)
+"""Errors that a user can mend while the work runs; a plain ``ValueError`` is a bug."""
+SETUP_ERRORS = (*RUN_ERRORS, GenotypeError, ImportError)
+"""Errors that a user can mend while a program sets up its work: also a genotype that does not fit
+and an optional package that is missing."""
 USER_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,

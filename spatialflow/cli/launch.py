@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
 from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line, program_name
+from spatialflow.utils.errors import ConfigError
 
 Work = Callable[[], Any]
 Prepare = Callable[[argparse.Namespace], Work]
@@ -87,10 +88,10 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
     """Check the number of processes and their address.
 
     Raises:
-        ValueError: Naming the argument.
+        ConfigError: Naming the argument.
     """
     if torchrun and (args.num_gpus, args.num_machines) != (1, 1):
-        raise ValueError(
+        raise ConfigError(
             f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines} given, but torchrun "
             "has started the processes; leave both out"
         )
@@ -98,9 +99,9 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
     gpus = torch.cuda.device_count()
     if processes > 1 and 0 < gpus < processes:
         name = "torchrun --nproc-per-node" if torchrun else "--num-gpus"
-        raise ValueError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
+        raise ConfigError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
     if args.num_machines > 1 and args.dist_url == FREE_PORT:
-        raise ValueError(
+        raise ConfigError(
             f"--num-machines {args.num_machines} needs --dist-url, the address of machine 0, such "
             "as tcp://10.0.0.1:29500"
         )

@@ -12,6 +12,7 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
 from spatialflow.search.space import random_genotypes, write_genotypes
 from spatialflow.search.trainer import SearchTrainer
+from spatialflow.utils.errors import ConfigError
 
 EXAMPLES = """
 examples:
@@ -41,10 +42,10 @@ def prepare(args: argparse.Namespace) -> Work:
     """
     args.opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
     if args.eval_only:
-        raise ValueError("--eval-only: a search is not evaluated; train_net.py evaluates networks")
+        raise ConfigError("--eval-only: a search is not evaluated; train_net.py evaluates networks")
     if args.random is not None:
         if args.random < 1 or args.seed < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"--random {args.random} --seed {args.seed} given, 1 or more and 0 or more expected"
             )
         cfg = setup(args, data=(), trainer=SearchTrainer)

@@ -22,7 +22,7 @@ from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.engine.trainer import Trainer
 from spatialflow.modeling.meta_arch import SpatialFlow
-from spatialflow.utils.errors import DataError
+from spatialflow.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ def setup(
     resume = getattr(args, "resume", False)
     evaluation = getattr(args, "eval_only", False)
     if evaluation and not weights and not resume:
-        raise ValueError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
+        raise ConfigError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
     if weights and not resume and "://" not in weights and not Path(weights).is_file():
-        raise ValueError(f"MODEL.WEIGHTS: no such file: {weights!r}")
+        raise ConfigError(f"MODEL.WEIGHTS: no such file: {weights!r}")
     if cfg.SEED < 0:
         cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
@@ -120,7 +120,7 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
     for key in keys:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
-                raise ValueError(
+                raise ConfigError(
                     f"DATASETS.{key}: {name!r} given, a registered data set expected "
                     "(DatasetCatalog.list())"
                 )
@@ -144,7 +144,7 @@ def _check_same_genotype(cfg: CfgNode) -> None:
         return
     genotype, own = genotype_of(cfg), Genotype.load(path)
     if genotype.hash != own.hash:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.GENOTYPE: {given!r} ({genotype.hash}) given, but the run to go on "
             f"with has {own.name!r} ({own.hash}), in {path}; that, or another OUTPUT_DIR expected"
         )
@@ -186,7 +186,7 @@ def prepare_config(cfg: CfgNode) -> None:
         register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
     _fill_in_class_counts(cfg, names)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
             "expected, such as 'SpatialFlow'"
         )
@@ -206,10 +206,12 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
         if not names:
             return
     if not names:
-        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
+        raise ConfigError(
+            "DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from"
+        )
     of_folder = [n for n in names if n in FOLDER_DATASETS and n not in DatasetCatalog]
     if of_folder and not cfg.DATASETS.FOLDER.PATH:
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
             f"DATASETS {of_folder}"
         )
@@ -217,19 +219,19 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
     first = classes[names[0]]
     for name, other in classes.items():
         if other != first:
-            raise ValueError(f"data sets {names[0]!r} and {name!r} have different classes")
+            raise ConfigError(f"data sets {names[0]!r} and {name!r} have different classes")
     for key, node, count in (
         ("MODEL.RETINANET.NUM_CLASSES", things, len(first[0])),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", stuff, len(first[1])),
     ):
         if node.NUM_CLASSES not in (-1, count):
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
                 f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
             )
         node.NUM_CLASSES = count
     if not first[0]:
-        raise ValueError(
+        raise ConfigError(
             f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
         )
 
@@ -258,9 +260,9 @@ def _register_folder(cfg: CfgNode) -> None:
         return
     root = Path(folder.PATH).expanduser()
     if not root.is_dir():
-        raise ValueError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
+        raise ConfigError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
     if folder.REMAP not in ("", "supercategories"):
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
         )
     for name in FOLDER_DATASETS:

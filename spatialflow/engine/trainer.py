@@ -27,6 +27,7 @@ from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.tta import TestTimeAugmentation
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
 from spatialflow.utils.precision import amp_dtype
 
@@ -83,10 +84,10 @@ class Trainer(DefaultTrainer):
         """Check that a config is for this trainer, before a run writes any file.
 
         Raises:
-            ValueError: If the config is one of a search.
+            ConfigError: If the config is one of a search.
         """
         if cfg.MODEL.META_ARCHITECTURE == SUPERNET:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.META_ARCHITECTURE: {SUPERNET!r} given, the model of a search; "
                 "search_net.py searches, and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json "
                 "that it writes"
@@ -126,12 +127,12 @@ class Trainer(DefaultTrainer):
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit the model.
-            ValueError: If the processes find checkpoints of different iterations.
+            ConfigError: If the processes find checkpoints of different iterations.
         """
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
                 f"iterations {starts}; a folder that all machines share expected"
             )

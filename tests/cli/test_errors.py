@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
+from darts.genotype import GenotypeError
 from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line
-from spatialflow.utils.errors import DataError, NonFiniteError
+from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError, ProcessError
 
 
 @pytest.fixture
@@ -21,10 +22,13 @@ def two_processes(monkeypatch):
     [
         (
             SETUP_ERRORS,
-            ValueError("SEED: 'x' given,\n  a number expected"),
+            ConfigError("SEED: 'x' given,\n  a number expected"),
             "SEED: 'x' given, a num",
         ),
         (SETUP_ERRORS, ImportError("needs timm"), "needs timm"),
+        (SETUP_ERRORS, GenotypeError("a.json: no name"), "a.json: no name"),
+        (RUN_ERRORS, ConfigError("TEST.AUG: wrong"), "TEST.AUG: wrong"),
+        (RUN_ERRORS, ProcessError("seed 1: failed"), "seed 1: failed"),
         (RUN_ERRORS, DataError("1.png: broken"), "1.png: broken"),
         (RUN_ERRORS, NonFiniteError("iteration 3"), "iteration 3"),
         (RUN_ERRORS, OSError(28, "No space left on device", "a.pth"), "a.pth: No space left"),
@@ -44,8 +48,9 @@ def test_a_mistake_is_one_line(kinds, error, line, capsys):
     "error",
     [ValueError("a bug"), OSError(9, "Bad file descriptor"), RuntimeError("closed by peer")],
 )
-def test_a_bug_passes_through(error):
-    with pytest.raises(type(error)) as raised, errors_in_one_line(RUN_ERRORS):
+@pytest.mark.parametrize("kinds", [SETUP_ERRORS, RUN_ERRORS], ids=["setup", "run"])
+def test_a_bug_passes_through(kinds, error):
+    with pytest.raises(type(error)) as raised, errors_in_one_line(kinds):
         raise error
     assert raised.value is error
 

@@ -28,6 +28,7 @@ from spatialflow.modeling.backbone.packaged_weights import (
     MOBILENET_WEIGHTS,
     load_in_order,
 )
+from spatialflow.utils.errors import ConfigError
 
 # Stride → Detectron2's name of the feature map.
 NAME_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
@@ -232,7 +233,7 @@ def build_trunk(name: str, pretrained: bool = False) -> Trunk:
             tensors = [(k, v) for k, v in MOBILENET_WEIGHTS.load() if not k.startswith(widening)]
             load_in_order(trunk.network, tensors)
         return trunk
-    raise ValueError(_unknown(name))
+    raise ConfigError(_unknown(name))
 
 
 def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -252,7 +253,7 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
     if name == "efficientnet_lite0":
         return LITE_STATISTICS
     if not name.startswith(TIMM_PREFIX):
-        raise ValueError(_unknown(name))
+        raise ConfigError(_unknown(name))
     model = name.removeprefix(TIMM_PREFIX)
     timm = _import_timm(model)
     config = timm.get_pretrained_cfg(model)
@@ -287,7 +288,7 @@ def _import_timm(model: str) -> ModuleType:
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=5)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
+        raise ConfigError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
     return timm
 
 
@@ -314,13 +315,13 @@ def _timm_trunk(model: str) -> Trunk:
         trunk = Trunk(network=network, strides=info.reduction(), first_stage=info.module_name()[0])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         # timm has no common error for models without feature maps or for one image size only.
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} does not give feature maps of images of "
             f"any size: {error}"
         ) from error
     missing = [s for s in NEEDED_STRIDES if NAME_OF_STRIDE[s] not in trunk.output_shape()]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} gives maps of strides {info.reduction()}, "
             f"strides {list(NEEDED_STRIDES)} expected"
         )
