@@ -21,7 +21,7 @@ import torch
 from spatialflow.analysis.intervals import ResampledPQ, Result
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.analysis.trials import PQTrainer, read_evaluation
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import prepare_config
 
@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: list[list[str]] = []
     first: tuple[ResampledPQ, float] | None = None
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         for name, keys in views(args).items():
             with tempfile.TemporaryDirectory(prefix="spatialflow_views_") as folder:
                 result, seconds = evaluate(args, keys, folder)

@@ -34,7 +34,7 @@ from benchmarks.peers.contestants import (
 )
 from benchmarks.peers.speed import measure_speed
 from spatialflow.analysis.trials import run_in_subprocess, run_trial
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,7 +152,7 @@ def main() -> None:
         "speed": measure_speed,
         "report": report,
     }
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         work[args.command](args)
 
 

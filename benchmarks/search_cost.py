@@ -25,7 +25,7 @@ from darts.operations import OPERATIONS
 from spatialflow.analysis.memory import peak_mib
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.analysis.timing import time_in_turn
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, prepare_config
@@ -107,7 +107,7 @@ def main() -> None:
     """Measure all variants, and print the table."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         memory = {name: measure_memory(name) for name in VARIANTS}
         times = measure_times(args.rounds)
     median = {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.report import Report, run_benchmark
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
 from spatialflow.utils.errors import ConfigError
@@ -35,7 +35,7 @@ def measure_quality(data: Path, seed: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         keys = ["DATASETS.FOLDER.PATH", str(data), "OUTPUT_DIR", folder, "SEED", seed]
         cfg = get_cfg(CONFIG, [*keys, *TRAINING])
-        with errors_in_one_line(SETUP_ERRORS):
+        with errors_in_one_line():
             prepare_config(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)

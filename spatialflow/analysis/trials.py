@@ -113,7 +113,7 @@ def run_in_subprocess(name: str, words: Sequence[object], *, threads: int | None
 
     Args:
         name: Name of the run in the log.
-        words: Path and arguments of the program.
+        words: Arguments of Python: a script or ``-m`` and a module, then those of the program.
         threads: Value of ``OMP_NUM_THREADS``; None leaves the environment as it is.
 
     Raises:

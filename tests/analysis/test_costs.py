@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
+from tools.analyze import rows
 
 from spatialflow.config import load_genotype
-from tools.analyze import rows
 
 C = 256
 HEIGHT, WIDTH = 256, 384
