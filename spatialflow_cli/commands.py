@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-Group = argparse._ArgumentGroup
+Group = argparse._ActionsContainer
+"""What arguments are added to: a parser or one of its groups."""
 
 COLUMNS = 80
 """Width of ``--help``."""
@@ -80,7 +81,7 @@ def _config_file(group: Group, *, required: bool = True) -> None:
     group.add_argument("--config-file", metavar="FILE", required=required, help=help_text)
 
 
-def add_run_arguments(group: Group | argparse.ArgumentParser) -> None:
+def add_run_arguments(group: Group) -> None:
     """Add the arguments of a run in one or several processes, named as Detectron2 names them."""
     _config_file(group, required=False)
     group.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")

@@ -98,7 +98,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def program_name() -> str:
-    """Return the name of the program that runs: a script, or a command like ``spatialflow train``."""
+    """Return the name of a script, or of a command such as ``spatialflow train``."""
     return Path(sys.argv[0]).name
 
 

@@ -43,7 +43,7 @@ def setup(
     the training stay as they are.
 
     Args:
-        args: Arguments of Detectron2's ``default_argument_parser``.
+        args: Arguments of ``spatialflow train``, as Detectron2 names them.
         data: Keys of ``DATASETS`` whose files must exist. An evaluation (``--eval-only``) needs
             those of ``TEST`` only.
         trainer: Class of the trainer that will use the config. Its ``check`` runs before anything
