@@ -71,10 +71,10 @@ def main() -> None:
             difference = sampled.minus(first[0]).cell(0, sign=True) if rows else ""
             cells = [sampled.cell(group) for group in range(3)]
             rows.append([name, *cells, difference, f"{seconds:.0f}", f"{seconds / first[1]:.1f}"])
-    head = ["views", "PQ", "things", "stuff", "PQ over one view", "s", "time ×"]
-    text = table(head, rows)
-    print(text)
-    complete(args.write, {"views": text})
+        head = ["views", "PQ", "things", "stuff", "PQ over one view", "s", "time ×"]
+        text = table(head, rows)
+        print(text)
+        complete(args.write, {"views": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -110,21 +110,23 @@ def main() -> None:
     with errors_in_one_line():
         memory = {name: measure_memory(name) for name in VARIANTS}
         times = measure_times(args.rounds)
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    rows = [
-        [
-            name,
-            f"{median[name] / median[HUMAN]:.2f}",
-            f"{median[name]:.2f} ({min(times[name]):.2f} to {max(times[name]):.2f})",
-            f"{memory[name] / memory[HUMAN]:.2f}",
-            f"{memory[name]:.0f}",
+        median = {name: statistics.median(seconds) for name, seconds in times.items()}
+        rows = [
+            [
+                name,
+                f"{median[name] / median[HUMAN]:.2f}",
+                f"{median[name]:.2f} ({min(times[name]):.2f} to {max(times[name]):.2f})",
+                f"{memory[name] / memory[HUMAN]:.2f}",
+                f"{memory[name]:.0f}",
+            ]
+            for name in VARIANTS
         ]
-        for name in VARIANTS
-    ]
-    text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
-    print(text)
-    print(json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}))
-    complete(args.write, {"search cost": text})
+        text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
+        print(text)
+        print(
+            json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__})
+        )
+        complete(args.write, {"search cost": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -113,6 +113,5 @@ def run_benchmark(doc: str | None, measure: Callable[[argparse.Namespace], list[
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with errors_in_one_line():
-        reports = measure(args)
-    for report in reports:
-        report.save(args.write)
+        for report in measure(args):
+            report.save(args.write)

@@ -89,8 +89,8 @@ class Trainer(DefaultTrainer):
         if cfg.MODEL.META_ARCHITECTURE == SUPERNET:
             raise ConfigError(
                 f"MODEL.META_ARCHITECTURE: {SUPERNET!r} given, the model of a search; "
-                "search_net.py searches, and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json "
-                "that it writes"
+                "`spatialflow search` searches, and MODEL.SPATIALFLOW.GENOTYPE takes the "
+                "genotype.json that it writes"
             )
 
     @classmethod
