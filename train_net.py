@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Train or evaluate a model from a config: ``python train_net.py --help``."""
+"""Train or evaluate a model: ``spatialflow train``, under the name that Detectron2 users know."""
 
-from spatialflow.cli.train import main
+import sys
+
+from spatialflow_cli.main import run
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("train", sys.argv[1:], "train_net.py"))

@@ -3,7 +3,7 @@ r"""Measure the cost of attention in the stuff head, and write genotypes for an 
 
     python benchmarks/attention.py cost --write docs/attention.md
     python benchmarks/attention.py genotypes --output output/attention
-    python tools/compare_genotypes.py --config-file benchmarks/peers/nuclei.yaml \
+    spatialflow trials --config-file benchmarks/peers/nuclei.yaml \
         --genotypes spatialflow thing_guided output/attention/*.json --seeds 0 1 2 \
         --output output/attention_nuclei --write docs/attention.md \
         --opts DATASETS.FOLDER.PATH nuclei_train433 \

@@ -21,7 +21,7 @@ import torch
 from spatialflow.analysis.intervals import ResampledPQ, Result
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.analysis.trials import PQTrainer, read_evaluation
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import prepare_config
 
@@ -62,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: list[list[str]] = []
     first: tuple[ResampledPQ, float] | None = None
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         for name, keys in views(args).items():
             with tempfile.TemporaryDirectory(prefix="spatialflow_views_") as folder:
                 result, seconds = evaluate(args, keys, folder)
@@ -71,10 +71,10 @@ def main() -> None:
             difference = sampled.minus(first[0]).cell(0, sign=True) if rows else ""
             cells = [sampled.cell(group) for group in range(3)]
             rows.append([name, *cells, difference, f"{seconds:.0f}", f"{seconds / first[1]:.1f}"])
-    head = ["views", "PQ", "things", "stuff", "PQ over one view", "s", "time ×"]
-    text = table(head, rows)
-    print(text)
-    complete(args.write, {"views": text})
+        head = ["views", "PQ", "things", "stuff", "PQ over one view", "s", "time ×"]
+        text = table(head, rows)
+        print(text)
+        complete(args.write, {"views": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -34,7 +34,8 @@ from benchmarks.peers.contestants import (
 )
 from benchmarks.peers.speed import measure_speed
 from spatialflow.analysis.trials import run_in_subprocess, run_trial
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,13 +76,13 @@ def run_all(args: argparse.Namespace) -> None:
     """Do every run that has no result yet, each in a process of its own.
 
     Raises:
-        ValueError: If a contestant is not known, the nuclei are missing, or a run fails.
+        ConfigError: If a contestant is not known, the nuclei are missing, or a run fails.
     """
     for name in args.contestants or ():
         genotype(name)
     plan, steps = (flows, FLOW_STEPS) if args.command == "flows" else (peers, [])
     if "nuclei" in args.data and args.nuclei is None:
-        raise ValueError("--nuclei: the folder of the nuclei is needed, or --data scenes")
+        raise ConfigError("--nuclei: the folder of the nuclei is needed, or --data scenes")
     for run in plan(args):
         skipped = args.contestants is not None and run.contestant not in args.contestants
         if skipped or (args.results / run.file).is_file():
@@ -151,7 +152,7 @@ def main() -> None:
         "speed": measure_speed,
         "report": report,
     }
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         work[args.command](args)
 
 

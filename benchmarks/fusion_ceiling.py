@@ -10,6 +10,7 @@ head, stuff labels are at the network's scale, and the thresholds of the fusion 
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
@@ -17,12 +18,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import inference_on_dataset
 from torch import nn
 from torch.nn import functional as F
 
 from spatialflow import SpatialFlow
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.data import PanopticMapper
 from spatialflow.engine import setup
 from spatialflow.evaluation import PanopticEvaluator
@@ -73,9 +74,15 @@ def fusion_ceiling(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
 
 def main() -> None:
     """Print the ceiling of every test set of a config as JSON."""
-    args = default_argument_parser(__doc__).parse_args()
-    cfg = setup(args)
-    print(json.dumps({name: fusion_ceiling(cfg, name) for name in cfg.DATASETS.TEST}, indent=2))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", help="name or path")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    with errors_in_one_line():
+        cfg = setup(parser.parse_args())
+        ceilings = {name: fusion_ceiling(cfg, name) for name in cfg.DATASETS.TEST}
+    print(json.dumps(ceilings, indent=2))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from darts.operations import OPERATIONS
 from spatialflow.analysis.memory import peak_mib
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.analysis.timing import time_in_turn
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, prepare_config
@@ -107,24 +107,26 @@ def main() -> None:
     """Measure all variants, and print the table."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         memory = {name: measure_memory(name) for name in VARIANTS}
         times = measure_times(args.rounds)
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
-    rows = [
-        [
-            name,
-            f"{median[name] / median[HUMAN]:.2f}",
-            f"{median[name]:.2f} ({min(times[name]):.2f} to {max(times[name]):.2f})",
-            f"{memory[name] / memory[HUMAN]:.2f}",
-            f"{memory[name]:.0f}",
+        median = {name: statistics.median(seconds) for name, seconds in times.items()}
+        rows = [
+            [
+                name,
+                f"{median[name] / median[HUMAN]:.2f}",
+                f"{median[name]:.2f} ({min(times[name]):.2f} to {max(times[name]):.2f})",
+                f"{memory[name] / memory[HUMAN]:.2f}",
+                f"{memory[name]:.0f}",
+            ]
+            for name in VARIANTS
         ]
-        for name in VARIANTS
-    ]
-    text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
-    print(text)
-    print(json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__}))
-    complete(args.write, {"search cost": text})
+        text = table(["", "time ×", "s (least to most)", "memory ×", "MiB"], rows)
+        print(text)
+        print(
+            json.dumps({"threads": args.threads, "rounds": args.rounds, "torch": torch.__version__})
+        )
+        complete(args.write, {"search cost": text})
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,9 +20,13 @@ VERSION = 1
 PORTS = ("input", "gate", "offset")
 
 
+class GenotypeError(ValueError):
+    """A genotype or its file is not valid, or does not fit the network or the search space."""
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise ValueError(message)
+        raise GenotypeError(message)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +42,7 @@ class Flow:
         operation: Name in :data:`darts.operations.OPERATIONS`.
 
     Raises:
-        ValueError: If a name is not valid.
+        GenotypeError: If a name is not valid.
     """
 
     source: str
@@ -86,7 +90,7 @@ class Flow:
         """Build a flow from its JSON form.
 
         Raises:
-            ValueError: If a key is missing, unknown, or has a value that is not allowed.
+            GenotypeError: If a key is missing, unknown, or has a value that is not allowed.
         """
         _require(isinstance(data, Mapping), f"a flow must be an object, got {data!r}")
         expected = {"from", "to", "port", "operation"}
@@ -109,7 +113,7 @@ class Genotype:
         provenance: Origin of the genotype, as JSON values.
 
     Raises:
-        ValueError: If the name is empty, a flow is given twice, or a choice is not a string.
+        GenotypeError: If the name is empty, a flow is given twice, or a choice is not a string.
     """
 
     name: str
@@ -159,16 +163,16 @@ class Genotype:
             origin: Name of the text in error messages, for example the path of its file.
 
         Raises:
-            ValueError: If the text is not JSON, has another version, or is not a valid genotype.
+            GenotypeError: If the text is not JSON, has another version, or is not a valid genotype.
         """
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{origin}: not JSON: {error}") from error
+            raise GenotypeError(f"{origin}: not JSON: {error}") from error
         try:
             return cls._from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from error
+        except GenotypeError as error:
+            raise GenotypeError(f"{origin}: {error}") from error
 
     @classmethod
     def _from_dict(cls, data: Any) -> Genotype:
@@ -196,12 +200,12 @@ class Genotype:
         """Read a genotype file.
 
         Raises:
-            ValueError: If the file is missing or does not hold a valid genotype.
+            GenotypeError: If the file is missing or does not hold a valid genotype.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"genotype {os.fspath(path)}: cannot be read: {error}") from error
+            raise GenotypeError(f"genotype {os.fspath(path)}: cannot be read: {error}") from error
         return cls.from_json(text, origin=os.fspath(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from darts.genotype import GenotypeError
 from darts.mixed import MixedEdge
 from darts.operations import ConvOperation, SeparableConv
 
@@ -48,11 +49,12 @@ def warm_start(mixed: MixedEdge, operation: str | None, state: Mapping[str, Tens
         state: State dict of the trained operation.
 
     Raises:
-        ValueError: If the relaxation has partial channels, or the operation is not a candidate.
+        GenotypeError: If the operation is not a candidate.
+        ValueError: If the relaxation has partial channels.
     """
     _require_all_channels(mixed)
     if operation is not None and operation not in mixed.operations:
-        raise ValueError(
+        raise GenotypeError(
             f"{mixed.edge}: {operation} has been trained, and is none of the candidates "
             f"{list(mixed.operations)}"
         )

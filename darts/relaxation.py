@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from darts.genotype import Genotype
-from darts.space import Edge, SearchSpace
+from darts.space import Edge, SearchSpace, SpaceError
 
 KINDS = ("softmax", "sigmoid", "gumbel")
 EDGE_WEIGHTS = ("none", "independent", "softmax")
@@ -41,7 +41,7 @@ class Relaxation:
         initial_std: Standard deviation of the architecture parameters at the start.
 
     Raises:
-        ValueError: If a name is unknown or ``partial_channels`` is below 1.
+        SpaceError: If a name is unknown or ``partial_channels`` is below 1.
     """
 
     kind: str = "softmax"
@@ -55,9 +55,9 @@ class Relaxation:
             ("edge weights", self.edge_weights, EDGE_WEIGHTS),
         ):
             if given not in known:
-                raise ValueError(f"{what}: {given!r} given, one of {known} expected")
+                raise SpaceError(f"{what}: {given!r} given, one of {known} expected")
         if self.partial_channels < 1:
-            raise ValueError(f"partial channels: {self.partial_channels} given, 1 or more expected")
+            raise SpaceError(f"partial channels: {self.partial_channels} given, 1 or more expected")
 
 
 class Architecture(nn.Module):

@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from darts.genotype import PORTS, Flow, Genotype
+from darts.genotype import PORTS, Flow, Genotype, GenotypeError
 from darts.operations import GATE_OPERATIONS, OPERATIONS
 
 Costs = Mapping[tuple[str, str], float]
 """(key of an edge or choice, operation or option) → cost in any unit."""
+
+
+class SpaceError(ValueError):
+    """A search space or its relaxation is not valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,10 @@ class Topology:
         """Return the node of a name.
 
         Raises:
-            ValueError: If no node has this name.
+            GenotypeError: If no node has this name.
         """
         if name not in self._order:
-            raise ValueError(f"unknown node {name!r}; the nodes are {', '.join(self._order)}")
+            raise GenotypeError(f"unknown node {name!r}; the nodes are {', '.join(self._order)}")
         return self.nodes[self._order[name]]
 
     def is_causal(self, source: Node, target: Node) -> bool:
@@ -119,22 +123,22 @@ class Topology:
         """Check that every flow of a genotype is a causal edge with a common level.
 
         Raises:
-            ValueError: If a flow is not; the message names the first such flow and the reason.
+            GenotypeError: If a flow is not; the message names the first such flow and the reason.
         """
         for flow in genotype.flows:
             where = f"genotype {genotype.name!r}: flow {flow}"
             try:
                 source, target = self.node(flow.source), self.node(flow.target)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+            except GenotypeError as error:
+                raise GenotypeError(f"{where}: {error}") from error
             if not self.is_causal(source, target):
                 order = ", ".join(branch.name for branch in self.branches)
-                raise ValueError(
+                raise GenotypeError(
                     f"{where}: not causal; a flow goes to a later branch (order: {order}) of the "
                     f"same stage, or comes from another branch's previous stage"
                 )
             if not self.shared_levels(flow):
-                raise ValueError(
+                raise GenotypeError(
                     f"{where}: no common level, source runs on {source.branch.levels}, "
                     f"target on {target.branch.levels}"
                 )
@@ -209,7 +213,7 @@ class SearchSpace:
             max_inputs: Largest number of flows into a node; None for no limit.
 
         Raises:
-            ValueError: If a name is unknown or given twice, or no edge and no choice is left.
+            SpaceError: If a name is unknown or given twice, or no edge and no choice is left.
         """
         _check_names(topology, operations, pairs, stages, ports)
         edges = []
@@ -225,14 +229,14 @@ class SearchSpace:
                     edges.append(Edge(flow, tuple(able)))
         options = {name: tuple(values) for name, values in (choices or {}).items()}
         if not edges and not options:
-            raise ValueError("the search space has no edge and no choice")
+            raise SpaceError("the search space has no edge and no choice")
         return cls(topology, tuple(edges), options, max_inputs)
 
     def check(self, genotype: Genotype) -> None:
         """Check that a genotype is in the space.
 
         Raises:
-            ValueError: If it is not; the message names the first such flow or choice and the
+            GenotypeError: If it is not; the message names the first such flow or choice and the
                 reason.
         """
         self.topology.check(genotype)
@@ -241,20 +245,20 @@ class SearchSpace:
         for flow in genotype.flows:
             where = f"genotype {genotype.name!r}: flow {flow}"
             if flow.edge not in edges:
-                raise ValueError(f"{where}: no edge of the search space")
+                raise GenotypeError(f"{where}: no edge of the search space")
             operations = edges[flow.edge].operations
             if flow.operation not in operations:
-                raise ValueError(f"{where}: operation not in the space, one of {operations} is")
+                raise GenotypeError(f"{where}: operation not in the space, one of {operations} is")
             inputs[flow.target] += 1
             if self.max_inputs is not None and inputs[flow.target] > self.max_inputs:
-                raise ValueError(
+                raise GenotypeError(
                     f"{where}: the {inputs[flow.target]}. input of {flow.target}, "
                     f"{self.max_inputs} expected at most"
                 )
         for name, option in genotype.choices.items():
             # The builder of the network checks choices that the space does not search.
             if option not in self.choices.get(name, (option,)):
-                raise ValueError(
+                raise GenotypeError(
                     f"genotype {genotype.name!r}: choice {name!r}: {option!r} given, one of "
                     f"{self.choices[name]} expected"
                 )
@@ -277,8 +281,8 @@ def _check_names(
     ):
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ValueError(f"{what} {unknown} given, some of {list(known)} expected")
+            raise SpaceError(f"{what} {unknown} given, some of {list(known)} expected")
         if what in ("operations", "ports") and len(set(given)) != len(list(given)):
-            raise ValueError(f"{what} {list(given)} given, each expected once")
+            raise SpaceError(f"{what} {list(given)} given, each expected once")
     if not operations:
-        raise ValueError("the search space has no operation")
+        raise SpaceError("the search space has no operation")

@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
-from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
 from spatialflow.engine import Predictor, Trainer, setup
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
@@ -39,7 +39,7 @@ def main() -> None:
         opts += ["DATASETS.FOLDER.PATH", str(args.data)]
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
     show_progress_only(args.output)
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
@@ -47,7 +47,7 @@ def main() -> None:
         f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
     )
     start = time.perf_counter()
-    with errors_in_one_line(RUN_ERRORS):
+    with errors_in_one_line():
         trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from quickstart import draw_examples, row, show_progress_only  # beside this file
 
 from darts.genotype import Genotype
-from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, setup
 from spatialflow.search.trainer import SearchTrainer
@@ -27,11 +27,11 @@ def main() -> None:
     folder = Path(args.output)
     show_progress_only(args.output)
     start = time.perf_counter()
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
         search = SearchTrainer(config(folder, opts, SearchTrainer))
     print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
-    with errors_in_one_line(RUN_ERRORS):
+    with errors_in_one_line():
         search.resume_or_load(resume=False)
         search.train()
         path = search.write_genotype()
@@ -45,11 +45,11 @@ def main() -> None:
     for name in ("detectron2", "fvcore", "spatialflow", "darts"):
         logging.getLogger(name).handlers.clear()
     show_progress_only(str(trained))
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         cfg = config(trained, opts, Trainer)
         trainer = Trainer(cfg)
     print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
-    with errors_in_one_line(RUN_ERRORS):
+    with errors_in_one_line():
         trainer.train()
     picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / "predictions.png", 6)
     trained_at = time.perf_counter()

@@ -17,23 +17,24 @@ __all__ = [
     "register_panoptic",
 ]
 
-if require_detectron2():
-    import spatialflow.search.supernet  # noqa: F401
-    from spatialflow.config import add_spatialflow_config, get_cfg
-    from spatialflow.data import register_builtin, register_panoptic
-    from spatialflow.modeling import FlowGraph, SpatialFlow, build_spatialflow_fpn_backbone
-    from spatialflow.utils.moved import keep_moved_modules
+require_detectron2()
 
-    register_builtin()
-    keep_moved_modules(
-        {
-            "spatialflow.backbone": "spatialflow.modeling.backbone",
-            "spatialflow.flows": "spatialflow.modeling.flow_graph",
-            "spatialflow.fusion": "spatialflow.modeling.fusion",
-            "spatialflow.heads": "spatialflow.modeling.heads",
-            "spatialflow.losses": "spatialflow.modeling.losses",
-            "spatialflow.packed": "spatialflow.modeling.layers.packed_conv",
-            "spatialflow.trunks": "spatialflow.modeling.backbone.trunks",
-            "spatialflow.visualize": "spatialflow.utils.visualize",
-        }
-    )
+import spatialflow.search.supernet  # noqa: F401
+from spatialflow.config import add_spatialflow_config, get_cfg
+from spatialflow.data import register_builtin, register_panoptic
+from spatialflow.modeling import FlowGraph, SpatialFlow, build_spatialflow_fpn_backbone
+from spatialflow.utils.moved import keep_moved_modules
+
+register_builtin()
+keep_moved_modules(
+    {
+        "spatialflow.backbone": "spatialflow.modeling.backbone",
+        "spatialflow.flows": "spatialflow.modeling.flow_graph",
+        "spatialflow.fusion": "spatialflow.modeling.fusion",
+        "spatialflow.heads": "spatialflow.modeling.heads",
+        "spatialflow.losses": "spatialflow.modeling.losses",
+        "spatialflow.packed": "spatialflow.modeling.layers.packed_conv",
+        "spatialflow.trunks": "spatialflow.modeling.backbone.trunks",
+        "spatialflow.visualize": "spatialflow.utils.visualize",
+    }
+)

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 import spatialflow
 from spatialflow.data import generate_scenes, register_panoptic, unregister
+from spatialflow_cli.commands import COMMANDS, parser_of
 
 # The machine's speed is no property of the code.
 settings.register_profile("suite", deadline=None, max_examples=50)
@@ -56,6 +57,11 @@ GROUP_NORM = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
 }
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse(command, words):
+    """Parse the arguments of a command of spatialflow."""
+    return parser_of(COMMANDS[command], f"spatialflow {command}").parse_args([*map(str, words)])
 
 
 def pytest_collection_modifyitems(config, items):
@@ -185,9 +191,10 @@ def scenes_cfg(tiny_cfg, scenes):
 
 @pytest.fixture
 def program(tmp_path):
-    """Return a function that runs a script of the repository in another folder."""
+    """Return a function that runs a script of the repository, or spatialflow, in another folder."""
 
     def start(script, *arguments, wrapper=()):
+        what = ["-m", "spatialflow_cli"] if script == "spatialflow" else [str(ROOT / script)]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -196,7 +203,7 @@ def program(tmp_path):
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.run(
-            [*wrapper, sys.executable, str(ROOT / script), *map(str, arguments)],
+            [*wrapper, sys.executable, *what, *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

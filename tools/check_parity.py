@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from spatialflow import get_cfg
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.reference.parity import check_parity, format_table, read_fixture
 
 
@@ -33,13 +34,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison, and return the exit status."""
     arguments = parse_arguments(argv)
-    try:
+    with errors_in_one_line():
         cfg = get_cfg(arguments.config_file, arguments.opts)
         fixture = read_fixture(arguments.fixture)
         result = check_parity(fixture, cfg, things_other=arguments.things_other_index)
-    except ValueError as error:
-        print(f"check_parity: {error}", file=sys.stderr)
-        return 2
     print(f"checkpoint: {result.conversion.summary()}")
     print(f"things-other: index {result.things_other_index} of the authors' stuff classes")
     if result.compact:

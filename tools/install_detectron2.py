@@ -35,7 +35,7 @@ print(detectron2.__version__, detectron2.__file__)
 """
 HELP = """
 What now:
-  * `python -m spatialflow.doctor` prints what is installed and what works;
+  * `spatialflow doctor` prints what is installed and what works;
   * the usual route needs git and a C++ compiler:
         pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'
   * docs/install.md lists known errors by their text."""

@@ -20,8 +20,8 @@ CONFIG = "--config-file coco/spatialflow_r50_20e.yaml"
 CONVERTING = f"""\
 The authors' repository links weights. Download a file there, then convert and evaluate it:
 
-    python tools/convert_reference_checkpoint.py --input THEIRS.pth --output r50.pth {CONFIG}
-    python train_net.py --eval-only {CONFIG} MODEL.WEIGHTS r50.pth
+    spatialflow import-weights --input THEIRS.pth --output r50.pth {CONFIG}
+    spatialflow evaluate {CONFIG} MODEL.WEIGHTS r50.pth
 
 For the others take the config beside them; R101-DCN in six views by `TEST.AUG.ENABLED True`. We
 have not run this, as their files were not at hand: [parity.md](parity.md) says what was compared

@@ -19,6 +19,7 @@ from spatialflow.analysis.intervals import (
     paired_difference,
 )
 from spatialflow.analysis.tables import complete, table
+from spatialflow.utils.errors import ConfigError
 
 SPEED_FILE = "speed.json"
 
@@ -39,17 +40,17 @@ def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
     The mean is over the seeds that all of its rates have.
 
     Raises:
-        ValueError: If there is no result, or no seed that all rates have.
+        ConfigError: If there is no result, or no seed that all rates have.
     """
     mine: dict[float, dict[int, float]] = {}
     for r in results:
         if (r["dataset"], r["contestant"]) == (dataset, contestant):
             mine.setdefault(r["rate"], {})[r["seed"]] = r["PQ"]
     if not mine:
-        raise ValueError(f"no result of {contestant} on {dataset} yet: `compare_peers.py run`")
+        raise ConfigError(f"no result of {contestant} on {dataset} yet: `compare_peers.py run`")
     common = set.intersection(*(set(by_seed) for by_seed in mine.values()))
     if not common:
-        raise ValueError(f"{contestant} on {dataset}: one seed at all of {sorted(mine)} expected")
+        raise ConfigError(f"{contestant} on {dataset}: one seed at all of {sorted(mine)} expected")
     return max(mine, key=lambda rate: sum(mine[rate][seed] for seed in common))
 
 
@@ -110,14 +111,14 @@ def flow_table(results: list[Result], dataset: str) -> str:
     """Return a Markdown table of what SpatialFlow loses without each flow.
 
     Raises:
-        ValueError: If there is no result of the complete design.
+        ConfigError: If there is no result of the complete design.
     """
     by_contestant: dict[str, list[Result]] = {}
     for r in results:
         if r["dataset"] == dataset:
             by_contestant.setdefault(r["contestant"], []).append(r)
     if "spatialflow" not in by_contestant:
-        raise ValueError(f"no result of spatialflow on {dataset} yet: `compare_peers.py flows`")
+        raise ConfigError(f"no result of spatialflow on {dataset} yet: `compare_peers.py flows`")
     whole = sorted(by_contestant["spatialflow"], key=lambda r: r["seed"])
     rows = []
     for contestant in flow_contestants()[1:]:
@@ -138,7 +139,7 @@ def report(args: argparse.Namespace) -> None:
     """Print the tables, and complete pages with them.
 
     Raises:
-        ValueError: If a page has no mark of any of the tables.
+        ConfigError: If a page has no mark of any of the tables.
     """
     results = load_results(args.results)
     path = args.results / SPEED_FILE

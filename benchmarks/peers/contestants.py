@@ -19,6 +19,7 @@ from spatialflow.analysis.ablations import file_name, without_each_flow
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.engine import prepare_config
 from spatialflow.modeling.backbone.trunks import build_trunk
+from spatialflow.utils.errors import ConfigError
 
 HERE = Path(__file__).parent
 DATASETS = ("nuclei", "scenes")
@@ -54,7 +55,7 @@ def genotype(contestant: str) -> Genotype | None:
     """Return the genotype of a contestant, None for Panoptic FPN.
 
     Raises:
-        ValueError: If there is no such contestant.
+        ConfigError: If there is no such contestant.
     """
     whole = load_genotype("spatialflow")
     known = {
@@ -64,7 +65,7 @@ def genotype(contestant: str) -> Genotype | None:
         **without_each_flow(whole),
     }
     if contestant not in known:
-        raise ValueError(f"contestant {contestant!r} given, one of {list(known)} expected")
+        raise ConfigError(f"contestant {contestant!r} given, one of {list(known)} expected")
     return known[contestant]
 
 
@@ -90,10 +91,10 @@ def config(
         opts: KEY VALUE pairs that come last.
 
     Raises:
-        ValueError: If the data set or the contestant is not known, or the nuclei are missing.
+        ConfigError: If the data set or the contestant is not known, or the nuclei are missing.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"data set {dataset!r} given, one of {DATASETS} expected")
+        raise ConfigError(f"data set {dataset!r} given, one of {DATASETS} expected")
     design = genotype(contestant)
     output.mkdir(parents=True, exist_ok=True)
     keys: dict[str, object] = {"SEED": seed, "SOLVER.BASE_LR": rate, "OUTPUT_DIR": str(output)}
@@ -103,7 +104,7 @@ def config(
         keys["MODEL.SPATIALFLOW.GENOTYPE"] = str(path)
     if dataset == "nuclei":
         if nuclei is None:
-            raise ValueError("--nuclei: the folder of the nuclei is needed")
+            raise ConfigError("--nuclei: the folder of the nuclei is needed")
         keys["DATASETS.FOLDER.PATH"] = str(nuclei)
     file = HERE / (f"{dataset}.yaml" if design else f"{dataset}_{contestant}.yaml")
     cfg = get_cfg(file, [*(item for pair in keys.items() for item in pair), *opts])

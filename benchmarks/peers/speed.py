@@ -18,6 +18,7 @@ from benchmarks.peers.analysis import SPEED_FILE, best_rate, results_of
 from benchmarks.peers.contestants import MAIN, config, run_name
 from spatialflow.analysis.intervals import Result, load_results
 from spatialflow.analysis.timing import IMAGES, ROUNDS, TimedModel, compare_times, time_in_turn
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
 
 
@@ -34,10 +35,10 @@ def timed(
         folder: Folder for outputs.
 
     Raises:
-        ValueError: If there is no such checkpoint.
+        ConfigError: If there is no such checkpoint.
     """
     if not weights.is_file():
-        raise ValueError(f"{weights}: no such file; the model of a run expected (--weights)")
+        raise ConfigError(f"{weights}: no such file; the model of a run expected (--weights)")
     output, opts = folder / dataset / contestant, ["MODEL.WEIGHTS", str(weights)]
     return TimedModel(
         config(dataset, contestant, rate=1e-4, seed=0, output=output, nuclei=nuclei, opts=opts)
@@ -48,7 +49,7 @@ def measure_speed(args: argparse.Namespace) -> None:
     """Measure all contestants, and write their times and the ratios to the first contestant.
 
     Raises:
-        ValueError: If a contestant has no result or its model is not there.
+        ConfigError: If a contestant has no result or its model is not there.
     """
     results = load_results(args.results)
     torch.set_num_threads(args.threads)

@@ -29,6 +29,7 @@ from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import PanopticMapper
 from spatialflow.engine import prepare_config
+from spatialflow.utils.errors import ConfigError
 
 OURS, THEIRS = "spatialflow.data.PanopticMapper", "detectron2.data.DatasetMapper"
 NAME = "folder_all"
@@ -47,11 +48,11 @@ def works(folder: Path, prepared: Path, images: int = IMAGES) -> dict[str, Any]:
         images: Number of images.
 
     Raises:
-        ValueError: If the folder has no ``instances_things.json``.
+        ConfigError: If the folder has no ``instances_things.json``.
     """
     instances = folder / "instances_things.json"
     if not instances.is_file():
-        raise ValueError(f"{instances}: no such file; a folder with instances as well expected")
+        raise ConfigError(f"{instances}: no such file; a folder with instances as well expected")
     keys = ["DATASETS.FOLDER.PATH", str(folder), "DATASETS.TRAIN", (NAME,), "DATASETS.TEST", ()]
     count = ["MODEL.RETINANET.NUM_CLASSES", -1, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", -1]
     cfg = get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *count, "MODEL.WEIGHTS", ""])
@@ -108,10 +109,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
     """Measure, and return the report.
 
     Raises:
-        ValueError: If no data is given.
+        ConfigError: If no data is given.
     """
     if args.data is None:
-        raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
+        raise ConfigError("--data: none given, a folder in COCO panoptic layout expected")
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as prepared:
         seconds = time_in_turn(works(args.data, Path(prepared)), IMAGES, args.rounds)
     over = median_ratio(seconds[OURS], seconds[THEIRS])

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.report import Report, run_benchmark
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import Trainer, prepare_config
+from spatialflow.utils.errors import ConfigError
 
 CONFIG = Path(__file__).parents[1] / "peers" / "nuclei.yaml"
 SEEDS = (0, 1)
@@ -34,7 +35,7 @@ def measure_quality(data: Path, seed: int) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
         keys = ["DATASETS.FOLDER.PATH", str(data), "OUTPUT_DIR", folder, "SEED", seed]
         cfg = get_cfg(CONFIG, [*keys, *TRAINING])
-        with errors_in_one_line(SETUP_ERRORS):
+        with errors_in_one_line():
             prepare_config(cfg)
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
@@ -61,10 +62,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
     """Measure, and return the report.
 
     Raises:
-        ValueError: If no data is given.
+        ConfigError: If no data is given.
     """
     if args.data is None:
-        raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
+        raise ConfigError("--data: none given, a folder in COCO panoptic layout expected")
     report = Report("halves", ["seed", "precision", *NUMBERS])
     changes = []
     for seed in SEEDS:

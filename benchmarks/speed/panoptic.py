@@ -32,6 +32,7 @@ from spatialflow.data import panoptic_ground_truth
 from spatialflow.engine import prepare_config
 from spatialflow.evaluation import PanopticEvaluator
 from spatialflow.modeling.fusion import PanopticFusion
+from spatialflow.utils.errors import ConfigError
 
 SIZE = (480, 640)
 INSTANCES = 100
@@ -120,10 +121,10 @@ def measure(args: argparse.Namespace) -> list[Report]:
     """Measure, and return the report.
 
     Raises:
-        ValueError: If no data is given.
+        ConfigError: If no data is given.
     """
     if args.data is None:
-        raise ValueError("--data: none given, a folder in COCO panoptic layout expected")
+        raise ConfigError("--data: none given, a folder in COCO panoptic layout expected")
     fusing = fusions()
     with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as output:
         evaluating = evaluations(args.data, Path(output))

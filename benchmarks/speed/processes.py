@@ -3,7 +3,7 @@
 
     python benchmarks/speed/processes.py --threads 1 --write docs/performance.md
 
-Both run ``train_net.py`` with the same number of images per process, one after the other.
+Both run ``spatialflow train`` with the same number of images per process, one after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.speed.report import Report, run_benchmark
 from spatialflow.utils.files import read_json_lines
 
-TRAIN = Path(__file__).parents[2] / "train_net.py"
+TRAIN = ("-m", "spatialflow_cli", "train")
 CONFIG = "generated/spatialflow.yaml"
 IMAGES = 4  # per process and step
 STEPS = 40
@@ -41,7 +41,7 @@ def images_a_second(processes: int, folder: Path) -> float:
         "OUTPUT_DIR": folder,
     }
     subprocess.run(
-        [sys.executable, "-W", "ignore", TRAIN, "--config-file", CONFIG]
+        [sys.executable, "-W", "ignore", *TRAIN, "--config-file", CONFIG]
         + ["--num-gpus", str(processes), "--dist-url", address]
         + [str(word) for pair in keys.items() for word in pair],
         check=True,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.speed.machine import describe
 from spatialflow.analysis.tables import complete, program_parser, table
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 FIGURES = Path(__file__).parents[2] / "docs" / "images"
@@ -112,7 +112,6 @@ def run_benchmark(doc: str | None, measure: Callable[[argparse.Namespace], list[
     parser.add_argument("--data", type=Path, help="folder in COCO panoptic layout")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with errors_in_one_line(SETUP_ERRORS):
-        reports = measure(args)
-    for report in reports:
-        report.save(args.write)
+    with errors_in_one_line():
+        for report in measure(args):
+            report.save(args.write)

@@ -33,7 +33,7 @@ from spatialflow.analysis.costs import count_multiply_adds
 from spatialflow.analysis.inputs import training_image
 from spatialflow.analysis.tables import program_parser
 from spatialflow.analysis.timing import time_in_turn
-from spatialflow.cli.errors import SETUP_ERRORS, errors_in_one_line
+from spatialflow.cli.errors import errors_in_one_line
 
 SIZE = (320, 448)
 THINGS = 30
@@ -119,7 +119,7 @@ def training_rows(args: argparse.Namespace) -> Iterator[Row]:
 def search_rows(args: argparse.Namespace) -> Iterator[Row]:
     """Compare an iteration of the default search with a training step of the human design."""
     first, second = "first order", "second order"
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         seconds = measure_times(args.rounds, (HUMAN, first, second))
         memory = {name: measure_memory(name) for name in (HUMAN, first)}
     yield Row("first-order search over a step", 2.6, ratios(seconds[first], seconds[HUMAN]))

@@ -55,7 +55,7 @@ def main() -> None:
     try:
         chosen = finalists(args.kept)
         restore(kept, folder)
-        words = [REPOSITORY / "tools/compare_genotypes.py"]
+        words = ["-m", "spatialflow_cli", "trials"]
         words += ["--config-file", REPOSITORY / "benchmarks/peers/coco27.yaml"]
         words += ["--genotypes", HUMAN, PARALLEL, *chosen, "--seeds", *SEEDS]
         words += ["--threads", args.threads, "--output", folder / "check", "--no-speed"]

@@ -116,7 +116,7 @@ class Study:
     def train(self, stage: str, genotypes: Sequence[str], seeds: Sequence[int]) -> None:
         """Train and evaluate each genotype with each seed."""
         words = [
-            REPOSITORY / "tools/compare_genotypes.py",
+            *("-m", "spatialflow_cli", "trials"),
             "--config-file",
             REPOSITORY / self.data.training,
         ]

@@ -22,6 +22,7 @@ from spatialflow.analysis.timing import IMAGES, TimedModel, compare_times, time_
 from spatialflow.analysis.trials import run_trial
 from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
 
 SPEED_FILE = "speed.json"
@@ -35,13 +36,13 @@ def load_genotypes(origins: Iterable[str]) -> dict[str, Genotype]:
         The genotypes, by their own names.
 
     Raises:
-        ValueError: If one cannot be read, or two have the same name.
+        ConfigError: If one cannot be read, or two have the same name.
     """
     found: dict[str, Genotype] = {}
     for origin in origins:
         genotype = load_genotype(origin)
         if genotype.name in found:
-            raise ValueError(f"--genotypes: {origin}: a second one named {genotype.name!r}")
+            raise ConfigError(f"--genotypes: {origin}: a second one named {genotype.name!r}")
         found[genotype.name] = genotype
     return found
 
@@ -86,7 +87,7 @@ class Comparison:
         """Read the result of a run, None where there is none.
 
         Raises:
-            ValueError: If it is of another genotype or of other settings.
+            ConfigError: If it is of another genotype or of other settings.
         """
         path = self._result_file(name, seed)
         if not path.is_file():
@@ -94,7 +95,7 @@ class Comparison:
         content: Result = json.loads(path.read_text())
         for key, value in self.identity(name, seed).items():
             if content.get(key) != value:
-                raise ValueError(
+                raise ConfigError(
                     f"{path}: result with {key} {content.get(key)!r}, {value!r} expected; give "
                     "another --output, or remove it"
                 )

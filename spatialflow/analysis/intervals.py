@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spatialflow.utils.errors import DataError
+
 RESAMPLES = 2000
 GROUPS = ("PQ", "PQ_th", "PQ_st")
 
@@ -154,11 +156,11 @@ def paired_difference(one: list[Result], other: list[Result]) -> tuple[Resampled
         The difference, and the number of seeds that it is based on.
 
     Raises:
-        ValueError: If they have no seed in common.
+        DataError: If they have no seed in common.
     """
     common = {r["seed"] for r in one} & {r["seed"] for r in other}
     if not common:
         names = " and ".join(side[0]["contestant"] if side else "nothing" for side in (one, other))
-        raise ValueError(f"{names} have no seed in common")
+        raise DataError(f"{names} have no seed in common")
     sides = [ResampledPQ([r for r in side if r["seed"] in common]) for side in (one, other)]
     return sides[0].minus(sides[1]), len(common)

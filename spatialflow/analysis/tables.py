@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from spatialflow.utils.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 MARK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -72,8 +74,8 @@ def fill(text: str, tables: Mapping[str, str], where: str) -> str:
         where: Name of the page, for the error.
 
     Raises:
-        ValueError: If the page has no mark of any of the tables.
+        ConfigError: If the page has no mark of any of the tables.
     """
     if not set(marks(text)) & set(tables):
-        raise ValueError(f"{where}: tables {marks(text)} marked, some of {list(tables)} expected")
+        raise ConfigError(f"{where}: tables {marks(text)} marked, some of {list(tables)} expected")
     return MARK.sub(lambda m: f"{m[1]}\n{tables[m[2]]}\n\n{m[3]}" if m[2] in tables else m[0], text)

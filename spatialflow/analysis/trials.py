@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from spatialflow.analysis.costs import count_parameters
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
+from spatialflow.utils.errors import ProcessError
 from spatialflow.utils.files import write_atomically
 from spatialflow.utils.randomness import seed_generators
 
@@ -112,11 +113,11 @@ def run_in_subprocess(name: str, words: Sequence[object], *, threads: int | None
 
     Args:
         name: Name of the run in the log.
-        words: Path and arguments of the program.
+        words: Arguments of Python: a script or ``-m`` and a module, then those of the program.
         threads: Value of ``OMP_NUM_THREADS``; None leaves the environment as it is.
 
     Raises:
-        ValueError: If the program fails.
+        ProcessError: If the program fails.
     """
     start = time.perf_counter()
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
@@ -124,7 +125,7 @@ def run_in_subprocess(name: str, words: Sequence[object], *, threads: int | None
     try:
         subprocess.run(command, check=True, env=environment)
     except subprocess.CalledProcessError as error:
-        raise ValueError(
+        raise ProcessError(
             f"{name}: the run ended with status {error.returncode}, 0 expected; it says why above"
         ) from error
     logger.info("%s: %.0f s", name, time.perf_counter() - start)

@@ -19,13 +19,29 @@ from pathlib import Path
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from spatialflow.utils.errors import CheckpointError, DataError, NonFiniteError
+from darts.genotype import GenotypeError
+from spatialflow.utils.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ProcessError,
+)
 
 TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
-SETUP_ERRORS = (ValueError, OSError, ImportError, NonFiniteError)
-"""Errors that an argument, a config or an environment causes while a program sets up its work."""
-RUN_ERRORS = (CheckpointError, DataError, NonFiniteError, OSError)
-"""Errors that a user can mend while the work runs; any other ``ValueError`` is a bug then."""
+USER_ERRORS = (
+    ConfigError,
+    GenotypeError,
+    DataError,
+    CheckpointError,
+    NonFiniteError,
+    ProcessError,
+    OSError,
+    ImportError,
+)
+"""Errors that a user can mend; any other error, also a plain ``ValueError``, is a bug."""
+OWN_PACKAGES = ("spatialflow", "darts")
+"""Packages in which an import that fails is a bug."""
 USER_ERRNOS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -47,27 +63,25 @@ REPORT_SECONDS = 3.0
 
 
 @contextlib.contextmanager
-def errors_in_one_line(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Exit with status 1 and one line on the console where one of these errors is raised inside.
+def errors_in_one_line() -> Iterator[None]:
+    """Exit with status 1 and one line on the console where a user's error is raised inside.
 
-    Detectron2's training loop does not log the stack trace of such an error either. Among several
-    processes, an error in a collective because another process has ended is one line, too.
-
-    Args:
-        kinds: Classes of the errors that a user can mend. Other errors pass through.
+    Those are :data:`USER_ERRORS`; others pass through. Detectron2's training loop does not log the
+    stack trace of such an error either. Among several processes, an error in a collective because
+    another process has ended is one line, too.
     """
     training_loop = logging.getLogger("detectron2.engine.train_loop")
     wants_trace = os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
     def keeps_trace(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return wants_trace or error is None or _describe(error, kinds) is None
+        return wants_trace or error is None or _describe(error) is None
 
     training_loop.addFilter(keeps_trace)
     try:
         yield
     except Exception as error:
-        line = _describe(error, kinds)
+        line = _describe(error)
         if line is None:
             raise
         # All processes meet most mistakes. The first one of each machine reports, and what started
@@ -84,16 +98,18 @@ def errors_in_one_line(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
 
 
 def program_name() -> str:
-    """Return the name of the script that runs."""
+    """Return the name of a script, or of a command such as ``spatialflow train``."""
     return Path(sys.argv[0]).name
 
 
-def _describe(error: BaseException, kinds: tuple[type[Exception], ...]) -> str | None:
+def _describe(error: BaseException) -> str | None:
     """Return an error that a user can mend as one line, None for a bug."""
     text = " ".join(str(error).split())
     if _has_lost_a_peer(error):
         return f"another process has ended: {text}"
-    if not isinstance(error, kinds):
+    if not isinstance(error, USER_ERRORS):
+        return None
+    if isinstance(error, ImportError) and (error.name or "").startswith(OWN_PACKAGES):
         return None
     if isinstance(error, OSError):
         if error.errno not in USER_ERRNOS:

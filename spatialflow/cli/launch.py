@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
-from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line, program_name
+from spatialflow.cli.errors import errors_in_one_line, program_name
+from spatialflow.utils.errors import ConfigError
 
 Work = Callable[[], Any]
 Prepare = Callable[[argparse.Namespace], Work]
@@ -33,22 +34,7 @@ TORCHRUN_VARIABLES = {
 }
 """Environment variables that ``torchrun`` sets for each process that it starts."""
 FREE_PORT = "auto"
-"""Value of ``--dist-url`` for which Detectron2 takes a free port of this machine."""
-
-
-def argument_parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """Return Detectron2's argument parser, with a free port for the processes of one machine.
-
-    Detectron2's own default is one port per user, so that a second run cannot start.
-
-    Args:
-        description: First line of ``--help``.
-        examples: Commands that ``--help`` prints at its end.
-    """
-    parser = default_argument_parser(examples)
-    parser.description = description
-    parser.set_defaults(dist_url=FREE_PORT)
-    return parser
+"""Address for which Detectron2's ``launch`` takes a free port of this machine."""
 
 
 def run(prepare: Prepare, args: argparse.Namespace) -> None:
@@ -60,10 +46,10 @@ def run(prepare: Prepare, args: argparse.Namespace) -> None:
     Args:
         prepare: Function from arguments to the work. It must be importable by name, since each
             process imports it afresh.
-        args: Arguments of :func:`argument_parser`.
+        args: Arguments of :func:`spatialflow_cli.commands.add_run_arguments`.
     """
     torchrun = os.environ.keys() >= TORCHRUN_VARIABLES
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         _check_processes(args, torchrun=torchrun)
     if torchrun:
         _join_torchrun()
@@ -75,7 +61,7 @@ def run(prepare: Prepare, args: argparse.Namespace) -> None:
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
+            dist_url=args.dist_url or FREE_PORT,
             args=(args,),
         )
     except ProcessExitedException as error:
@@ -87,10 +73,10 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
     """Check the number of processes and their address.
 
     Raises:
-        ValueError: Naming the argument.
+        ConfigError: Naming the argument.
     """
     if torchrun and (args.num_gpus, args.num_machines) != (1, 1):
-        raise ValueError(
+        raise ConfigError(
             f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines} given, but torchrun "
             "has started the processes; leave both out"
         )
@@ -98,9 +84,9 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
     gpus = torch.cuda.device_count()
     if processes > 1 and 0 < gpus < processes:
         name = "torchrun --nproc-per-node" if torchrun else "--num-gpus"
-        raise ValueError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
-    if args.num_machines > 1 and args.dist_url == FREE_PORT:
-        raise ValueError(
+        raise ConfigError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
+    if args.num_machines > 1 and not args.dist_url:
+        raise ConfigError(
             f"--num-machines {args.num_machines} needs --dist-url, the address of machine 0, such "
             "as tcp://10.0.0.1:29500"
         )
@@ -120,10 +106,9 @@ def _run(prepare: Prepare, args: argparse.Namespace) -> None:
 
     ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
     """
-    with errors_in_one_line(SETUP_ERRORS):
+    with errors_in_one_line():
         work = record(prepare)(args)
-    assert work is not None
-    with errors_in_one_line(RUN_ERRORS):
+        assert work is not None
         record(work)()
 
 
@@ -137,7 +122,7 @@ def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
     status = 0
     try:
         _run(prepare, args)
-        with errors_in_one_line(RUN_ERRORS):
+        with errors_in_one_line():
             dist.barrier()  # a process that ends earlier would be a lost peer to the others
             dist.destroy_process_group()
     except SystemExit as mistake:

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from darts.genotype import Genotype
 from spatialflow.config.loading import configs_root
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+from spatialflow.utils.errors import ConfigError
 
 
 def builtin_genotypes() -> list[str]:
@@ -24,13 +25,13 @@ def load_genotype(name: str) -> Genotype:
         name: Name of a file in ``configs/genotypes`` without its suffix, or a path.
 
     Raises:
-        ValueError: If there is no such genotype, or it is not valid.
+        ConfigError: If there is no such genotype, or it is not valid.
     """
     for path in (configs_root() / "genotypes" / f"{name}.json", Path(name).expanduser()):
         if path.is_file():
             return Genotype.load(path)
     known = ", ".join(builtin_genotypes())
-    raise ValueError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")
+    raise ConfigError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")
 
 
 def genotype_of(cfg: CfgNode) -> Genotype:
@@ -39,7 +40,7 @@ def genotype_of(cfg: CfgNode) -> Genotype:
     ``MODEL.SPATIALFLOW.STUFF_ATTENTION`` may replace its choices of attention.
 
     Raises:
-        ValueError: If there is no such genotype, it is not valid, or ``STUFF_ATTENTION`` is wrong.
+        ConfigError: If there is no such genotype, it is not valid, or ``STUFF_ATTENTION`` is wrong.
     """
     own = cfg.MODEL.SPATIALFLOW
     genotype = load_genotype(own.GENOTYPE)
@@ -51,7 +52,7 @@ def genotype_of(cfg: CfgNode) -> Genotype:
         choice = f"stuff.attention.{site}"
         if choice not in ATTENTION_SITES or option not in ATTENTION_OPTIONS:
             sites = [known.rpartition(".")[2] for known in ATTENTION_SITES]
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {own.STUFF_ATTENTION!r} given, "
                 f"'from_genotype' or '<site>=<option>' expected, sites {sites}, options "
                 f"{list(ATTENTION_OPTIONS)}"

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 
 from spatialflow.config.defaults import add_spatialflow_config
 from spatialflow.config.options import SUPERNET
+from spatialflow.utils.errors import ConfigError
 
 
 def get_cfg(
@@ -48,15 +49,15 @@ def _merge_file(cfg: CfgNode, path: Path) -> None:
     except (AssertionError, AttributeError, KeyError, OSError, ValueError, yaml.YAMLError) as error:
         # Detectron2 has no common error for a file without YAML, mapping or base.
         reason = error.args[0] if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"config {path}: {' '.join(reason.split())}") from error
+        raise ConfigError(f"config {path}: {' '.join(reason.split())}") from error
 
 
 def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
     flags = [word for word in opts if str(word).startswith("--")]
     if flags:
-        raise ValueError(f"{flags[0]} has to come before the KEY VALUE pairs")
+        raise ConfigError(f"{flags[0]} has to come before the KEY VALUE pairs")
     if len(opts) % 2:
-        raise ValueError(
+        raise ConfigError(
             f"options must be KEY VALUE pairs, got {len(opts)} words that end with {opts[-1]!r}"
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -67,7 +68,7 @@ def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
             else:
                 cfg.merge_from_list([key, value])
         except (AssertionError, AttributeError, KeyError, ValueError) as error:
-            raise ValueError(f"option {key} {value!r}: {error.args[0]}") from error
+            raise ConfigError(f"option {key} {value!r}: {error.args[0]}") from error
 
 
 @contextmanager
@@ -98,11 +99,11 @@ def find_config(name: str | os.PathLike[str]) -> Path:
         name: A path, or a path relative to :func:`configs_root`.
 
     Raises:
-        ValueError: If there is no such file.
+        ConfigError: If there is no such file.
     """
     candidates = [Path(name).expanduser(), configs_root() / name]
     for path in candidates:
         if path.is_file():
             return path
     tried = " and ".join(str(path) for path in candidates)
-    raise ValueError(f"config file {os.fspath(name)!r} not found; looked for {tried}")
+    raise ConfigError(f"config file {os.fspath(name)!r} not found; looked for {tried}")

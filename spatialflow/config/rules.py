@@ -10,6 +10,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from spatialflow.utils.errors import ConfigError
+
 Test = Callable[[Any, CfgNode], bool]
 """Return whether a value is allowed, from the value and the whole config."""
 
@@ -21,7 +23,7 @@ def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
     """Check a config by rules. A key's later rules are read only if its earlier ones hold.
 
     Raises:
-        ValueError: If a rule does not hold; the error names each wrong key, the value given and
+        ConfigError: If a rule does not hold; the error names each wrong key, the value given and
             the value expected.
     """
     problems: dict[str, str] = {}
@@ -31,7 +33,7 @@ def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
             given = textwrap.shorten(repr(value), 100, placeholder=" …")
             problems[key] = f"{key}: {given} given, {expected} expected"
     if problems:
-        raise ValueError("; also ".join(problems.values()))
+        raise ConfigError("; also ".join(problems.values()))
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

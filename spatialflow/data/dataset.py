@@ -36,7 +36,7 @@ from spatialflow.data.validation.json_rules import check_categories
 
 logger = logging.getLogger(__name__)
 
-CHECK_COMMAND = "python -m spatialflow.data.check"
+CHECK_COMMAND = "spatialflow check"
 
 EVALUATION_PREFIX = "spatialflow://"
 """Prefix of the names of evaluation JSONs, which Detectron2's `PathManager` can open."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from spatialflow.data.validation.defects import Defect, DefectError, enumeration
 from spatialflow.data.validation.file_rules import ListedImage
 from spatialflow.data.validation.json_rules import Listing, check_categories
+from spatialflow.utils.errors import ConfigError
 
 SUPERCATEGORIES = "supercategories"
 
@@ -82,16 +83,16 @@ class DatasetSpec:
         """Check the options.
 
         Raises:
-            ValueError: If an option has a value that is not allowed.
+            ConfigError: If an option has a value that is not allowed.
         """
         _check_split(self.name, self.split)
         if isinstance(self.remap, str) and self.remap != SUPERCATEGORIES:
-            raise ValueError(
+            raise ConfigError(
                 f"remap of data set {self.name!r} is {self.remap!r}; expected None, "
                 f'"{SUPERCATEGORIES}" or a mapping of source category to new name'
             )
         if self.limit is not None and self.limit < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"limit of data set {self.name!r} is {self.limit}; expected None or 1 or more"
             )
 
@@ -152,7 +153,7 @@ def _check_split(name: str, split: Split) -> None:
         return
     expected = 'expected None or ("train" or "val", fraction between 0 and 1, integer seed)'
     if len(split) != 3 or split[0] not in ("train", "val") or not 0 < float(split[1]) < 1:
-        raise ValueError(f"split of data set {name!r} is {split!r}; {expected}")
+        raise ConfigError(f"split of data set {name!r} is {split!r}; {expected}")
 
 
 def palette_color(index: int) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.sampler import ResumableBatchSampler, Sample
-from spatialflow.utils.errors import DataError
+from spatialflow.utils.errors import ConfigError, DataError
 from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,12 @@ class TrainLoader:
                 instead of the bad one, and counts it.
 
         Raises:
-            ValueError: If ``bad_data`` has another value.
+            ConfigError: If ``bad_data`` has another value.
         """
         if bad_data not in POLICIES:
-            raise ValueError(f"DATALOADER.BAD_DATA: {bad_data!r} given, one of {POLICIES} expected")
+            raise ConfigError(
+                f"DATALOADER.BAD_DATA: {bad_data!r} given, one of {POLICIES} expected"
+            )
         self.sampler = sampler
         self.num_workers = num_workers
         self.skip_bad = bad_data == "skip"
@@ -227,7 +229,7 @@ def build_train_loader(
 
     Raises:
         DataError: If data are bad and may not be skipped.
-        ValueError: If a key has a value that is not allowed, or no image is left.
+        ConfigError: If a key has a value that is not allowed, or no image is left.
     """
     keys = cfg.DATALOADER
     mapper = PanopticMapper(cfg, is_train=True)
@@ -236,7 +238,7 @@ def build_train_loader(
     if keys.ASPECT_RATIO_GROUPING:
         groups = [int(image["width"] > image["height"]) for image in dicts]
     if keys.SAMPLER_TRAIN not in SAMPLERS:
-        raise ValueError(
+        raise ConfigError(
             f"DATALOADER.SAMPLER_TRAIN: {keys.SAMPLER_TRAIN!r} given, one of {SAMPLERS} expected"
         )
     factors = None
@@ -263,13 +265,13 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
 
     Raises:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
-        ValueError: If no image is left.
+        ConfigError: If no image is left.
     """
     dicts = [image for name in cfg.DATASETS.TRAIN for image in dataset_dicts(name, cfg)]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     if not dicts:
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.TRAIN: {list(cfg.DATASETS.TRAIN)}: no image to train on. "
             "Images without a thing that is not crowd are left out while "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True."

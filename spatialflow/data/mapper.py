@@ -26,6 +26,7 @@ from spatialflow.data.validation.file_rules import (
     read_image,
     read_segments,
 )
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.masks import mask_box
 
 logger = logging.getLogger(__name__)
@@ -224,13 +225,13 @@ def _listed_image(dataset_dict: dict) -> ListedImage:
 def _training_labels(names: Sequence[str]) -> tuple[dict[int, int], dict[int, int]]:
     """Return the labels of things and of stuff by category id, equal in all training sets."""
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty; the name of a registered data set is expected")
+        raise ConfigError("DATASETS.TRAIN is empty; the name of a registered data set is expected")
     first, *others = (ensure_metadata(name) for name in names)
     keys = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
     for other in others:
         for key in (*keys, "thing_classes", "stuff_classes"):
             if getattr(first, key) != getattr(other, key):
-                raise ValueError(
+                raise ConfigError(
                     f"DATASETS.TRAIN: {first.name!r} and {other.name!r} have different {key}"
                 )
     thing_labels, stuff_labels = (copy.copy(getattr(first, key)) for key in keys)

@@ -18,6 +18,7 @@ from detectron2.data.catalog import Metadata
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec, Remap, Split
+from spatialflow.utils.errors import ConfigError
 
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "spatialflow_panoptic"
@@ -208,11 +209,11 @@ def find_dataset(name: str) -> PanopticDataset:
     """Return a registered data set.
 
     Raises:
-        ValueError: If the name is unknown, or other code registered it.
+        ConfigError: If the name is unknown, or other code registered it.
     """
     dataset = dict(DatasetCatalog).get(name)
     if not isinstance(dataset, PanopticDataset):
-        raise ValueError(
+        raise ConfigError(
             f"data set {name!r} is not registered with spatialflow.register_panoptic; known are "
             f"{[k for k, v in DatasetCatalog.items() if isinstance(v, PanopticDataset)]}"
         )

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.randomness import mix_seeds
 
 
@@ -66,13 +67,13 @@ class ResumableBatchSampler(Sampler[list[Sample]]):
                 arXiv 1908.03195, appendix B.2). None for once.
 
         Raises:
-            ValueError: If there is no image, or the batch cannot be divided among the processes.
+            ConfigError: If there is no image, or the batch cannot be divided among the processes.
         """
         processes = comm.get_world_size()
         if size < 1:
-            raise ValueError("a batch sampler needs at least one image")
+            raise ConfigError("a batch sampler needs at least one image")
         if batch_size < 1 or batch_size % processes:
-            raise ValueError(
+            raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: {batch_size} given, a multiple of the number of "
                 f"processes, {processes}, expected"
             )

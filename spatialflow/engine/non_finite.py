@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from spatialflow.utils.errors import NonFiniteError
+from spatialflow.utils.errors import ConfigError, NonFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class NonFiniteSteps:
             what: Name of the steps in the log.
 
         Raises:
-            ValueError: If the policy is neither ``stop`` nor ``skip``.
+            ConfigError: If the policy is neither ``stop`` nor ``skip``.
         """
         if policy not in POLICIES:
-            raise ValueError(f"SOLVER.NON_FINITE: {policy!r} given, one of {POLICIES} expected")
+            raise ConfigError(f"SOLVER.NON_FINITE: {policy!r} given, one of {POLICIES} expected")
         self.policy = policy
         self.what = what
         self.skipped = 0

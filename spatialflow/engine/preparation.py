@@ -14,6 +14,7 @@ from spatialflow.data import ensure_metadata
 from spatialflow.data.registration import own_name, register_own
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.utils.errors import ConfigError
 
 FOLDER_DATASETS = ("folder_all", "folder_train", "folder_val")
 """Names of the data sets that :func:`prepare_config` registers from ``DATASETS.FOLDER``."""
@@ -44,7 +45,7 @@ def prepare_config(cfg: CfgNode) -> None:
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     _fill_in_class_counts(cfg, names)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
             "expected, such as 'SpatialFlow'"
         )
@@ -77,10 +78,12 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
         if not names:
             return
     if not names:
-        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from")
+        raise ConfigError(
+            "DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from"
+        )
     of_folder = [n for n in names if own_name(n) in FOLDER_DATASETS and n not in DatasetCatalog]
     if of_folder and not cfg.DATASETS.FOLDER.PATH:
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
             f"DATASETS {of_folder}"
         )
@@ -88,19 +91,19 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
     first = classes[names[0]]
     for name, other in classes.items():
         if other != first:
-            raise ValueError(f"data sets {names[0]!r} and {name!r} have different classes")
+            raise ConfigError(f"data sets {names[0]!r} and {name!r} have different classes")
     for key, node, count in (
         ("MODEL.RETINANET.NUM_CLASSES", things, len(first[0])),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", stuff, len(first[1])),
     ):
         if node.NUM_CLASSES not in (-1, count):
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
                 f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
             )
         node.NUM_CLASSES = count
     if not first[0]:
-        raise ValueError(
+        raise ConfigError(
             f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
         )
 
@@ -149,9 +152,9 @@ def _register_folder(folder: CfgNode) -> dict[str, str]:
         return {}
     root = Path(folder.PATH).expanduser()
     if not root.is_dir():
-        raise ValueError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
+        raise ConfigError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
     if folder.REMAP not in ("", "supercategories"):
-        raise ValueError(
+        raise ConfigError(
             f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"
         )
     names = {}

@@ -19,7 +19,7 @@ from spatialflow.data.dataset import PanopticDataset
 from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.engine.preparation import prepare_config
 from spatialflow.engine.trainer import Trainer
-from spatialflow.utils.errors import DataError
+from spatialflow.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def setup(
     the training stay as they are.
 
     Args:
-        args: Arguments of Detectron2's ``default_argument_parser``.
+        args: Arguments of ``spatialflow train``, as Detectron2 names them.
         data: Keys of ``DATASETS`` whose files must exist. An evaluation (``--eval-only``) needs
             those of ``TEST`` only.
         trainer: Class of the trainer that will use the config. Its ``check`` runs before anything
@@ -56,7 +56,7 @@ def setup(
     resume = getattr(args, "resume", False)
     evaluation = getattr(args, "eval_only", False)
     if evaluation and not weights and not resume:
-        raise ValueError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
+        raise ConfigError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
     if not resume:
         check_weights_file(weights)
     if cfg.SEED < 0:
@@ -114,7 +114,7 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
     for key in keys:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
-                raise ValueError(
+                raise ConfigError(
                     f"DATASETS.{key}: {name!r} given, a registered data set expected "
                     "(DatasetCatalog.list())"
                 )
@@ -138,7 +138,7 @@ def _check_same_genotype(cfg: CfgNode) -> None:
         return
     genotype, own = genotype_of(cfg), Genotype.load(path)
     if genotype.hash != own.hash:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.GENOTYPE: {given!r} ({genotype.hash}) given, but the run to go on "
             f"with has {own.name!r} ({own.hash}), in {path}; that, or another OUTPUT_DIR expected"
         )

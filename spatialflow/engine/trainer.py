@@ -26,6 +26,7 @@ from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.tta import TestTimeAugmentation
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_json
 from spatialflow.utils.precision import amp_dtype
 
@@ -88,13 +89,13 @@ class Trainer(DefaultTrainer):
         """Check that a config is for this trainer, before a run writes any file.
 
         Raises:
-            ValueError: If the config is one of a search.
+            ConfigError: If the config is one of a search.
         """
         if cfg.MODEL.META_ARCHITECTURE == SUPERNET:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.META_ARCHITECTURE: {SUPERNET!r} given, the model of a search; "
-                "search_net.py searches, and MODEL.SPATIALFLOW.GENOTYPE takes the genotype.json "
-                "that it writes"
+                "`spatialflow search` searches, and MODEL.SPATIALFLOW.GENOTYPE takes the "
+                "genotype.json that it writes"
             )
 
     @classmethod
@@ -131,7 +132,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit the model.
-            ValueError: If a part of the trunk is frozen and random, or the processes find
+            ConfigError: If a part of the trunk is frozen and random, or the processes find
                 checkpoints of different iterations.
         """
         if not (resume and self.checkpointer.has_checkpoint()):
@@ -139,7 +140,7 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
                 f"iterations {starts}; a folder that all machines share expected"
             )
@@ -149,7 +150,7 @@ class Trainer(DefaultTrainer):
         frozen, own = self.cfg.MODEL.BACKBONE.FREEZE_AT, self.cfg.MODEL.SPATIALFLOW
         pretrained = own.TRUNK != "resnet" and own.TRUNK_PRETRAINED
         if frozen and not pretrained and not self.starting_weights(self.cfg):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.BACKBONE.FREEZE_AT: {frozen} given, but MODEL.WEIGHTS is empty and trunk "
                 f"{own.TRUNK!r} starts from random weights, which would stay as they are; weights, "
                 "or FREEZE_AT 0 expected"

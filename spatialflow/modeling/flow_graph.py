@@ -14,8 +14,8 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from darts.genotype import Flow, Genotype
-from darts.operations import build_operation, initialise
+from darts.genotype import Flow, Genotype, GenotypeError
+from darts.operations import GATE_OPERATIONS, build_operation, initialise
 from darts.space import Branch, Node, Topology
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES, NODE_CONVS
 from spatialflow.modeling.layers.deformable import DeformableNode
@@ -285,7 +285,7 @@ def check_choices(genotype: Genotype, topology: Topology) -> None:
                 if name in known
                 else f"choice {[*ATTENTION_SITES, '<node>.conv']}"
             )
-            raise ValueError(
+            raise GenotypeError(
                 f"genotype {genotype.name!r}: choice {name!r}: {option!r} cannot be built, one of "
                 f"{expected} expected"
             )
@@ -326,13 +326,14 @@ def _flow_module(flow: Flow, channels: int, genotype_name: str, *, deformable: b
     where = f"genotype {genotype_name!r}: flow {flow}"
     if flow.port == "offset":
         if flow.operation != "identity":
-            raise ValueError(f"{where}: an offset port takes its source as it is, by 'identity'")
+            raise GenotypeError(f"{where}: an offset port takes its source as it is, by 'identity'")
         if not deformable:
-            raise ValueError(
+            raise GenotypeError(
                 f"{where}: an offset port needs a deformable target; choice "
                 f"'{flow.target}.conv': 'deformable' expected"
             )
-    try:
-        return build_operation(flow.operation, channels, zero_init=flow.port == "gate")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    if flow.port == "gate" and flow.operation not in GATE_OPERATIONS:
+        raise GenotypeError(
+            f"{where}: not an operation of a gate, one of {', '.join(GATE_OPERATIONS)} expected"
+        )
+    return build_operation(flow.operation, channels, zero_init=flow.port == "gate")

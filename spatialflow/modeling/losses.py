@@ -7,6 +7,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from spatialflow.config.options import LOSS_NORMALIZERS
+from spatialflow.utils.errors import ConfigError
 
 
 class LossNormalizer:
@@ -27,7 +28,7 @@ class LossNormalizer:
             ValueError: If the mode is unknown.
         """
         if mode not in LOSS_NORMALIZERS:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SPATIALFLOW.LOSS_NORMALIZER: {mode!r} given, {LOSS_NORMALIZERS} expected"
             )
         self.mode = mode

@@ -23,7 +23,7 @@ from spatialflow.modeling.build import genotype_parts, network_parts
 from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
-from spatialflow.utils.errors import NonFiniteError
+from spatialflow.utils.errors import ConfigError, NonFiniteError
 from spatialflow.utils.precision import autocast
 
 
@@ -92,7 +92,7 @@ class SpatialFlow(nn.Module):
         """
         super().__init__()
         if stuff_from not in STUFF_SOURCES:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SPATIALFLOW.STUFF_FROM: {stuff_from!r} given, {STUFF_SOURCES} expected"
             )
         self.backbone = backbone

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from spatialflow.modeling.heads import resize_logits
 from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.utils.errors import ConfigError
 
 
 class TestTimeAugmentation(nn.Module):
@@ -46,11 +47,11 @@ class TestTimeAugmentation(nn.Module):
         """
         super().__init__()
         if not isinstance(model, SpatialFlow):
-            raise ValueError(
+            raise ConfigError(
                 f"TEST.AUG.ENABLED: given for {type(model).__name__}, SpatialFlow expected"
             )
         if not cfg.TEST.AUG.MIN_SIZES:
-            raise ValueError("TEST.AUG.MIN_SIZES: none given, one or more sizes expected")
+            raise ConfigError("TEST.AUG.MIN_SIZES: none given, one or more sizes expected")
         self.model = model
         self.views = DatasetMapperTTA(cfg)
         self.input_format = cfg.INPUT.FORMAT

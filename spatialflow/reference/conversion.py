@@ -25,6 +25,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from spatialflow.reference.names import our_name
+from spatialflow.utils.errors import CheckpointError, ConfigError
 
 COCO_STUFF_OUTPUTS = 54
 """Number of stuff outputs of the released COCO models: 53 stuff classes and things-other."""
@@ -62,10 +63,10 @@ def stuff_order(stuff_outputs: int, things_other_index: int) -> list[int]:
         things_other_index: Index of things-other in the authors' order.
 
     Raises:
-        ValueError: If no stuff output has this index.
+        ConfigError: If no stuff output has this index.
     """
     if not 0 <= things_other_index < stuff_outputs:
-        raise ValueError(
+        raise ConfigError(
             f"things-other index: got {things_other_index}, expected 0 to {stuff_outputs - 1} "
             f"(the checkpoint has {stuff_outputs} stuff outputs)"
         )
@@ -86,12 +87,12 @@ def permute_anchors(values: Tensor, num_sizes: int, num_ratios: int, dim: int = 
         Tensor of the same shape.
 
     Raises:
-        ValueError: If the number of channels is not a multiple of A.
+        ConfigError: If the number of channels is not a multiple of A.
     """
     anchors = num_sizes * num_ratios
     channels = values.shape[dim]
     if channels % anchors:
-        raise ValueError(
+        raise ConfigError(
             f"box predictor: got {channels} channels, expected a multiple of {anchors} anchors "
             "(MODEL.ANCHOR_GENERATOR.SIZES times ASPECT_RATIOS)"
         )
@@ -125,11 +126,11 @@ class ReferenceLayout:
             things_other_index: Index of things-other among the authors' stuff classes.
 
         Raises:
-            ValueError: If the config's input is not RGB, or its anchors or class counts differ
+            ConfigError: If the config's input is not RGB, or its anchors or class counts differ
                 from those of the checkpoint.
         """
         if cfg.INPUT.FORMAT != "RGB":
-            raise ValueError(f"INPUT.FORMAT: got {cfg.INPUT.FORMAT!r}, expected 'RGB'")
+            raise ConfigError(f"INPUT.FORMAT: got {cfg.INPUT.FORMAT!r}, expected 'RGB'")
         generator = cfg.MODEL.ANCHOR_GENERATOR
         num_sizes, num_ratios = len(generator.SIZES[0]), len(generator.ASPECT_RATIOS[0])
         anchors = num_sizes * num_ratios
@@ -140,7 +141,7 @@ class ReferenceLayout:
         ):
             channels = _output_channels(reference, tensor)
             if given * values != channels:
-                raise ValueError(
+                raise ConfigError(
                     f"{key}: got {given}, expected {channels / values:g} "
                     f"({tensor} of the checkpoint has {channels} outputs)"
                 )
@@ -194,25 +195,25 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
         Tensors by name, without the prefix ``module.``.
 
     Raises:
-        ValueError: If the file cannot be read or has other content; the message names it.
+        CheckpointError: If the file cannot be read or has other content; the message names it.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"checkpoint {path}: no such file")
+        raise CheckpointError(f"checkpoint {path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {path}: not readable as a file of tensors by torch.save: it is cut off, "
             f"of another kind, or holds other Python objects ({reason})"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"checkpoint {path}: expected names and tensors, found none")
+        raise CheckpointError(f"checkpoint {path}: expected names and tensors, found none")
     foreign = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {path}: expected only tensors (or a `state_dict` of them), "
             f"but these are not: {', '.join(foreign[:10])}"
         )
@@ -231,7 +232,7 @@ def stuff_outputs(reference: Mapping[str, Tensor]) -> int:
 def _output_channels(reference: Mapping[str, Tensor], layer: str) -> int:
     name = f"{layer}.weight"
     if name not in reference:
-        raise ValueError(
+        raise CheckpointError(
             f"the checkpoint has no `{name}`: it is not one of the authors' SpatialFlow code"
         )
     return reference[name].shape[0]
@@ -251,8 +252,8 @@ def convert_reference(
         layout: Orders of the channels in the authors' box and stuff predictors.
 
     Raises:
-        ValueError: If the checkpoint does not fit the model. The message lists every tensor without
-            a place, every parameter without a value, and every shape that differs.
+        CheckpointError: If the checkpoint does not fit the model. The message lists every tensor
+            without a place, every parameter without a value, and every shape that differs.
     """
     state: dict[str, Tensor] = {}
     permuted, dropped, unplaced = [], [], []
@@ -277,7 +278,7 @@ def convert_reference(
     accounted = state.keys() | mismatched.keys() | _CONSTANTS
     missing = [name for name in model_state if name not in accounted]
     if unplaced or missing or mismatched:
-        raise ValueError(_problems(reference, unplaced, missing, list(mismatched.values())))
+        raise CheckpointError(_problems(reference, unplaced, missing, list(mismatched.values())))
     return Conversion(state=state, permuted=tuple(permuted), dropped=tuple(dropped))
 
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from markupsafe import Markup
 
 from darts.drawing import to_svg
-from darts.genotype import Genotype
+from darts.genotype import Genotype, GenotypeError
 from darts.relaxation import Architecture
 from darts.space import SearchSpace, Topology
 from spatialflow.data.loader import dataset_dicts
@@ -201,6 +201,6 @@ def _within(space: SearchSpace, genotype: Genotype) -> bool:
     """Return whether a genotype is in a space."""
     try:
         space.check(genotype)
-    except ValueError:
+    except GenotypeError:
         return False
     return True

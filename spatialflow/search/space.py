@@ -13,11 +13,12 @@ from darts.derive import random_genotype
 from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS, multiply_adds
 from darts.relaxation import Relaxation, choice_key
-from darts.space import Costs, SearchSpace, Topology
+from darts.space import Costs, SearchSpace, SpaceError, Topology
 from spatialflow.config import load_genotype
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
 from spatialflow.modeling.flow_graph import conv_choice, known_choices, topology_from_config
 from spatialflow.modeling.heads.attention import attention_channels, attention_multiply_adds
+from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +37,22 @@ def search_space(cfg: CfgNode) -> SearchSpace:
     """Return the search space of ``SEARCH.SPACE``.
 
     Raises:
-        ValueError: If a key names something unknown, or the space is empty.
+        ConfigError: If a key names something unknown, or the space is empty.
     """
     keys = cfg.SEARCH.SPACE
     pairs = [tuple(pair.split(">")) for pair in keys.PAIRS]
     wrong = [pair for pair, parts in zip(keys.PAIRS, pairs, strict=True) if len(parts) != 2]
     if wrong:
-        raise ValueError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
+        raise ConfigError(f"SEARCH.SPACE.PAIRS: {wrong} given, 'source>target' expected")
     unknown = [port for port in keys.PORTS if port not in SEARCHED_PORTS]
     if unknown or not keys.PORTS:
         why = ": an offset needs a deformable target, which is a choice of its own"
-        raise ValueError(
+        raise ConfigError(
             f"SEARCH.SPACE.PORTS: {unknown or keys.PORTS} given, some of {SEARCHED_PORTS} expected"
             f"{why if 'offset' in unknown else ''}"
         )
     if keys.MAX_INPUTS < 0:
-        raise ValueError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
+        raise ConfigError(f"SEARCH.SPACE.MAX_INPUTS: {keys.MAX_INPUTS} given, 0 or more expected")
     topology = topology_from_config(cfg)
     try:
         return SearchSpace.build(
@@ -64,8 +65,8 @@ def search_space(cfg: CfgNode) -> SearchSpace:
             max_inputs=keys.MAX_INPUTS or None,
             choices=_choices(keys.CHOICES, topology),
         )
-    except ValueError as error:
-        raise ValueError(f"SEARCH.SPACE: {error}") from error
+    except SpaceError as error:
+        raise ConfigError(f"SEARCH.SPACE: {error}") from error
 
 
 def _choices(given: list[str], topology: Topology) -> dict[str, list[str]]:
@@ -77,7 +78,7 @@ def _choices(given: list[str], topology: Topology) -> dict[str, list[str]]:
         choices[name] = options.split(",")
         unknown = [option for option in choices[name] if option not in known.get(name, ())]
         if unknown or len(set(choices[name])) < max(2, len(choices[name])):
-            raise ValueError(
+            raise SpaceError(
                 f"CHOICES: {text!r} given, '<name>=<option>,<option>' expected, one of "
                 f"{[*ATTENTION_SITES, '<node>.conv']} with two or more of "
                 f"{list(known.get(name, ATTENTION_OPTIONS))}"
@@ -89,13 +90,13 @@ def relaxation_from_config(cfg: CfgNode) -> Relaxation:
     """Return the relaxation of ``SEARCH.RELAXATION``, ``EDGE_WEIGHTS`` and ``PARTIAL_CHANNELS``.
 
     Raises:
-        ValueError: If a key has a value that is not allowed.
+        ConfigError: If a key has a value that is not allowed.
     """
     keys = cfg.SEARCH
     try:
         return Relaxation(keys.RELAXATION, keys.EDGE_WEIGHTS, keys.PARTIAL_CHANNELS)
-    except ValueError as error:
-        raise ValueError(f"SEARCH: {error}") from error
+    except SpaceError as error:
+        raise ConfigError(f"SEARCH: {error}") from error
 
 
 def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:

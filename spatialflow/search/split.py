@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from spatialflow.data.dataset_spec import in_validation_split
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.randomness import mix_seeds
 
 
@@ -21,14 +22,14 @@ def split_filter(cfg: CfgNode, *, architecture: bool) -> Callable[[dict[str, Any
             weights.
 
     Raises:
-        ValueError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves weights or architecture no image.
+        ConfigError: If ``SEARCH.ARCHITECTURE_FRACTION`` leaves weights or architecture no image.
     """
     fraction = cfg.SEARCH.ARCHITECTURE_FRACTION
     # The validation split of DATASETS.FOLDER hashes the same names: with an equal seed it would
     # remove just the images of one side.
     seed = mix_seeds(cfg.SEARCH.SPLIT_SEED, 5)
     if not 0 < fraction < 1:
-        raise ValueError(
+        raise ConfigError(
             f"SEARCH.ARCHITECTURE_FRACTION: {fraction} given, between 0 and 1 expected"
         )
     return lambda image: (

@@ -18,6 +18,7 @@ from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.modeling.flow_graph import default_option
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.search.supernet import SpatialFlowSupernet
+from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +95,13 @@ def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
 
     Raises:
         CheckpointError: If the checkpoint does not fit ``MODEL.SPATIALFLOW.GENOTYPE``.
-        ValueError: If the genotype is not in the search space.
+        ConfigError: If the genotype is not in the search space.
     """
     name, genotype = cfg.MODEL.SPATIALFLOW.GENOTYPE, genotype_of(cfg)
     searched = supernet.architecture.space.choices
     for choice, option in genotype.choices.items():
         if choice not in searched and option != default_option(choice):
-            raise ValueError(
+            raise ConfigError(
                 f"SEARCH.WEIGHTS: the genotype {name!r} has {choice!r}: {option!r}, which is not "
                 "searched; SEARCH.SPACE.CHOICES with it expected"
             )

@@ -1,4 +1,4 @@
-"""Genotypes under one harness, and tools/compare_genotypes.py."""
+"""Genotypes under one harness, and spatialflow trials."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_genotypes_are_trained_once_and_compared(program, mine, tmp_path):
     words = ["--config-file", "generated/spatialflow.yaml", "--genotypes", "parallel", mine]
     words += ["--seeds", 3, "--output", tmp_path / "out", "--opts"]
     words += [item for pair in small.items() for item in pair]
-    done = program("tools/compare_genotypes.py", *words)
+    done = program("spatialflow", "trials", *words)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "out" / "comparison.md").read_text()
     assert table.strip() in done.stdout
@@ -46,7 +46,7 @@ def test_genotypes_are_trained_once_and_compared(program, mine, tmp_path):
     assert one["iterations"] == 2
     assert one["seed"] == 3
     before = (tmp_path / "out" / "mine-seed3.json").stat().st_mtime_ns
-    again = program("tools/compare_genotypes.py", *words)
+    again = program("spatialflow", "trials", *words)
     assert table.strip() in again.stdout
     assert (tmp_path / "out" / "mine-seed3.json").stat().st_mtime_ns == before
 

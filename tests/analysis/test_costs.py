@@ -1,12 +1,12 @@
-"""Costs of the parts of the published network by tools/analyze.py, against figures by hand."""
+"""Costs of the parts of the published network, against figures by hand."""
 
 import json
 import math
 
 import pytest
 
+from spatialflow.cli.analyze_model import rows
 from spatialflow.config import load_genotype
-from tools.analyze import rows
 
 C = 256
 HEIGHT, WIDTH = 256, 384
@@ -20,7 +20,7 @@ CONV = 9 * C * C
 def test_the_published_network_costs_what_it_should(program, tmp_path):
     path = tmp_path / "parts.json"
     words = ["--config-file", "coco/spatialflow_r50_20e.yaml", "--size", HEIGHT, WIDTH]
-    done = program("tools/analyze.py", *words, "--json", path, "MODEL.DEVICE", "cpu")
+    done = program("spatialflow", "analyze", "model", *words, "--json", path, "MODEL.DEVICE", "cpu")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(path.read_text())
     parts = found["parts"]

@@ -11,7 +11,8 @@ import functools
 import time
 from pathlib import Path
 
-from spatialflow.cli.launch import Work, argument_parser, run
+from spatialflow.cli.launch import Work, run
+from spatialflow_cli.commands import add_run_arguments
 
 SECONDS = 120
 
@@ -36,4 +37,6 @@ def meet(folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run(prepare, argument_parser("Meet another run.", "").parse_args())
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    run(prepare, parser.parse_args())

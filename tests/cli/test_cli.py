@@ -1,4 +1,4 @@
-"""train_net.py as a user starts it."""
+"""Training and evaluation as a user starts them."""
 
 import functools
 import json
@@ -9,13 +9,12 @@ import sys
 import pytest
 
 from darts.genotype import Flow, Genotype
-from spatialflow.cli import search
-from spatialflow.cli.train import parse_arguments, prepare
+from spatialflow.cli.train import prepare
 from spatialflow.config import load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
 from spatialflow.search.trainer import SearchTrainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, parse
 
 CONFIG = "generated/spatialflow.yaml"
 
@@ -57,7 +56,7 @@ def test_mistakes_found_before_anything_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,)]
-    parsed = parse_arguments(["--config-file", CONFIG, *arguments])
+    parsed = parse("train", ["--config-file", CONFIG, *arguments])
     parsed.opts = [*parsed.opts, *data]
     with pytest.raises(ValueError, match=problem):
         prepare(parsed)
@@ -82,7 +81,7 @@ def test_data_that_are_not_there_are_missed_at_once(
     words += ["OUTPUT_DIR", str(tmp_path / "output"), "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
     words += ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", f"('{name}',)"]
     with pytest.raises(ValueError, match=f"DATASETS.TEST: {problem}"):
-        setup(parse_arguments(words))
+        setup(parse("train", words))
     assert not (tmp_path / "output").exists()
 
 
@@ -90,7 +89,7 @@ def test_data_that_are_not_there_are_missed_at_once(
 def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
     def words(genotype, *flags):
         start = ["--config-file", CONFIG, *flags]
-        return parse_arguments([*start, *tiny_options, "MODEL.SPATIALFLOW.GENOTYPE", genotype])
+        return parse("train", [*start, *tiny_options, "MODEL.SPATIALFLOW.GENOTYPE", genotype])
 
     setup(words("thing_guided"))
     # Nothing has been trained yet.
@@ -107,7 +106,7 @@ def test_a_run_goes_on_with_its_own_genotype(tiny_options, tmp_path):
 def test_the_config_of_a_search_is_refused_and_its_folder_stays(train_net, tiny_options, tmp_path):
     output = tmp_path / "output"
     words = ["--config-file", "search/demo.yaml", *tiny_options]
-    arguments = search.parse_arguments(words)
+    arguments = parse("search", words)
     arguments.opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *arguments.opts]
     setup(arguments, trainer=SearchTrainer)
     (output / "genotype.json").write_text("what the search has found")
@@ -116,7 +115,7 @@ def test_the_config_of_a_search_is_refused_and_its_folder_stays(train_net, tiny_
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("train_net.py: MODEL.META_ARCHITECTURE: 'SpatialFlowSupernet' given")
-    assert "search_net.py searches" in line
+    assert "`spatialflow search` searches" in line
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
@@ -185,7 +184,7 @@ def test_a_genotype_given_by_path_travels_with_the_run(tmp_path, monkeypatch, sc
     monkeypatch.chdir(tmp_path)
     Genotype("mine", (Flow("box.4", "mask.1"),)).save(tmp_path / "mine.json")
     data = ["DATASETS.TRAIN", (scenes,), "DATASETS.TEST", (scenes,), "OUTPUT_DIR", "run"]
-    parsed = parse_arguments(["--config-file", CONFIG])
+    parsed = parse("train", ["--config-file", CONFIG])
     parsed.opts = [*data, "MODEL.SPATIALFLOW.GENOTYPE", "mine.json"]
     cfg = setup(parsed)
     (tmp_path / "mine.json").unlink()

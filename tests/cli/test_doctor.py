@@ -1,13 +1,13 @@
 """The doctor tells what is missing, even where nothing can be imported."""
 
+import argparse
 import subprocess
 import sys
 import venv
 
 import pytest
 
-from spatialflow.cli import doctor
-from spatialflow.utils import environment
+from spatialflow_cli import doctor
 
 
 def run(*arguments, python=sys.executable, **options):
@@ -27,14 +27,14 @@ def bare_python(tmp_path_factory):
 @pytest.mark.slow
 def test_everything_works_here(tmp_path):
     """Whoever runs the suite has an installation that the doctor calls good."""
-    result = run("-m", "spatialflow.doctor", cwd=tmp_path)
+    result = run("-m", "spatialflow_cli", "doctor", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("Everything that is needed works.\n")
     assert "PROBLEM" not in result.stdout
 
 
 def test_it_starts_where_nothing_is_installed(bare_python, pytestconfig):
-    result = run("-m", "spatialflow.doctor", python=bare_python, cwd=pytestconfig.rootpath)
+    result = run("-m", "spatialflow_cli", "doctor", python=bare_python, cwd=pytestconfig.rootpath)
     assert result.returncode == 1
     assert result.stderr == ""
     for line in (
@@ -51,7 +51,7 @@ def test_importing_without_detectron2_points_to_the_doctor(bare_python, pytestco
     assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError: spatialflow needs Detectron2 and PyTorch: No module")
-    assert "python -m spatialflow.doctor" in message
+    assert "`spatialflow doctor` says" in message
 
 
 @pytest.mark.parametrize("name", ["spatialflow", "darts"])
@@ -85,7 +85,7 @@ def optional():
 def test_only_problems_decide_the_exit_code(checks, exit_code, line, monkeypatch, capsys):
     results = doctor.run_checks(checks)
     monkeypatch.setattr(doctor, "run_checks", lambda: results)
-    assert doctor.main() == exit_code
+    assert doctor.main(argparse.Namespace()) == exit_code
     assert line in capsys.readouterr().out
 
 
@@ -98,18 +98,3 @@ def test_a_torch_that_does_not_fit_torchvision_is_a_problem(monkeypatch):
     assert result.state == doctor.PROBLEM
     assert result.detail == "RuntimeError: operator torchvision::nms does not exist"
     assert "one channel" in result.advice
-
-
-@pytest.mark.parametrize(
-    ("arguments", "running"),
-    [
-        (["python", "-m", "spatialflow.doctor"], True),
-        (["python", "-X", "dev", "-m", "spatialflow.doctor"], True),
-        (["python", "-m", "pytest", "spatialflow.doctor"], False),
-        (["python", "train_net.py"], False),
-    ],
-)
-def test_only_the_doctor_itself_may_skip_the_imports(arguments, running, monkeypatch):
-    monkeypatch.setattr(environment.sys, "orig_argv", arguments)
-    assert environment.doctor_is_running() is running
-    assert environment.require_detectron2() is not running

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from spatialflow.cli.errors import RUN_ERRORS, SETUP_ERRORS, errors_in_one_line
-from spatialflow.utils.errors import DataError, NonFiniteError
+from darts.genotype import GenotypeError
+from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError, ProcessError
 
 
 @pytest.fixture
@@ -17,21 +18,20 @@ def two_processes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kinds", "error", "line"),
+    ("error", "line"),
     [
-        (
-            SETUP_ERRORS,
-            ValueError("SEED: 'x' given,\n  a number expected"),
-            "SEED: 'x' given, a num",
-        ),
-        (SETUP_ERRORS, ImportError("needs timm"), "needs timm"),
-        (RUN_ERRORS, DataError("1.png: broken"), "1.png: broken"),
-        (RUN_ERRORS, NonFiniteError("iteration 3"), "iteration 3"),
-        (RUN_ERRORS, OSError(28, "No space left on device", "a.pth"), "a.pth: No space left"),
+        (ConfigError("SEED: 'x' given,\n  a number expected"), "SEED: 'x' given, a num"),
+        (ImportError("needs timm"), "needs timm"),
+        (GenotypeError("a.json: no name"), "a.json: no name"),
+        (ConfigError("TEST.AUG: wrong"), "TEST.AUG: wrong"),
+        (ProcessError("seed 1: failed"), "seed 1: failed"),
+        (DataError("1.png: broken"), "1.png: broken"),
+        (NonFiniteError("iteration 3"), "iteration 3"),
+        (OSError(28, "No space left on device", "a.pth"), "a.pth: No space left"),
     ],
 )
-def test_a_mistake_is_one_line(kinds, error, line, capsys):
-    with pytest.raises(SystemExit) as raised, errors_in_one_line(kinds):
+def test_a_mistake_is_one_line(error, line, capsys):
+    with pytest.raises(SystemExit) as raised, errors_in_one_line():
         raise error
     program, text = raised.value.code.split(": ", 1)
     assert program
@@ -42,17 +42,22 @@ def test_a_mistake_is_one_line(kinds, error, line, capsys):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("a bug"), OSError(9, "Bad file descriptor"), RuntimeError("closed by peer")],
+    [
+        ValueError("a bug"),
+        OSError(9, "Bad file descriptor"),
+        RuntimeError("closed by peer"),
+        ImportError("cannot import name 'x'", name="spatialflow.engine"),
+    ],
 )
 def test_a_bug_passes_through(error):
-    with pytest.raises(type(error)) as raised, errors_in_one_line(RUN_ERRORS):
+    with pytest.raises(type(error)) as raised, errors_in_one_line():
         raise error
     assert raised.value is error
 
 
 @pytest.mark.usefixtures("two_processes")
 def test_a_bug_among_several_processes_passes_through():
-    with pytest.raises(RuntimeError, match="a bug"), errors_in_one_line(RUN_ERRORS):
+    with pytest.raises(RuntimeError, match="a bug"), errors_in_one_line():
         raise RuntimeError("a bug")
 
 
@@ -61,7 +66,7 @@ def test_a_process_that_loses_another_says_so_in_a_line():
     message = "Connection closed by peer"
     with (
         pytest.raises(SystemExit, match=f": another process has ended: {message}$"),
-        errors_in_one_line(RUN_ERRORS),
+        errors_in_one_line(),
     ):
         raise RuntimeError(message)
 
@@ -69,7 +74,7 @@ def test_a_process_that_loses_another_says_so_in_a_line():
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
 def test_a_stack_trace_comes_on_request(monkeypatch, capsys, value, shown):
     monkeypatch.setenv("SPATIALFLOW_TRACEBACK", value)
-    with pytest.raises(SystemExit, match="1.png: broken"), errors_in_one_line(RUN_ERRORS):
+    with pytest.raises(SystemExit, match="1.png: broken"), errors_in_one_line():
         raise DataError("1.png: broken")
     text = capsys.readouterr().err
     assert ("Traceback" in text) == shown
@@ -95,7 +100,7 @@ def test_the_training_loop_logs_the_trace_of_a_bug_only(monkeypatch, caplog, err
             loop.exception("Exception during training:")
             raise
 
-    with pytest.raises((SystemExit, ValueError)), errors_in_one_line(RUN_ERRORS):
+    with pytest.raises((SystemExit, ValueError)), errors_in_one_line():
         train()
     assert ("Exception during training" in caplog.text) == logged
     loop.error("afterwards")

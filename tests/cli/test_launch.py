@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from spatialflow.cli import search, train
-from spatialflow.cli.launch import TORCHRUN_VARIABLES, argument_parser, run
-from tests.conftest import TINY_RUN
+from spatialflow.cli.launch import TORCHRUN_VARIABLES, run
+from tests.conftest import TINY_RUN, parse
 
 TORCHRUN = (
     sys.executable,
@@ -25,16 +24,6 @@ def lines_of(done, program):
     return [line for line in done.stderr.splitlines() if line.startswith(f"{program}: ")]
 
 
-@pytest.mark.parametrize("command", [train, search])
-def test_help_has_examples(command, capsys):
-    with pytest.raises(SystemExit) as raised:
-        command.parse_arguments(["--help"])
-    assert raised.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("--num-gpus", "torchrun --standalone", "--resume", "SPATIALFLOW_TRACEBACK=1"):
-        assert word in text.split("examples:")[1]
-
-
 @pytest.mark.parametrize(
     ("words", "gpus", "torchrun", "line"),
     [
@@ -49,7 +38,7 @@ def test_a_wrong_number_of_processes_is_one_line(monkeypatch, words, gpus, torch
         monkeypatch.setenv(name, torchrun if name == "LOCAL_WORLD_SIZE" else "0")
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     with pytest.raises(SystemExit, match=line):
-        run(lambda args: pytest.fail("started"), argument_parser("", "").parse_args(words))
+        run(lambda args: pytest.fail("started"), parse("train", words))
 
 
 @pytest.mark.slow

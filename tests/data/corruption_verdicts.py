@@ -16,13 +16,13 @@ from PIL import Image, ImageOps
 
 from spatialflow.data import (
     PanopticMapper,
-    check,
     instances_json,
     panoptic_json,
     register_panoptic,
     unregister,
 )
 from spatialflow.utils.errors import DataError
+from spatialflow_cli.main import main
 
 NAME = "broken"
 REPORTED = "reported by name"
@@ -112,7 +112,7 @@ def run_checker(root):
     """Return the exit status and the printed lines."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        status = check.main([str(root)])
+        status = main(["check", str(root)])
     return status, printed.getvalue().rstrip("\n").split("\n")
 
 

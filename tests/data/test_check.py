@@ -11,10 +11,11 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from spatialflow.data import PanopticMapper, check, panoptic_json
+from spatialflow.data import PanopticMapper, panoptic_json
 from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.data.validation import file_rules
 from spatialflow.utils.errors import DataError
+from spatialflow_cli.main import main
 
 IDS = np.repeat([[1, 2, 3]], 6, axis=0).repeat(4, axis=1)  # (6, 12)
 CLASSES = {1: 9, 2: 7, 3: (7, 1)}
@@ -30,7 +31,7 @@ def run(capsys):
     """Return a function that runs the checker; it returns exit status, problems and summary."""
 
     def run_checker(*arguments):
-        status = check.main([str(a) for a in arguments])
+        status = main(["check", *map(str, arguments)])
         *problems, summary = capsys.readouterr().out.splitlines()
         return status, problems, summary
 
@@ -330,18 +331,20 @@ def test_registered_names_are_checked_as_they_are_registered(root, run, register
 
 @pytest.mark.parametrize("arguments", [[], ["absent\n"], ["--bad"], ["--images", "a"], ["a", "b"]])
 def test_wrong_commands_are_one_line(arguments, capsys):
-    with pytest.raises(SystemExit) as left:
-        check.main(arguments)
-    assert left.value.code == 2
+    try:
+        status = main(["check", *arguments])
+    except SystemExit as left:  # from the parser
+        status = left.code
+    assert status == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("python -m spatialflow.data.check: ")
+    assert printed.err.startswith("spatialflow check: ")
     assert printed.err.count("\n") == 1
 
 
 def test_the_command_ends_with_the_status(root):
     (root / "images" / "001.png").write_bytes(b"x")
-    command = [sys.executable, "-m", "spatialflow.data.check", str(root)]
+    command = [sys.executable, "-m", "spatialflow_cli", "check", str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].endswith("1 problem, 1 image affected")

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialflow.data import check
 from spatialflow.data.validation.file_rules import png_damage
 from spatialflow.data.validation.json_rules import (
     check_categories,
     check_structure,
     list_images,
 )
+from spatialflow_cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_small_file_that_claims_a_billion_pixels_is_not_unpacked(engine, clean
         engine.claim_a_billion_pixels(root / folder / "1.png", None)
         with pytest.raises(Image.DecompressionBombError):
             Image.open(root / folder / "1.png")
-    assert check.main([str(root)]) == 1
+    assert main(["check", str(root)]) == 1
     *problems, summary = capsys.readouterr().out.splitlines()
     assert [p.split(": ")[0] for p in problems] == [
         str(root / "images" / "1.png"),

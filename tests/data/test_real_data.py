@@ -11,13 +11,13 @@ from detectron2.data import transforms as T
 
 from spatialflow.data import (
     PanopticMapper,
-    check,
     instances_json,
     panoptic_ground_truth,
     panoptic_json,
     register_panoptic,
 )
 from spatialflow.evaluation import PanopticEvaluator
+from spatialflow_cli.main import main
 
 COCO, NUCLEI = "coco_panoptic_train100", "nuclei_train433"
 
@@ -71,9 +71,9 @@ def test_real_data_have_no_problem(real_data, capsys):
     sample = real_data / "coco_panoptic_sample2" / "sample_data"
     places = ("input_images", "panoptic_examples.json", "panoptic_examples")
     options = zip(("--images", "--json", "--panoptic"), places, strict=True)
-    assert check.main([str(real_data / COCO)]) == 0
-    assert check.main([str(real_data / NUCLEI)]) == 0
-    assert check.main([text for k, v in options for text in (k, str(sample / v))]) == 0
+    assert main(["check", str(real_data / COCO)]) == 0
+    assert main(["check", str(real_data / NUCLEI)]) == 0
+    assert main(["check", *(text for k, v in options for text in (k, str(sample / v)))]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "100 images, 1111 segments, 133 classes: no problem",
         "433 images, 13926 segments, 2 classes: no problem",

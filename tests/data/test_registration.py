@@ -177,7 +177,7 @@ def test_what_is_wrong_with_images_is_told_or_left_out(write_dataset, register_f
     assert [p.image for p in problems] == ["001.png", "002.png", "003.png", "004.png"]
     with pytest.raises(DataError) as error:
         DatasetCatalog.get(name)
-    command = f"python -m spatialflow.data.check {root}"
+    command = f"spatialflow check {root}"
     assert str(error.value) == f"{problems[0]} … and 3 more; `{command}` lists them"
 
 

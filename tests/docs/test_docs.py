@@ -9,6 +9,7 @@ import yaml
 
 import spatialflow
 from spatialflow.config import get_cfg
+from spatialflow_cli.commands import COMMANDS, parser_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -16,6 +17,7 @@ FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)\n``
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
 RUNNABLE = "<!-- runnable -->"
+COMMAND = re.compile(r"^    spatialflow (.+)$|`spatialflow ([a-z-]+ [^`]+)`", re.MULTILINE)
 RECIPES = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -38,6 +40,25 @@ def commands():
                 words = words[1:]
             if words:
                 yield pytest.param(words, id=f"{path.name}: {' '.join(words)[:60]}")
+
+
+def check_command(words):
+    """Check a command line of spatialflow by its own parser; return what follows the command."""
+    count = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, arguments = " ".join(words[:count]), words[count:]
+    parser_of(COMMANDS[name], name).parse_args([w.replace("$RANK", "0") for w in arguments])
+    return arguments
+
+
+def indented_commands():
+    """Each command of spatialflow in an indented block or in code inside a line."""
+    for path in DOCUMENTS:
+        if path.name == "CHANGELOG.md":  # it names commands and options without their arguments
+            continue
+        text = path.read_text().replace("\\\n", " ")
+        for match in COMMAND.finditer(text):
+            words = shlex.split(match[1] or match[2], comments=True)
+            yield pytest.param(words, id=f"{path.name}: {' '.join(words)[:60]}")
 
 
 def anchor(heading):
@@ -78,14 +99,14 @@ def test_commands_name_what_exists(words):
     if program in ("git", "cd"):
         return
     if program == "torchrun":
-        script = next(word for word in arguments if word.endswith(".py"))
-        arguments = arguments[arguments.index(script) :]
+        start = arguments.index("-m")
+        assert arguments[start + 1] == "spatialflow_cli"
+        program, arguments = "spatialflow", arguments[start + 2 :]
+    if program == "spatialflow":
+        arguments = check_command(arguments)
     else:
         assert program in ("python", ".venv/bin/python"), program
-    if arguments[0] == "-m":
-        assert (ROOT / f"{arguments[1].replace('.', '/')}.py").is_file()
-        return
-    assert (ROOT / arguments[0]).is_file()
+        assert (ROOT / arguments[0]).is_file()
     if "--config-file" in arguments:
         config = arguments[arguments.index("--config-file") + 1]
         # A run's own config is the one that its training wrote.
@@ -96,6 +117,12 @@ def test_commands_name_what_exists(words):
             if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word)
         ]
         get_cfg(config, arguments[keys[0] :] if keys else [])
+
+
+@pytest.mark.parametrize("words", list(indented_commands()))
+def test_commands_inside_the_text_are_accepted(words):
+    if "--help" not in words:
+        check_command(words)
 
 
 def test_versions_agree():

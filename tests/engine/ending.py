@@ -17,8 +17,9 @@ import threading
 import torch
 from detectron2.utils import comm
 
-from spatialflow.cli.launch import Work, argument_parser, run
+from spatialflow.cli.launch import Work, run
 from spatialflow.utils.errors import DataError
+from spatialflow_cli.commands import add_run_arguments
 
 
 def compute() -> None:
@@ -47,4 +48,6 @@ def work(end: str) -> None:
 
 
 if __name__ == "__main__":
-    run(prepare, argument_parser("End with a thread at work.", "").parse_args())
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    run(prepare, parser.parse_args())

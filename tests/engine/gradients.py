@@ -15,8 +15,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from spatialflow.cli.launch import Work, argument_parser, run
+from spatialflow.cli.launch import Work, run
 from spatialflow.engine import Trainer, setup
+from spatialflow_cli.commands import add_run_arguments
 
 Gradients = dict[str, torch.Tensor]
 
@@ -57,4 +58,6 @@ def work(trainer: Trainer, steps: list[Gradients], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    run(prepare, argument_parser("Record gradients.", "").parse_args())
+    parser = argparse.ArgumentParser()
+    add_run_arguments(parser)
+    run(prepare, parser.parse_args())

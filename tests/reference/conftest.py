@@ -27,11 +27,6 @@ def check_parity_tool() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def convert_tool() -> ModuleType:
-    return load_script(ROOT / "tools" / "convert_reference_checkpoint.py")
-
-
-@pytest.fixture(scope="session")
 def make_compact() -> ModuleType:
     return load_script(Path(__file__).parent / "make_compact.py")
 

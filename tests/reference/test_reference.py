@@ -20,6 +20,7 @@ from spatialflow.reference.conversion import (
 )
 from spatialflow.reference.names import our_name
 from spatialflow.reference.parity import read_fixture
+from spatialflow_cli.main import main
 
 THINGS_OTHER = 2
 DEPTHS = {
@@ -254,14 +255,12 @@ def save_fixture_checkpoint(folder, path):
     torch.save({"meta": {}, "state_dict": read_fixture(folder).checkpoint}, path)
 
 
-def test_tool_writes_what_detectron2_loads(
-    convert_tool, compact_folder, narrow_config, tmp_path, capsys
-):
+def test_tool_writes_what_detectron2_loads(compact_folder, narrow_config, tmp_path, capsys):
     source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
     save_fixture_checkpoint(compact_folder, source)
     arguments = ["--input", str(source), "--output", str(target)]
     arguments += ["--config-file", str(narrow_config), "--things-other-index", "4"]
-    assert convert_tool.main([*arguments, "MODEL.DEVICE", "cpu"]) == 0
+    assert main(["import-weights", *arguments, "MODEL.DEVICE", "cpu"]) == 0
     assert "416 tensors placed (6 of them with channels reordered)" in capsys.readouterr().out
     assert {file.name for file in tmp_path.iterdir()} == {"theirs.pth", "ours.pth"}
 
@@ -276,15 +275,15 @@ def test_tool_writes_what_detectron2_loads(
     assert torch.equal(model.backbone.fpn_lateral4.weight, expected)
 
 
-def test_tool_asks_for_the_index(convert_tool, compact_folder, narrow_config, tmp_path, capsys):
+def test_tool_asks_for_the_index(compact_folder, narrow_config, tmp_path):
     source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
     save_fixture_checkpoint(compact_folder, source)
     target.write_bytes(b"what was there before")
     arguments = ["--input", str(source), "--output", str(target)]
     arguments += ["--config-file", str(narrow_config)]
-    assert convert_tool.main(arguments) == 2
-    assert "--things-other-index is needed" in capsys.readouterr().err
-    assert convert_tool.main([*arguments, "--things-other-index", "7"]) == 2
-    assert "got 7, expected 0 to 4" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="import-weights: --things-other-index is needed"):
+        main(["import-weights", *arguments])
+    with pytest.raises(SystemExit, match="import-weights: .*got 7, expected 0 to 4"):
+        main(["import-weights", *arguments, "--things-other-index", "7"])
     assert target.read_bytes() == b"what was there before"
     assert {file.name for file in tmp_path.iterdir()} == {"theirs.pth", "ours.pth"}

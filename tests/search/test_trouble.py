@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from spatialflow.cli.search import parse_arguments, prepare
 from spatialflow.data import generate_scenes
 from spatialflow.engine import Trainer, prepare_config
 from spatialflow.search.hook import ArchitectureHook
@@ -93,12 +92,6 @@ def test_a_virtual_step_foresees_plain_sgd_alone(scenes_cfg, key, value):
 def test_a_supernet_is_not_trained_as_a_network(scenes_cfg):
     with pytest.raises(ValueError, match="MODEL.META_ARCHITECTURE: .* the model of a search"):
         Trainer(scenes_cfg(SEARCH))
-
-
-def test_a_search_is_not_evaluated():
-    arguments = ["--config-file", "search/default.yaml", "--eval-only"]
-    with pytest.raises(ValueError, match="--eval-only"):
-        prepare(parse_arguments(arguments))
 
 
 @pytest.mark.parametrize(

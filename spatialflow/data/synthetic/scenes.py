@@ -22,6 +22,7 @@ from PIL import Image
 
 from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.data.synthetic.textures import SHAPES, STUFF_TEXTURES, THING_TEXTURES
+from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +115,10 @@ def generate_scenes(
         size: Height and width in pixels, each 64 or more.
 
     Raises:
-        ValueError: If count or size is too small.
+        ConfigError: If count or size is too small.
     """
     if count < 1:
-        raise ValueError(f"count is {count}; 1 or more is expected")
+        raise ConfigError(f"count is {count}; 1 or more is expected")
     root = Path(root)
     for folder in ("images", "panoptic"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -152,10 +153,10 @@ def generate_scene(seed: int, index: int, size: tuple[int, int] = (192, 192)) ->
         size: Height and width in pixels, each 64 or more.
 
     Raises:
-        ValueError: If the size is too small.
+        ConfigError: If the size is too small.
     """
     if min(size) < 64:
-        raise ValueError(f"size is {size}; height and width of at least 64 px are expected")
+        raise ConfigError(f"size is {size}; height and width of at least 64 px are expected")
     rng = np.random.default_rng([seed, index])
     while True:
         painter = _Painter(rng, size)

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spatialflow.utils.errors import CheckpointError
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,13 +53,13 @@ class PackagedWeights:
             ) from None
         path = Path(str(distribution.locate_file(self.file)))
         if not path.is_file():
-            raise ValueError(
+            raise CheckpointError(
                 f"{path} is missing from {self.distribution} {distribution.version}; "
                 f"version {self.version} has it: `{self.install}`"
             )
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != self.sha256:
-            raise ValueError(f"{path}: sha256 {found} given, {self.sha256} expected")
+            raise CheckpointError(f"{path}: sha256 {found} given, {self.sha256} expected")
         return list(torch.load(path, map_location="cpu", weights_only=True).items())
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from spatialflow.utils.errors import ConfigError
+
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a repository of the hub, in timm's order."""
 
@@ -32,7 +34,7 @@ def import_timm(model: str) -> ModuleType:
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=5)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
+        raise ConfigError(f"MODEL.SPATIALFLOW.TRUNK: timm has no model {model!r}{hint}")
     return timm
 
 
@@ -68,14 +70,14 @@ def weights_options(timm: ModuleType, model: str, file: str = "") -> dict[str, A
     key = "MODEL.SPATIALFLOW.TRUNK_WEIGHTS"
     if file:
         if not Path(file).expanduser().is_file():
-            raise ValueError(f"{key}: no such file: {file!r}")
+            raise ConfigError(f"{key}: no such file: {file!r}")
         return {
             "pretrained": True,
             "pretrained_cfg_overlay": {"file": str(Path(file).expanduser())},
         }
     config = timm.get_pretrained_cfg(model)
     if config is None or not (config.hf_hub_id or config.url):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: True given, but timm has no weights of {model}; "
             f"a file in {key}, or TRUNK_PRETRAINED False expected"
         )
@@ -105,7 +107,7 @@ def _cached_or_reachable(config: Any, model: str, key: str) -> str | None:
     except Exception as error:  # the hub's client has no common error for what goes wrong
         logging.getLogger(__name__).debug("no answer from %s", url, exc_info=True)
         reason = " ".join(str(error).split())[:100]
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} are not in the cache "
             f"of {repository}, and {url} cannot be reached ({reason}); a file of them in {key}, "
             "or TRUNK_PRETRAINED False expected"

@@ -29,6 +29,7 @@ from spatialflow.modeling.backbone.packaged_weights import (
 )
 from spatialflow.modeling.backbone.timm_models import create_network, import_timm, weights_options
 from spatialflow.modeling.initialization import RandomTape
+from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def build_trunk(name: str, pretrained: bool = False, weights: str = "") -> Trunk
             tensors = [(k, v) for k, v in MOBILENET_WEIGHTS.load() if not k.startswith(widening)]
             load_in_order(trunk.network, tensors)
         return trunk
-    raise ValueError(_unknown(name))
+    raise ConfigError(_unknown(name))
 
 
 def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -261,7 +262,7 @@ def preferred_pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[floa
     if name in LITE_TRUNKS:
         return LITE_STATISTICS
     if not name.startswith(TIMM_PREFIX):
-        raise ValueError(_unknown(name))
+        raise ConfigError(_unknown(name))
     model = name.removeprefix(TIMM_PREFIX)
     timm = import_timm(model)
     config = timm.get_pretrained_cfg(model)
@@ -295,13 +296,13 @@ def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trun
         trunk = Trunk(network=network, strides=info.reduction(), first_stage=info.module_name()[0])
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         # timm has no common error for models without feature maps or for one image size only.
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} does not give feature maps of images of "
             f"any size: {error}"
         ) from error
     missing = [s for s in NEEDED_STRIDES if NAME_OF_STRIDE[s] not in trunk.output_shape()]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK: timm's {model} gives maps of strides {info.reduction()}, "
             f"strides {list(NEEDED_STRIDES)} expected"
         )
@@ -316,7 +317,7 @@ def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trun
             network.load_state_dict(loaded.state_dict())
         except Exception as error:  # files of other models and broken ones raise almost anything
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: {source}: not weights of {model}: {reason}"
             ) from error
         logger.info("Trunk %s starts from pretrained weights: %s", model, source)

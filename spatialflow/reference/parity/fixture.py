@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spatialflow.reference.conversion import read_reference_checkpoint
+from spatialflow.utils.errors import DataError
 
 Array = NDArray[Any]
 
@@ -53,10 +54,10 @@ class Fixture:
         """Return an array, and remember that it was read.
 
         Raises:
-            ValueError: If the fixture has no array of this name.
+            DataError: If the fixture has no array of this name.
         """
         if key not in self.arrays:
-            raise ValueError(f"fixture {self.folder}: `{key}` is not in expected.npz")
+            raise DataError(f"fixture {self.folder}: `{key}` is not in expected.npz")
         self._used.add(key)
         return self.arrays[key]
 
@@ -128,9 +129,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except FileNotFoundError as error:
-        raise ValueError(f"fixture: {path} does not exist") from error
+        raise DataError(f"fixture: {path} does not exist") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"fixture: {path} is not readable as .npz ({error})") from error
+        raise DataError(f"fixture: {path} is not readable as .npz ({error})") from error
 
 
 def _join_bytes(planes: Array, dtype: str) -> Array:

@@ -1,13 +1,12 @@
-"""Report what is installed, what works, and what to do about the rest.
+"""Report what is installed, what works, and what to do about the rest: ``spatialflow doctor``.
 
-    python -m spatialflow.doctor
-
-The exit code is 0 if everything that is needed works, 1 otherwise. This module imports the standard
-library only, so that every check can run where Detectron2 or even PyTorch is missing.
+This module imports the standard library only, so that every check can run where Detectron2 or even
+PyTorch is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import platform
@@ -115,7 +114,7 @@ def check_python() -> str:
 
 def check_own_packages() -> str:
     """Check that ``spatialflow`` and ``darts`` are this project's packages in every folder."""
-    own = Path(__file__).resolve().parents[1]
+    own = Path(__file__).resolve().parents[1]  # the folder of all three packages
     code = (
         "from importlib.util import find_spec\n"
         "print(*((s.origin if (s := find_spec(n)) else None) for n in ('spatialflow', 'darts')), "
@@ -124,9 +123,9 @@ def check_own_packages() -> str:
     for name, found in zip(("spatialflow", "darts"), run_python(code).split("|"), strict=True):
         if found == "None":
             raise CheckError(f"{name} is importable from this folder only", INSTALL)
-        if Path(found).resolve() != own.parent / name / "__init__.py":
+        if Path(found).resolve() != own / name / "__init__.py":
             raise CheckError(f"{name} is {found}", HOMONYM.format(install=INSTALL))
-    return str(own.parent)
+    return str(own)
 
 
 def check_torch() -> str:
@@ -280,8 +279,8 @@ def report(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Print the report, and return the exit code of the process."""
+def main(args: argparse.Namespace) -> int:
+    """Print the report; return 0 if everything that is needed works, 1 otherwise."""
     warnings.simplefilter("ignore")  # deprecations in other packages do not matter here
     results = run_checks()
     print(report(results))

@@ -1,4 +1,5 @@
-import importlib.util
+"""``spatialflow predict``, and what it writes."""
+
 import json
 from pathlib import Path
 
@@ -10,18 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from spatialflow.cli.results import ResultWriter
 from spatialflow.data import register_panoptic
 from spatialflow.data.validation.file_rules import read_panoptic_png
-
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("spatialflow_demo", DEMO)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from spatialflow_cli.main import main
 
 
 @pytest.fixture
@@ -50,15 +43,15 @@ def run(tmp_path, tiny_cfg, scenes):
 
 
 @pytest.fixture
-def predict(demo, run, tmp_path):
-    """Returns a function that runs the demo on inputs and returns exit code and output folder."""
+def predict(run, tmp_path):
+    """Returns a function that runs the command; it returns exit code and output folder."""
 
     def call(*inputs):
         config, weights = run
         output = tmp_path / "predictions"
         arguments = ["--config-file", str(config), "--input", *map(str, inputs)]
         arguments += ["--output", str(output), "MODEL.WEIGHTS", str(weights)]
-        return demo.main(arguments), output
+        return main(["predict", *arguments]), output
 
     return call
 
@@ -122,8 +115,8 @@ def test_result_is_a_coco_panoptic_data_set_with_the_categories_of_the_data(
     assert metadata.thing_classes == MetadataCatalog.get(scenes).thing_classes
 
 
-def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(demo, tmp_path, scenes):
-    writer = demo.ResultWriter(tmp_path, MetadataCatalog.get(scenes))
+def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path, scenes):
+    writer = ResultWriter(tmp_path, MetadataCatalog.get(scenes))
     result = (torch.zeros(8, 8, dtype=torch.int32), [])
     for folder in ("a", "b", "c"):
         writer.add(Path(folder) / "same.jpg", np.zeros((8, 8, 3), np.uint8), result)
@@ -139,20 +132,32 @@ def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(demo, tmp
         (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: absent.pth"),
     ],
 )
-def test_missing_weights_are_reported(demo, run, folder, tmp_path, capsys, weights, message):
+def test_missing_weights_are_reported(run, folder, tmp_path, weights, message):
     arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
-    assert demo.main([*arguments, *weights]) == 1
-    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=f"spatialflow predict: {message}"):
+        main(["predict", *arguments, *weights])
 
 
-def test_classes_that_do_not_fit_the_data_are_reported(demo, run, folder, tmp_path, capsys):
+def test_classes_that_do_not_fit_the_data_are_reported(run, folder, tmp_path):
     arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
     opts = ["MODEL.WEIGHTS", str(run[1]), "MODEL.RETINANET.NUM_CLASSES", "7"]
-    assert demo.main([*arguments, *opts]) == 1
-    assert "MODEL.RETINANET.NUM_CLASSES: 7 given" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="MODEL.RETINANET.NUM_CLASSES: 7 given"):
+        main(["predict", *arguments, *opts])
 
 
-def test_options_taken_for_files_are_refused(demo, capsys):
+def test_options_taken_for_files_are_refused(capsys):
     with pytest.raises(SystemExit):
-        demo.main(["--config-file", "c", "--output", "o", "--input", "a.jpg", "MODEL.WEIGHTS", "w"])
+        main(
+            [
+                "predict",
+                "--config-file",
+                "c",
+                "--output",
+                "o",
+                "--input",
+                "a.jpg",
+                "MODEL.WEIGHTS",
+                "w",
+            ]
+        )
     assert "give KEY VALUE pairs last" in capsys.readouterr().err

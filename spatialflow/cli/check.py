@@ -1,0 +1,75 @@
+"""``spatialflow check``: list all problems of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from spatialflow.cli.errors import program_name
+from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.dataset_spec import DatasetSpec
+from spatialflow.data.validation.defects import printable
+from spatialflow.data.validation.report import Report, find_defects
+from spatialflow.utils.errors import ConfigError
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print one line for each problem, and a summary.
+
+    Returns:
+        0 if there is no problem, 1 if there are some, 2 if there is no such data set.
+    """
+    try:
+        return _check(args)
+    except ConfigError as error:
+        print(f"{program_name()}: {printable(str(error))}; try --help", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _check(args: argparse.Namespace) -> int:
+    dataset = _find_dataset(args)
+    report = Report()
+    for defect in find_defects(dataset, report):
+        _print(str(defect))
+    _print(report.summary())
+    return 1 if report.defects else 0
+
+
+def _find_dataset(args: argparse.Namespace) -> PanopticDataset:
+    places = {"images": args.images, "json": args.json, "panoptic": args.panoptic}
+    registered = dict(DatasetCatalog).get(args.target)
+    if isinstance(registered, PanopticDataset) and not any(places.values()):
+        return registered
+    missing = [f"--{name}" for name, place in places.items() if not place]
+    if args.target is None:
+        if missing:
+            raise ConfigError(f"a data set or {', '.join(missing)} expected")
+        root = Path(places["images"]).parent
+    else:
+        root = Path(args.target).expanduser()
+        if not root.is_dir():
+            names = [n for n, d in DatasetCatalog.items() if isinstance(d, PanopticDataset)]
+            raise ConfigError(
+                f"{args.target!r} is no folder and none of {', '.join(sorted(names))}"
+            )
+    return PanopticDataset(
+        DatasetSpec(
+            name=str(root),
+            images=os.path.abspath(places["images"] or root / "images"),
+            annotations_json=os.path.abspath(places["json"] or root / "panoptic.json"),
+            panoptic_root=os.path.abspath(places["panoptic"] or root / "panoptic"),
+        )
+    )
+
+
+def _print(line: str) -> None:
+    """Write a line; replace characters that the console cannot show by escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")

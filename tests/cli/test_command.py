@@ -1,0 +1,146 @@
+"""The command ``spatialflow``: its help, wrong command lines, and what is missing."""
+
+import importlib
+import runpy
+import subprocess
+import sys
+import venv
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from spatialflow_cli.commands import COMMANDS, parser_of
+from spatialflow_cli.main import main
+from tests.conftest import ROOT
+
+HELP = [
+    ("-m spatialflow_cli", "commands:"),
+    ("-m spatialflow_cli --help", "commands:"),
+    ("-m spatialflow_cli analyze --help", "analyze model"),
+    *((f"-m spatialflow_cli {name} --help", f"usage: spatialflow {name}") for name in COMMANDS),
+    (f"{ROOT}/train_net.py --help", "usage: train_net.py"),
+    (f"{ROOT}/search_net.py --help", "usage: search_net.py"),
+]
+# The shortest command line of each command that its parser accepts.
+ACCEPTED = {
+    "train": "",
+    "search": "",
+    "evaluate": "",
+    "predict": "--config-file a --input b --output c",
+    "check": "a",
+    "analyze model": "--config-file a",
+    "import-weights": "--config-file a --input b --output c",
+    "trials": "--config-file a --genotypes b",
+}
+
+
+def run(words, *, python=sys.executable):
+    command = [python, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python without any package."""
+    root = tmp_path_factory.mktemp("bare")
+    venv.create(root, with_pip=False, symlinks=True)
+    return str(root / "bin" / "python")
+
+
+@pytest.mark.parametrize(("words", "start"), HELP)
+def test_help_fits_a_screen_and_imports_the_standard_library_only(words, start):
+    done = run(["-X", "importtime", *words.split()])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert start in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines_of(done)}
+    own = {"spatialflow_cli", "__main__"}
+    assert "argparse" in imported
+    assert imported & {"torch", "detectron2", "numpy", "spatialflow", "darts", "yaml"} == set()
+    assert imported & own
+
+
+def lines_of(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+
+
+def test_training_takes_what_detectron2_takes():
+    theirs = default_argument_parser()
+    ours = parser_of(COMMANDS["train"], "spatialflow train")
+    defaults = vars(ours.parse_args([]))
+    for action in theirs._actions:
+        assert action.dest == "help" or action.dest in defaults
+        if action.dest not in ("help", "config_file", "dist_url"):
+            assert defaults[action.dest] == action.default or not action.option_strings
+    assert {o for a in theirs._actions for o in a.option_strings} == {
+        o for a in ours._actions for o in a.option_strings
+    }
+    words = ["--config-file", "a", "--resume", "--num-gpus", "2", "KEY", "VALUE"]
+    assert ours.parse_args(words).opts == theirs.parse_args(words).opts == ["KEY", "VALUE"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tarin"], "spatialflow: no command 'tarin', one of train, search, "),
+        (["analyze", "data"], "spatialflow: no command 'analyze data', one of analyze model exp"),
+        (["a\nb"], r"spatialflow: no command 'a\\nb', one of"),
+        (["train", "--num-gpu", "x"], "spatialflow train: argument --num-gpus: invalid int"),
+        (["search", "--eval-only"], "spatialflow search: unrecognized arguments: --eval-only"),
+        (["predict"], "spatialflow predict: the following arguments are required: --config-file"),
+        (["check", "a", "b\nc"], r"spatialflow check: unrecognized arguments: b\nc; try --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(words, line):
+    done = run(["-m", "spatialflow_cli", *words])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (only,) = done.stderr.splitlines()
+    assert only.startswith(line)
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_without_detectron2_a_command_points_to_the_doctor(bare_python, name):
+    words = ["-m", "spatialflow_cli", *name.split(), *ACCEPTED[name].split()]
+    done = run(words, python=bare_python)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"spatialflow {name}: spatialflow needs Detectron2 and PyTorch: No mod")
+    assert "`spatialflow doctor` says" in line
+
+
+def test_every_command_but_the_doctor_needs_detectron2():
+    assert set(ACCEPTED) == set(COMMANDS) - {"doctor"}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ModuleNotFoundError("No module named 'cv2'", name="cv2"), "No module named 'cv2'; `spat"),
+        (ImportError("libGL.so.1: no\nsuch file"), "libGL.so.1: no such file; `spatialflow doc"),
+        (ImportError("cannot import name 'x'", name="spatialflow.engine"), None),
+    ],
+    ids=["package", "library", "bug"],
+)
+def test_what_is_missing_is_one_line_and_a_bug_is_not(monkeypatch, error, line):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(SystemExit if line else ImportError) as raised:
+        main(["check", "a"])
+    assert str(raised.value).startswith(f"spatialflow check: {line}" if line else "cannot import")
+
+
+@pytest.mark.parametrize(("script", "command"), [("train_net", "train"), ("search_net", "search")])
+def test_the_old_scripts_are_the_commands(monkeypatch, script, command):
+    called = []
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--resume", "SEED", "1"])
+    module = importlib.import_module(COMMANDS[command].module)
+    monkeypatch.setattr(module, "main", lambda args: called.append(args) or 0)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert (called[0].resume, called[0].opts) == (True, ["SEED", "1"])
