@@ -4,7 +4,7 @@
 #   make install TORCH="torch==2.6.0 torchvision==0.21.0"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 # The interpreter that .venv is made from: the first working one of these.
-PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c $(SUPPORTED) >/dev/null 2>&1 && command -v $$python && break; done)
 # More arguments for pytest, such as PYTEST_ARGS="-m 'not slow' -x".
 PYTEST_ARGS ?=
@@ -14,7 +14,7 @@ DATA ?=
 NUCLEI ?=
 THREADS ?= 1
 
-SUPPORTED := "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))"
+SUPPORTED := "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Detectron2 and fvcore compile with torch.jit.script when they are imported, which newer PyTorch warns of.
@@ -24,12 +24,20 @@ INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo search-demo test soak lint bench bench-targets clean
+.PHONY: help install same-python demo search-demo test soak lint bench bench-targets clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
-install: $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
+install: same-python $(INSTALLED)  ## Create .venv with everything in it (TORCH="…" for another pair, PYTHON=… for another Python)
+
+# An interpreter that is given, and differs from that of an older .venv, must not be ignored.
+same-python:
+ifneq ($(filter command environment,$(origin PYTHON)),)
+	@test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { \
+		echo "PYTHON is $$($(PYTHON) -V), and .venv was made with $$($(BIN)/python -V): rm -rf .venv, then try again." >&2; \
+		exit 1; }
+endif
 
 demo: $(INSTALLED)  ## Train on a small data set, print PQ, write pictures (DATA=… for your own data)
 	@$(BIN)/python $(QUIET) demo/quickstart.py $(if $(DATA),--data "$(DATA)")
@@ -70,12 +78,12 @@ clean:  ## Remove caches and build results (.venv and what training wrote stay)
 $(INSTALLED): $(INSTALL_INPUTS)
 	@rm -f $@
 	@test -x $(BIN)/python || { test -n "$(PYTHON)" && "$(PYTHON)" -c $(SUPPORTED); } || { \
-		echo "No usable Python: 3.11 or 3.12 with the venv module is needed (Debian and Ubuntu: python3-venv)." >&2; \
-		echo "Tried: $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3). Give one with make install PYTHON=/path/to/python3.11" >&2; \
+		echo "No usable Python: 3.11 to 3.13 with the venv module is needed (Debian and Ubuntu: python3-venv)." >&2; \
+		echo "Tried: $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.13 python3). Give one with make install PYTHON=/path/to/python3.11" >&2; \
 		exit 1; }
 	@test -x $(BIN)/python || { echo "==> .venv, from $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
 	@$(BIN)/python -c $(SUPPORTED) || { \
-		echo ".venv holds an unsupported Python (3.11 or 3.12 is needed): rm -rf .venv, then try again." >&2; exit 1; }
+		echo ".venv holds an unsupported Python (3.11 to 3.13 is needed): rm -rf .venv, then try again." >&2; exit 1; }
 	@echo "==> PyTorch: $(TORCH) (may be several GB; docs/install.md tells how to take a CPU build)"
 	@$(PIP) $(TORCH)
 	@echo "==> this project, editable, with its dependencies"

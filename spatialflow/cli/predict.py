@@ -12,7 +12,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from spatialflow.cli.errors import errors_in_one_line, program_name
@@ -20,6 +19,7 @@ from spatialflow.cli.results import ResultWriter
 from spatialflow.config import get_cfg
 from spatialflow.data import ensure_metadata
 from spatialflow.engine import Predictor, prepare_config
+from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.utils.errors import ConfigError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -83,17 +83,12 @@ def read_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Return the complete config.
 
     Raises:
-        ConfigError: If the config is not valid, or ``MODEL.WEIGHTS`` names no file.
+        ConfigError: If the config is not valid.
+        CheckpointError: If ``MODEL.WEIGHTS`` names no file.
     """
     cfg = get_cfg(config_file, opts)
     prepare_config(cfg)
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        raise ConfigError(
-            "MODEL.WEIGHTS is empty; give a checkpoint: MODEL.WEIGHTS model_final.pth"
-        )
-    if not PathManager.isfile(weights) and "://" not in weights:
-        raise ConfigError(f"MODEL.WEIGHTS: no such file: {weights}")
+    check_weights_file(cfg.MODEL.WEIGHTS)
     return cfg
 
 

@@ -129,7 +129,7 @@ def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path,
     ("weights", "message"),
     [
         ([], "MODEL.WEIGHTS is empty"),
-        (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: absent.pth"),
+        (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: 'absent.pth'"),
     ],
 )
 def test_missing_weights_are_reported(run, folder, tmp_path, weights, message):
