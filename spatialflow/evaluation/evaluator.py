@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
+from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
 
@@ -245,16 +246,8 @@ def build_evaluator(
         if has_things:
             instances_json(dataset_name)
     comm.synchronize()
-    evaluators = [PanopticEvaluator(dataset_name, folder)]
+    evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name, folder)]
     if has_things:
-        detections = cfg.TEST.DETECTIONS_PER_IMAGE
-        evaluators.append(
-            COCOEvaluator(
-                dataset_name,
-                tasks=("bbox", "segm"),
-                output_dir=str(folder),
-                max_dets_per_image=detections if detections > 100 else None,
-                use_fast_impl=False,
-            )
-        )
+        detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
+        evaluators.append(InstanceEvaluator(dataset_name, str(folder), detections))
     return DatasetEvaluators(evaluators)

@@ -113,3 +113,12 @@ def test_only_the_doctor_itself_may_skip_the_imports(arguments, running, monkeyp
     monkeypatch.setattr(environment.sys, "orig_argv", arguments)
     assert environment.doctor_is_running() is running
     assert environment.require_detectron2() is not running
+
+
+def test_without_hotcoco_only_the_fast_ap_is_absent(monkeypatch):
+    checks = [("evaluation", doctor.check_evaluation), ("fast AP", doctor.check_fast_ap)]
+    assert [r.state for r in doctor.run_checks(checks)] == [doctor.OK, doctor.OK]
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    found = doctor.run_checks(checks)
+    assert [r.state for r in found] == [doctor.OK, doctor.OPTIONAL]
+    assert found[1].advice == "for AP in less time: pip install hotcoco"
