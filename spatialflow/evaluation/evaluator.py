@@ -18,6 +18,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
@@ -26,6 +27,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
+from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
@@ -97,7 +99,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 )
             truth = self._truth[image_id]
             path = os.path.join(self._metadata.panoptic_root, truth["file_name"])
-            true_ids = read_panoptic_png(path, ListedImage(image["file_name"], size))
+            true_ids = _read_truth(path, ListedImage(image["file_name"], size))
             self._records[image_id] = {
                 "image_id": image_id,
                 "file_name": image["file_name"],
@@ -142,6 +144,18 @@ class PanopticEvaluator(DatasetEvaluator):
             path.write_text(json.dumps(results, indent=1, allow_nan=False))
         returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
         return OrderedDict(panoptic_seg=returned)
+
+
+def _read_truth(path: str, image: ListedImage) -> np.ndarray:
+    """Return the (H, W) ids of a panoptic PNG that the derived JSON names."""
+    # The PNG passed all checks when the JSON was derived, so that the fastest decoder will do.
+    colors = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if colors is None or colors.shape[:2] != image.size:
+        return read_panoptic_png(path, image)  # raises, with the reason
+    # Four bytes for each pixel are one number, lowest byte first. The last byte means nothing.
+    ids = cv2.cvtColor(colors, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0]
+    ids &= MAX_SEGMENT_ID
+    return ids
 
 
 def _with_dataset_ids(

@@ -107,7 +107,8 @@ def _overlaps(
     """
     truth, prediction = truth.ravel(), prediction.ravel()
     # Neighbours mostly have the same ids: only the first pixel of each run is looked up.
-    changes = (truth[1:] != truth[:-1]) | (prediction[1:] != prediction[:-1])
+    changes = truth[1:] != truth[:-1]
+    changes |= prediction[1:] != prediction[:-1]
     starts = np.concatenate(([0], np.flatnonzero(changes) + 1))
     lengths = np.diff(starts, append=truth.size)
     shape = (len(rows) + 1, len(columns) + 1)

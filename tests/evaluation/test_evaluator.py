@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
+from PIL import Image
 
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.evaluation import (
@@ -20,6 +21,7 @@ from spatialflow.evaluation import (
     build_evaluator,
     results_table,
 )
+from spatialflow.utils.errors import DataError
 
 CAT, DOG, GRASS, SAND, SKY = 7, 3, 9, 12, 15
 # Contiguous ids of the categories in conftest.py.
@@ -231,6 +233,26 @@ def test_wrong_inputs_are_named(two_images):
     ):
         with pytest.raises(ValueError, match=message):
             evaluator.process([one], [{"panoptic_seg": (ids, segments)}])
+
+
+def test_the_truth_is_read_from_its_png(write_dataset, register_folder):
+    ids = strip(4, 8) * 5_000_001
+    root = write_dataset([(ids, {5_000_001: CAT, 10_000_002: GRASS})] * 3)
+    with_alpha = Image.open(root / "panoptic" / "000.png").convert("RGBA")
+    with_alpha.putalpha(7)
+    with_alpha.save(root / "panoptic" / "000.png")
+    name = register_folder(root)
+    truth, images = truth_of(name), DatasetCatalog.get(name)
+    assert run(name, truth)["PQ"] == 100
+    # The files change while the evaluation runs.
+    evaluator = PanopticEvaluator(name)
+    evaluator.reset()
+    (root / "panoptic" / "001.png").write_bytes(b"no PNG")
+    (root / "panoptic" / "002.png").unlink()
+    evaluator.process(images[:1], [{"panoptic_seg": truth[0]}])
+    for number, one, found in zip((1, 2), images[1:], truth[1:], strict=True):
+        with pytest.raises(DataError, match=f"00{number}.png: "):
+            evaluator.process([one], [{"panoptic_seg": found}])
 
 
 def test_ranks_share_the_images(two_images, monkeypatch):
