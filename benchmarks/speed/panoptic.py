@@ -33,8 +33,7 @@ from spatialflow.analysis.timing import time_in_turn
 from spatialflow.config import get_cfg
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.engine import prepare_config
-from spatialflow.evaluation import PanopticEvaluator
-from spatialflow.evaluation.average_precision import InstanceEvaluator
+from spatialflow.evaluation import InstanceEvaluator, PanopticEvaluator
 from spatialflow.modeling.fusion import PanopticFusion
 
 SIZE = (480, 640)

@@ -14,8 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import logger as detectron2_logger
 
 from spatialflow.data import panoptic_ground_truth
-from spatialflow.evaluation import average_precision, build_evaluator
-from spatialflow.evaluation.average_precision import InstanceEvaluator
+from spatialflow.evaluation import InstanceEvaluator, average_precision, build_evaluator
 
 
 def detections_of(one, metadata, rng, copies):
