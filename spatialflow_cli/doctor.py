@@ -28,7 +28,7 @@ DISTRIBUTIONS = (
     "numpy",
     "opencv-python-headless",
     "pycocotools",
-    "panopticapi-lite",
+    "hotcoco",
     "fvcore",
     "iopath",
     "timm",
@@ -181,11 +181,18 @@ def provider(module: str) -> str:
     return "from " + ", ".join(sorted(set(names))) if names else "from a folder on the path"
 
 
-def check_panopticapi() -> str:
-    """Check that panoptic quality can be computed."""
-    load("panopticapi.evaluation", "pip install panopticapi-lite")
-    load("pycocotools.mask", "pip install pycocotools")
-    return "panopticapi and pycocotools import"
+def check_evaluation() -> str:
+    """Check that panoptic quality and AP can be computed."""
+    load("pycocotools.cocoeval", "pip install pycocotools")
+    return "pycocotools imports"
+
+
+def check_fast_ap() -> str:
+    """Check for the optional package that computes AP faster."""
+    if version_of("hotcoco") is None:
+        raise AbsentError("no hotcoco", "for AP in less time: pip install hotcoco")
+    load("hotcoco", "pip install --force-reinstall --no-deps hotcoco")
+    return "hotcoco imports"
 
 
 def check_registration() -> str:
@@ -243,10 +250,11 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("own packages", check_own_packages),
     ("torch + torchvision", check_torch),
     ("detectron2", check_detectron2),
-    ("panoptic quality", check_panopticapi),
+    ("evaluation", check_evaluation),
     ("import spatialflow", check_registration),
     ("device", check_accelerator),
     ("cache", check_cache),
+    ("fast AP", check_fast_ap),
     ("pretrained trunks", check_trunks),
 )
 

@@ -128,13 +128,22 @@ def search_rows(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def panoptic_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Compare fusion with Detectron2's."""
+    """Compare fusion and evaluation with Detectron2's."""
     works = panoptic.fusions()
     if not panoptic.identical(works):
         raise AssertionError("fusion gives another result than Detectron2's")
     seconds = time_in_turn(dict(works), rounds=args.rounds)
     over = ratios(seconds[panoptic.OURS], seconds[panoptic.THEIRS])
     yield Row("fusion of 100 instances over Detectron2's", 0.3, over)
+    with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as output:
+        evaluating = panoptic.evaluations(args.data, Path(output))
+        for metric, target in (("PQ", 0.2), ("AP", 0.5)):
+            works = evaluating[metric]
+            if not panoptic.equal_results(works):
+                raise AssertionError(f"{metric} differs from Detectron2's")
+            seconds = time_in_turn(dict(works), rounds=args.rounds)
+            over = ratios(seconds[panoptic.OURS], seconds[panoptic.THEIRS])
+            yield Row(f"{metric} of {panoptic.IMAGES} COCO images over Detectron2's", target, over)
 
 
 def data_rows(args: argparse.Namespace) -> Iterator[Row]:

@@ -9,25 +9,30 @@ H, W: Height and width of an image in pixels.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import logging
 import math
-import tempfile
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluators
+from detectron2.data.catalog import Metadata
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
+from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
 from spatialflow.data.registration import ensure_metadata
+from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
+from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
-from spatialflow.evaluation.panoptic_quality import GROUPS, count_matches, summarize
+from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +40,12 @@ RESULTS_FILE = "panoptic_results.json"
 """Name of the JSON file with all results, in the evaluator's output folder."""
 
 
-class PanopticEvaluator(COCOPanopticEvaluator):
+class PanopticEvaluator(DatasetEvaluator):
     """Evaluator of PQ, SQ and RQ for all classes, things and stuff, in Detectron2's format.
 
-    Panoptic quality is defined in Kirillov et al. 2019, arXiv 1801.00868. A group without classes,
-    or whose classes are in no image, is NaN in the returned dict, "n/a" in the table and null in
-    the JSON.
+    It accepts the outputs that Detectron2's ``COCOPanopticEvaluator`` accepts. A group without
+    classes, or whose classes are in no image, is NaN in the returned dict, "n/a" in the table and
+    null in the JSON.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | Path | None = None) -> None:
@@ -50,8 +55,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             dataset_name: Name of a data set that ``register_panoptic`` or this package registered.
             output_dir: Folder for ``panoptic_results.json``; None writes no file.
         """
-        ensure_metadata(dataset_name)
-        super().__init__(dataset_name, None if output_dir is None else str(output_dir))
+        self._metadata = ensure_metadata(dataset_name)
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        if self._output_dir is not None:
+            self._output_dir.mkdir(parents=True, exist_ok=True)
         truth = json.loads(panoptic_json(dataset_name).read_text())
         self._dataset_name = dataset_name
         self._categories = {c["id"]: c for c in truth["categories"]}
@@ -61,19 +68,22 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        super().reset()
         self._records = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Match the segments of some images with the ground truth.
 
         Args:
-            inputs: Dicts of the mapper, with ``image_id`` and ``file_name``.
+            inputs: Dicts of the mapper, with ``image_id``.
             outputs: Dicts of the model; ``panoptic_seg`` is a map (H, W) of segment ids and a list
-                of segments in Detectron2's format.
+                of segments in Detectron2's format. A segment without ``isthing`` has the category
+                id of the data set. Without a list (None) the map has category × ``label_divisor`` +
+                instance of each pixel, and -1 for void.
 
         Raises:
-            ValueError: If an image is not in the data set, or its result has another size.
+            DataError: If the panoptic PNG of an image cannot be read.
+            ValueError: If an image is not in the data set, its result has another size, or its ids
+                and segments do not fit together.
         """
         for one_input, output in zip(inputs, outputs, strict=True):
             image_id = one_input["image_id"]
@@ -81,28 +91,25 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 raise ValueError(f"image {image_id!r} is not in data set {self._dataset_name!r}")
             ids, segments = output["panoptic_seg"]
             image = self._images[image_id]
-            expected = (image["height"], image["width"])
-            if tuple(ids.shape) != expected:
+            size = (image["height"], image["width"])
+            if tuple(ids.shape) != size:
                 raise ValueError(
                     f"the panoptic result of image {image_id!r} is {tuple(ids.shape)} (height, "
-                    f"width), but the image is {expected}"
+                    f"width), but the image is {size}"
                 )
-            # Detectron2's process() changes the ids in its input: give it a copy.
-            super().process([one_input], [{"panoptic_seg": (ids, copy.deepcopy(segments))}])
-            self._records[image_id] = self._count(self._predictions.pop())
-
-    def _count(self, prediction: dict[str, Any]) -> dict[str, Any]:
-        """Return the image's record of the JSON, with its matches by class."""
-        truth = self._truth[prediction["image_id"]]
-        with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as folder:
-            (Path(folder) / prediction["file_name"]).write_bytes(prediction.pop("png_string"))
-            folders = (self._metadata.panoptic_root, folder)
-            classes = count_matches((truth, prediction), folders, self._categories)
-        return {
-            "image_id": prediction["image_id"],
-            "file_name": self._images[prediction["image_id"]]["file_name"],
-            "classes": classes,
-        }
+            truth = self._truth[image_id]
+            path = os.path.join(self._metadata.panoptic_root, truth["file_name"])
+            true_ids = _read_truth(path, ListedImage(image["file_name"], size))
+            self._records[image_id] = {
+                "image_id": image_id,
+                "file_name": image["file_name"],
+                "classes": count_matches(
+                    (true_ids, truth["segments_info"]),
+                    _with_dataset_ids(ids.cpu().numpy(), segments, self._metadata, image_id),
+                    self._categories,
+                    image_id,
+                ),
+            }
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Gather the counts of all ranks, log the tables and write the JSON.
@@ -133,10 +140,61 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         results["per_image"] = per_image
         logger.info("panoptic quality on %s:\n%s", self._dataset_name, results_table(results))
         if self._output_dir is not None:
-            path = Path(self._output_dir) / RESULTS_FILE
+            path = self._output_dir / RESULTS_FILE
             path.write_text(json.dumps(results, indent=1, allow_nan=False))
         returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
         return OrderedDict(panoptic_seg=returned)
+
+
+def _read_truth(path: str, image: ListedImage) -> np.ndarray:
+    """Return the (H, W) ids of a panoptic PNG that the derived JSON names."""
+    # The PNG passed all checks when the JSON was derived, so that the fastest decoder will do.
+    colors = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if colors is None or colors.shape[:2] != image.size:
+        return read_panoptic_png(path, image)  # raises, with the reason
+    # Four bytes for each pixel are one number, lowest byte first. The last byte means nothing.
+    ids = cv2.cvtColor(colors, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0]
+    ids &= MAX_SEGMENT_ID
+    return ids
+
+
+def _with_dataset_ids(
+    ids: np.ndarray, segments: list[dict[str, Any]] | None, metadata: Metadata, image: int | str
+) -> Segmentation:
+    """Return a panoptic result with the data set's category ids, as Detectron2 converts it.
+
+    Args:
+        ids: (H, W) segment ids, or labels if there are no segments.
+        segments: Segments in Detectron2's format, or None.
+        metadata: Metadata of the data set, with ``label_divisor`` if there are no segments.
+        image: Id of the image, for errors.
+
+    Returns:
+        (H, W) segment ids and the segments; nothing of the given ones is changed.
+
+    Raises:
+        ValueError: If a segment has a contiguous category id that the data set does not have.
+    """
+    things = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+    stuff = {v: k for k, v in metadata.stuff_dataset_id_to_contiguous_id.items()}
+    if segments is None:
+        ids = ids + 1
+        labels = [(int(i), int(i - 1) // metadata.label_divisor) for i in np.unique(ids) if i]
+        segments = [{"id": i, "category_id": c, "isthing": c in things} for i, c in labels]
+    converted = []
+    for segment in segments:
+        category_id, isthing = segment["category_id"], segment.get("isthing")
+        if isthing is not None:
+            known = things if isthing else stuff
+            if category_id not in known:
+                raise ValueError(
+                    f"segment {segment['id']} in the panoptic result of image {image!r} is "
+                    f"{'thing' if isthing else 'stuff'} of class {category_id}; one of "
+                    f"{sorted(known)} expected"
+                )
+            category_id = known[category_id]
+        converted.append({"id": segment["id"], "category_id": category_id})
+    return ids, converted
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -202,16 +260,8 @@ def build_evaluator(
         if has_things:
             instances_json(dataset_name)
     comm.synchronize()
-    evaluators = [PanopticEvaluator(dataset_name, folder)]
+    evaluators: list[DatasetEvaluator] = [PanopticEvaluator(dataset_name, folder)]
     if has_things:
-        detections = cfg.TEST.DETECTIONS_PER_IMAGE
-        evaluators.append(
-            COCOEvaluator(
-                dataset_name,
-                tasks=("bbox", "segm"),
-                output_dir=str(folder),
-                max_dets_per_image=detections if detections > 100 else None,
-                use_fast_impl=False,
-            )
-        )
+        detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
+        evaluators.append(InstanceEvaluator(dataset_name, str(folder), detections))
     return DatasetEvaluators(evaluators)

@@ -5,9 +5,7 @@ H, W: Height and width of an image in pixels.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,9 +15,8 @@ from detectron2.data.catalog import Metadata
 from torch import Tensor, nn
 
 from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
-from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.evaluation.intervals import bootstrap_pq
-from spatialflow.evaluation.panoptic_quality import count_matches, summarize
+from spatialflow.evaluation.panoptic_quality import Segmentation, count_matches, summarize
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
 
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
@@ -84,8 +81,9 @@ class Samples:
         """
         records = []
         for image, truth, result in zip(self.images, self.truth, results, strict=True):
-            counts = _match(truth, result, self.categories)
-            records.append({"file_name": image["file_name"], "classes": counts})
+            name = image["file_name"]
+            counts = count_matches(_annotated(*truth), _annotated(*result), self.categories, name)
+            records.append({"file_name": name, "classes": counts})
         means = summarize(records, self.categories)["summary"]
         found: dict[str, tuple[float, float, float] | None] = {}
         for name, ends in bootstrap_pq(records).items():
@@ -117,30 +115,18 @@ def _category(isthing: bool, index: int) -> int:
     return 2 * index + int(isthing)
 
 
-def _match(
-    truth: Panoptic, result: Panoptic, categories: Mapping[int, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Return the counts of each class on one image."""
-    with tempfile.TemporaryDirectory(prefix="spatialflow_pq_") as root:
-        folders = (f"{root}/truth", f"{root}/result")
-        annotations = (_write(*truth, Path(folders[0])), _write(*result, Path(folders[1])))
-        return count_matches(annotations, folders, categories)
-
-
-def _write(ids: Tensor, segments: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Write segments as a PNG into a new folder, and return their COCO annotation."""
-    folder.mkdir()
+def _annotated(ids: Tensor, segments: list[dict[str, Any]]) -> Segmentation:
+    """Return ids and segments in COCO's panoptic format; segments without a pixel are left out."""
     array = ids.cpu().numpy()
-    write_panoptic_png(folder / "0.png", array)
-    areas = dict(zip(*np.unique(array, return_counts=True), strict=True))
+    areas = dict(zip(*(a.tolist() for a in np.unique(array, return_counts=True)), strict=True))
     listed = [
         {
             "id": segment["id"],
             "category_id": _category(segment["isthing"], segment["category_id"]),
             "iscrowd": 0,
-            "area": int(areas[segment["id"]]),
+            "area": areas[segment["id"]],
         }
         for segment in segments
         if segment["id"] in areas
     ]
-    return {"image_id": 0, "file_name": "0.png", "segments_info": listed}
+    return array, listed

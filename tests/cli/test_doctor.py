@@ -98,3 +98,12 @@ def test_a_torch_that_does_not_fit_torchvision_is_a_problem(monkeypatch):
     assert result.state == doctor.PROBLEM
     assert result.detail == "RuntimeError: operator torchvision::nms does not exist"
     assert "one channel" in result.advice
+
+
+def test_without_hotcoco_only_the_fast_ap_is_absent(monkeypatch):
+    checks = [("evaluation", doctor.check_evaluation), ("fast AP", doctor.check_fast_ap)]
+    assert [r.state for r in doctor.run_checks(checks)] == [doctor.OK, doctor.OK]
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    found = doctor.run_checks(checks)
+    assert [r.state for r in found] == [doctor.OK, doctor.OPTIONAL]
+    assert found[1].advice == "for AP in less time: pip install hotcoco"

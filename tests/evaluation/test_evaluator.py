@@ -8,8 +8,10 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
+from PIL import Image
 
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.evaluation import (
@@ -19,6 +21,7 @@ from spatialflow.evaluation import (
     build_evaluator,
     results_table,
 )
+from spatialflow.utils.errors import DataError
 
 CAT, DOG, GRASS, SAND, SKY = 7, 3, 9, 12, 15
 # Contiguous ids of the categories in conftest.py.
@@ -104,10 +107,45 @@ def test_the_truth_gets_one_hundred(two_images):
     assert all(value == pytest.approx(100) for value in results.values())
 
 
+def as_labels(ids, segments):
+    """A result as category × label_divisor + instance, -1 for void; segments are None."""
+    labels = torch.full_like(ids, -1)
+    for number, segment in enumerate(segments):
+        labels[ids == segment["id"]] = 1000 * segment["category_id"] + number
+    return labels, None
+
+
+def with_dataset_ids(ids, segments):
+    """A result whose segments have the categories of the data set and no ``isthing``."""
+    return ids, [{"id": s["id"], "category_id": CAT if s["isthing"] else SAND} for s in segments]
+
+
+@pytest.mark.parametrize("form", [lambda *found: found, with_dataset_ids, as_labels])
+def test_every_form_of_a_result_is_that_of_detectron2(
+    write_dataset, register_folder, tmp_path, form
+):
+    # A label of sand is no label of a thing, so that a map of labels has one meaning.
+    ids = np.pad(strip(4, 6), ((0, 0), (0, 2)))
+    name = register_folder(write_dataset([(ids, {1: CAT, 2: SAND})] * 2))
+    found = []
+    for evaluator in (PanopticEvaluator(name), COCOPanopticEvaluator(name, str(tmp_path))):
+        evaluator.reset()
+        for one, (ids, segments) in zip(DatasetCatalog.get(name), truth_of(name), strict=True):
+            result = form(torch.roll(ids, 1, 1), segments)
+            evaluator.process([one], [{"panoptic_seg": result}])
+        found.append(evaluator.evaluate()["panoptic_seg"])
+    assert 0 < found[0]["PQ_th"] < 100
+    assert 0 < found[0]["PQ_st"] < 100
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
 def test_results_are_left_as_they_were(two_images):
     segments = [thing(1), stuff(2)]
     run(two_images, [(strip(4, 8), segments)] * 2)
     assert segments == [thing(1), stuff(2)]
+    labels = torch.full((2, 12), -1)
+    assert run(two_images, [(labels, None)] * 2)["PQ"] == 0
+    assert torch.equal(labels, torch.full((2, 12), -1))
 
 
 def test_empty_results_are_misses(two_images):
@@ -186,6 +224,35 @@ def test_wrong_inputs_are_named(two_images):
         evaluator.process([{**one, "image_id": 77}], [{"panoptic_seg": (strip(12), [])}])
     with pytest.raises(ValueError, match=r"image 1 is \(2, 5\) .* the image is \(2, 12\)"):
         evaluator.process([one], [{"panoptic_seg": (torch.zeros(2, 5), [])}])
+    ids = torch.as_tensor(strip(4, 8))
+    for segments, message in (
+        ([thing(1)], r"image 1 has 16 pixels of ids that its segments do not list, the first is 2"),
+        ([thing(1), stuff(2), stuff(9)], "image 1 lists segment 9, which has no pixel"),
+        ([thing(1), stuff(2, 8)], r"segment 2 .* image 1 is stuff of class 8; one of \[1, 2, 3\]"),
+        ([thing(1), {"id": 2, "category_id": 8}], "image 1 has segment 2 of category 8, which"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator.process([one], [{"panoptic_seg": (ids, segments)}])
+
+
+def test_the_truth_is_read_from_its_png(write_dataset, register_folder):
+    ids = strip(4, 8) * 5_000_001
+    root = write_dataset([(ids, {5_000_001: CAT, 10_000_002: GRASS})] * 3)
+    with_alpha = Image.open(root / "panoptic" / "000.png").convert("RGBA")
+    with_alpha.putalpha(7)
+    with_alpha.save(root / "panoptic" / "000.png")
+    name = register_folder(root)
+    truth, images = truth_of(name), DatasetCatalog.get(name)
+    assert run(name, truth)["PQ"] == 100
+    # The files change while the evaluation runs.
+    evaluator = PanopticEvaluator(name)
+    evaluator.reset()
+    (root / "panoptic" / "001.png").write_bytes(b"no PNG")
+    (root / "panoptic" / "002.png").unlink()
+    evaluator.process(images[:1], [{"panoptic_seg": truth[0]}])
+    for number, one, found in zip((1, 2), images[1:], truth[1:], strict=True):
+        with pytest.raises(DataError, match=f"00{number}.png: "):
+            evaluator.process([one], [{"panoptic_seg": found}])
 
 
 def test_ranks_share_the_images(two_images, monkeypatch):

@@ -183,9 +183,10 @@ def _read_ids(path: str, image: ListedImage | None, thorough: bool) -> np.ndarra
     if image is not None and (height, width) != image.size:
         raise _wrong_size(path, (height, width), image)
     with Image.open(BytesIO(data), formats=("PNG",)) as picture:
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
         # Four bytes for each pixel are one number, lowest byte first. The last byte means nothing.
-        pixels = np.asarray(picture.convert("RGB").convert("RGBX"))
-    return pixels.view("<i4")[..., 0] & MAX_SEGMENT_ID
+        pixels = np.frombuffer(rgb.tobytes("raw", "RGBX"), dtype="<i4")
+    return pixels.reshape(height, width) & MAX_SEGMENT_ID
 
 
 def _read_segments(
