@@ -126,6 +126,7 @@ def tiny_options(tmp_path):
         "OUTPUT_DIR": tmp_path / "output",
         "MODEL.DEVICE": "cpu",
         "MODEL.SPATIALFLOW.TRUNK": "resnet",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.RESNETS.DEPTH": 18,
         "MODEL.RESNETS.NORM": "GN",
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,

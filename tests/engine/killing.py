@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 
 from darts.genotype import Genotype
-from spatialflow.cli import search as search_command
-from spatialflow.cli import train as train_command
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import PanopticEvaluator
 from spatialflow.utils import files
+from spatialflow_cli.main import run
 from tests.conftest import TINY_RUN
 
 ITERATIONS, PERIOD = 8, 2
@@ -77,8 +76,7 @@ def start(output: Path, *, search: bool, at: str | None = None) -> int:
             PLACES[at]()
         words = ["--config-file", "generated/spatialflow.yaml", "--resume"]
         words += options(output, search=search)
-        command = search_command if search else train_command
-        command.main(words)
+        run("search" if search else "train", words, "killing")
         status = 0
     finally:
         os._exit(status)

@@ -35,7 +35,7 @@ def metrics(tmp_path):
 @pytest.mark.slow
 def test_training_end_to_end(scenes_cfg, tmp_path, metrics):
     """Losses fall; metrics, results, last and best checkpoint and TensorBoard file are there."""
-    cfg = scenes_cfg({"TEST.EVAL_PERIOD": 10, "SOLVER.MAX_ITER": 20, **GROUP_NORM})
+    cfg = scenes_cfg({"TEST.EVAL_PERIOD": 10, "SOLVER.MAX_ITER": 20, "SEED": 2, **GROUP_NORM})
     output = tmp_path / "output"
     output.mkdir()
     trainer = Trainer(cfg)

@@ -13,7 +13,7 @@ from darts.architect import Architect, VirtualStep
 from darts.genotype import Genotype
 from darts.inheritance import inherited
 from darts.relaxation import Architecture, Relaxation, architecture_parameters, choice_key
-from spatialflow.cli.search import parse_arguments, prepare
+from spatialflow.cli.search import prepare
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.config.options import ATTENTION_SITES, SUPERNET
 from spatialflow.data.dataset_spec import in_validation_split
@@ -29,6 +29,7 @@ from spatialflow.search.space import (
 from spatialflow.search.split import split_filter
 from spatialflow.search.supernet import FixedProposalBatch, relaxed_flow_graph
 from spatialflow.search.trainer import SearchTrainer
+from spatialflow_cli.commands import COMMANDS, parser_of
 from tests.engine.test_resume import checkpoint, equal
 
 SEARCH = {
@@ -208,7 +209,7 @@ def test_random_genotypes_are_of_configs_that_a_search_takes(tiny_cfg, tmp_path,
     words += ["OUTPUT_DIR", str(tmp_path / "output")]
     name = "SEARCH: " if key in ("SEARCH.RELAXATION", "SEARCH.EDGE_WEIGHTS") else key
     with pytest.raises(ValueError, match=name.removesuffix(".OPERATIONS")):
-        prepare(parse_arguments(words))
+        prepare(parser_of(COMMANDS["search"], "search").parse_args(words))
     assert not (tmp_path / "output").exists()
 
 
