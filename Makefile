@@ -8,6 +8,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c $(SUPPORTED) >/dev/null 2>&1 && command -v $$python && break; done)
 # More arguments for pytest, such as PYTEST_ARGS="-m 'not slow' -x".
 PYTEST_ARGS ?=
+# Processes that share the tests; each takes about 1 GB.
+WORKERS ?= 2
 # A folder in COCO panoptic layout for `make demo`; without it the demo generates its own.
 DATA ?=
 # The same of nuclei, for `make bench-targets`, and its threads.
@@ -46,8 +48,8 @@ demo: $(INSTALLED)  ## Train on a small data set, print PQ, write pictures (DATA
 search-demo: $(INSTALLED)  ## Search the flows on generated scenes, and train what is found
 	@$(BIN)/python $(QUIET) demo/search.py
 
-test: $(INSTALLED)  ## Run the whole test suite (PYTEST_ARGS="…" for pytest)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED)  ## Run the whole test suite (WORKERS=… processes, PYTEST_ARGS="…" for pytest)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 soak: $(INSTALLED)  ## Run the long forms of property and fuzz tests, and the finished study's tests (PYTEST_ARGS="…" for pytest)
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
