@@ -41,6 +41,8 @@ def main(args: argparse.Namespace) -> int:
         opts = ["MODEL.WEIGHTS", "", "MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False]
         # Without training no score is above the threshold of the config.
         opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
+        # All scores are alike, too: NMS of all candidates in all classes would take minutes.
+        opts += ["MODEL.RETINANET.TOPK_CANDIDATES_TEST", 10]
         cfg = get_cfg(args.config_file, [*opts, *args.opts])
         if min(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) < 1:
             prepare_config(cfg)
