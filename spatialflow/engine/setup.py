@@ -109,8 +109,14 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
         keys: Keys of ``DATASETS`` to check.
 
     Raises:
-        ValueError: Naming the key, the data set and the file.
+        ConfigError: If there is nothing to train on, or a name is unknown.
+        DataError: If a file or a folder is missing.
     """
+    if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
+        raise ConfigError(
+            "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "
+            "of a --config-file"
+        )
     for key in keys:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:

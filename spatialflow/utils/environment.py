@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 HELP = (
     "`spatialflow doctor` says what is missing and what to do; "
     "docs/install.md has the two ways to install Detectron2."
@@ -15,7 +17,10 @@ def require_detectron2() -> None:
         ImportError: If Detectron2, or something that it needs, is missing or does not load.
     """
     try:
-        import detectron2.modeling  # noqa: F401
+        with warnings.catch_warnings():
+            # Detectron2 and fvcore compile with torch.jit.script, which newer PyTorch warns of.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+            import detectron2.modeling  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         # OSError: a shared library does not load. RuntimeError: torch and torchvision do not match.
         raise ImportError(f"spatialflow needs Detectron2 and PyTorch: {error}. {HELP}") from error

@@ -1,6 +1,7 @@
 """The command ``spatialflow``: its help, wrong command lines, and what is missing."""
 
 import importlib
+import os
 import runpy
 import subprocess
 import sys
@@ -144,3 +145,17 @@ def test_the_old_scripts_are_the_commands(monkeypatch, script, command):
         runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 0
     assert (called[0].resume, called[0].opts) == (True, ["SEED", "1"])
+
+
+def test_a_mistake_is_all_that_is_printed(tmp_path):
+    """The imports of Detectron2 warn with newer PyTorch."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "spatialflow_cli", "train", "--config-file", "absent.yaml"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("spatialflow train: config file 'absent.yaml' not found")
+    assert done.stderr.count("\n") == 1

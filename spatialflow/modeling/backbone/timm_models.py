@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,7 +104,6 @@ def _cached_or_reachable(config: Any, model: str, key: str) -> str | None:
     try:
         get_hf_file_metadata(url, timeout=10)
     except Exception as error:  # the hub's client has no common error for what goes wrong
-        logging.getLogger(__name__).debug("no answer from %s", url, exc_info=True)
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(
             f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} are not in the cache "
