@@ -112,11 +112,6 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
         ConfigError: If there is nothing to train on, or a name is unknown.
         DataError: If a file or a folder is missing.
     """
-    if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
-        raise ConfigError(
-            "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "
-            "of a --config-file"
-        )
     for key in keys:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
@@ -130,6 +125,11 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
                     dataset.check_places()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+    if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
+        raise ConfigError(
+            "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "
+            "of a --config-file"
+        )
 
 
 def _check_same_genotype(cfg: CfgNode) -> None:
