@@ -37,6 +37,7 @@ install: same-python $(INSTALLED)  ## Create .venv with everything in it (TORCH=
 # An interpreter that is given, and differs from that of an older .venv, must not be ignored.
 same-python:
 ifneq ($(filter command environment,$(origin PYTHON)),)
+	@command -v "$(PYTHON)" >/dev/null || { echo "PYTHON=$(PYTHON): no such program" >&2; exit 1; }
 	@test ! -x $(BIN)/python || test "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" || { \
 		echo "PYTHON is $$($(PYTHON) -V), and .venv was made with $$($(BIN)/python -V): rm -rf .venv, then try again." >&2; \
 		exit 1; }
@@ -86,7 +87,7 @@ $(INSTALLED): $(INSTALL_INPUTS)
 		exit 1; }
 	@test -x $(BIN)/python || { echo "==> .venv, from $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
 	@$(BIN)/python -c $(SUPPORTED) || { \
-		echo ".venv holds an unsupported Python (3.11 to 3.13 is needed): rm -rf .venv, then try again." >&2; exit 1; }
+		echo ".venv holds an unsupported Python (3.11 or later is needed): rm -rf .venv, then try again." >&2; exit 1; }
 	@echo "==> PyTorch: $(TORCH) (may be several GB; docs/install.md tells how to take a CPU build)"
 	@$(PIP) $(TORCH)
 	@echo "==> this project, editable, with its dependencies"

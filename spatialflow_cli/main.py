@@ -22,10 +22,11 @@ def main(words: Sequence[str] | None = None) -> int:
         words: Arguments; None takes those of the command line.
 
     Returns:
-        The exit status: 0 after success, 2 where the command line is wrong.
+        The exit status: 0 after success, 2 for an unknown command.
 
     Raises:
-        SystemExit: After an error that a user can mend, or after ``--help`` of a command.
+        SystemExit: After an error that a user can mend, after ``--help`` of a command, and with
+            status 2 for wrong arguments.
     """
     words = list(sys.argv[1:] if words is None else words)
     for count in (2, 1):

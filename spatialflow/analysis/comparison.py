@@ -108,6 +108,8 @@ class Comparison:
             "seed": seed,
             "genotype": self.genotypes[name].hash,
             "settings": config_hash(get_cfg(self.config_file, self.opts)),
+            # Results of version 0.1 started from values in the order of building: no pairs of ours.
+            "initial_values": "by name",
         }
 
     def train(self, name: str, seed: int) -> None:

@@ -41,11 +41,12 @@ def main(args: argparse.Namespace) -> int:
         opts = ["MODEL.WEIGHTS", "", "MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False]
         # Without training no score is above the threshold of the config.
         opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]
-        # All scores are alike, too: NMS of all candidates in all classes would take minutes.
-        opts += ["MODEL.RETINANET.TOPK_CANDIDATES_TEST", 10]
         cfg = get_cfg(args.config_file, [*opts, *args.opts])
         if min(cfg.MODEL.RETINANET.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) < 1:
             prepare_config(cfg)
+        # All scores are alike, too: NMS of all candidates in all classes would take minutes.
+        few = min(cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
+        cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = few
         torch.manual_seed(0)
         model = build_model(cfg).eval()
         found = measure_parts(model, genotype_of(cfg), (args.size[0], args.size[1]))

@@ -109,7 +109,7 @@ def _describe(error: BaseException) -> str | None:
         return f"another process has ended: {text}"
     if not isinstance(error, USER_ERRORS):
         return None
-    if isinstance(error, ImportError) and (error.name or "").startswith(OWN_PACKAGES):
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OWN_PACKAGES:
         return None
     if isinstance(error, OSError):
         if error.errno not in USER_ERRNOS:

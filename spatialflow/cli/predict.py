@@ -29,8 +29,8 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 def main(args: argparse.Namespace) -> int:
     """Predict all inputs; return 0 if all images were read, 1 otherwise."""
-    paths, failures = list_images(args.input)
     with errors_in_one_line():
+        paths, failures = list_images(args.input)
         cfg = read_config(args.config_file, args.opts)
         metadata = class_metadata(cfg)
         predictor = Predictor(cfg)

@@ -9,6 +9,7 @@ from pathlib import Path
 from spatialflow.cli.launch import Work, run
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
+from spatialflow.engine.checkpoint import has_checkpoint
 from spatialflow.search.space import random_genotypes, write_genotypes
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.errors import ConfigError
@@ -30,7 +31,8 @@ def prepare(args: argparse.Namespace) -> Work:
         return functools.partial(write_genotypes, genotypes, Path(cfg.OUTPUT_DIR))
     data = ("TRAIN",) if args.derive_only else ("TRAIN", "TEST")
     cfg = setup(args, data=data, trainer=SearchTrainer)
-    trainer = SearchTrainer(cfg, resume=args.resume)
+    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    trainer = SearchTrainer(cfg, from_checkpoint=resumes or bool(args.derive_only))
     if args.derive_only:
         trainer.checkpointer.load(args.derive_only)
         return trainer.write_genotype

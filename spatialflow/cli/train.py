@@ -7,6 +7,7 @@ import functools
 
 from spatialflow.cli.launch import Work, run
 from spatialflow.engine import Checkpointer, Trainer, setup
+from spatialflow.engine.checkpoint import has_checkpoint
 from spatialflow.engine.preparation import for_checkpoint
 
 
@@ -18,7 +19,8 @@ def prepare(args: argparse.Namespace) -> Work:
         model.eval()  # the checkpointer then expects every tensor in the file
         Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return functools.partial(Trainer.test, cfg, model)
-    trainer = Trainer(cfg, resume=args.resume)
+    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    trainer = Trainer(cfg, from_checkpoint=resumes)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train
 

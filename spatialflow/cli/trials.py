@@ -11,6 +11,7 @@ from spatialflow.analysis.comparison import Comparison, comparison_table, load_g
 from spatialflow.analysis.tables import complete, fill
 from spatialflow.analysis.trials import run_in_subprocess
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.errors import ConfigError
 
 TABLE_FILE = "comparison.md"
 
@@ -24,6 +25,8 @@ def main(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with errors_in_one_line():
+        if min(args.seeds) < 0:
+            raise ConfigError(f"--seeds {args.seeds} given, numbers of 0 or more expected")
         genotypes = load_genotypes(args.genotypes)
         comparison = Comparison(args.config_file, args.opts, genotypes, args.seeds, args.output)
         if args.one:

@@ -65,6 +65,7 @@ class DatasetSpec:
         limit: Number of images to keep, in the order of their names; None keeps all.
         city_folders: Whether the image files have the names and folders of Cityscapes,
             `<city>/<image id>_leftImg8bit.png`.
+        own: Whether a config describes the data itself, as in `DATASETS.FOLDER`.
         root_variable: Environment variable with the folder that the three paths are relative to;
             "" for absolute paths.
     """
@@ -77,6 +78,7 @@ class DatasetSpec:
     split: tuple[str, float, int] | None = None
     limit: int | None = None
     city_folders: bool = False
+    own: bool = False
     root_variable: str = ""
 
     def __post_init__(self) -> None:

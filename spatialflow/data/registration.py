@@ -9,6 +9,7 @@ data set is used, not on import.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from spatialflow.utils.errors import ConfigError
 IGNORE_LABEL = 255
 EVALUATOR_TYPE = "spatialflow_panoptic"
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
-DIGEST_MARK = "@"
 
 
 def register_panoptic(
@@ -92,17 +92,24 @@ def register_own(
         ValueError: If an option is wrong.
     """
     spec = _spec(name, images, annotations_json, panoptic_root, remap, split, limit)
+    spec = replace(spec, own=True)
     known = dict(DatasetCatalog).get(name)
     if known is not None and not (isinstance(known, PanopticDataset) and known.spec == spec):
         digest = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
-        spec = replace(spec, name=f"{name}{DIGEST_MARK}{digest}")
+        spec = replace(spec, name=f"{name}@{digest}")
     _register(spec)
     return spec.name
 
 
 def own_name(name: str) -> str:
     """Return the name of a data set in its config, without the digest of `register_own`."""
-    return name.partition(DIGEST_MARK)[0]
+    return re.sub("@[0-9a-f]{8}$", "", name)
+
+
+def is_own(name: str) -> bool:
+    """Return whether a config of this process has registered a data set as its own."""
+    known = dict(DatasetCatalog).get(name)
+    return isinstance(known, PanopticDataset) and known.spec.own
 
 
 def _spec(

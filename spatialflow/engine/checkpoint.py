@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
+from torch import Tensor, nn
 
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import remove_partial_files, write_atomically
@@ -46,6 +46,20 @@ PARTS = {
     "stuff head": "stuff_head.",
 }
 """Part of the network → prefix of its names; the first that fits counts."""
+
+
+def has_checkpoint(folder: str) -> bool:
+    """Return whether a run in a folder can go on from a checkpoint, or be evaluated by it."""
+    return Path(folder, "last_checkpoint").is_file()
+
+
+def frozen_trunk(model: nn.Module) -> list[str]:
+    """Return the names of the trunk's parameters that do not learn."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith(PARTS["trunk"]) and not parameter.requires_grad
+    ]
 
 
 def check_weights_file(weights: str) -> None:
@@ -204,6 +218,13 @@ class Checkpointer(DetectionCheckpointer):
             )
         if not exact:
             absent = misshapen.union(missing)
+            random = [name for name in frozen_trunk(self.model) if name in absent]
+            if random:
+                raise CheckpointError(
+                    f"{self._source} does not have all weights of this trunk, and "
+                    "MODEL.BACKBONE.FREEZE_AT would keep them as they start, at random: "
+                    f"{_some('without', random)}another file, or FREEZE_AT 0 expected"
+                )
             taken = Counter(_part(name) for name in own if name not in absent)
             counts = ", ".join(f"{part} ({count} tensors)" for part, count in taken.items())
             self.logger.info("Taken from %s: %s", self._source, counts)

@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.utils.files import write_json
 
@@ -141,11 +142,16 @@ class EvaluationHook(hooks.EvalHook):
         return Path(self.trainer.cfg.OUTPUT_DIR, RECORD_FILE)
 
     def _config_digest(self) -> str:
-        """Return a digest of all keys that can change the result of an evaluation."""
+        """Return a digest of all keys and data that can change the result of an evaluation.
+
+        The name of the evaluation JSON has a digest of its data.
+        """
         keys = self.trainer.cfg.clone()
         keys.defrost()
-        keys.TEST.EVAL_PERIOD = 0
+        # Without a period no best model is kept.
+        keys.TEST.EVAL_PERIOD = int(self._period > 0)
         text = "".join(keys[name].dump() for name in KEYS_OF_AN_EVALUATION)
+        text += "".join(str(panoptic_json(name)) for name in keys.DATASETS.TEST)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from spatialflow.config.checks import check_config, check_training_config
 from spatialflow.data import ensure_metadata
-from spatialflow.data.registration import own_name, register_own
+from spatialflow.data.registration import is_own, own_name, register_own
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.utils.errors import ConfigError
@@ -56,7 +56,8 @@ def prepare_config(cfg: CfgNode) -> None:
 def for_checkpoint(cfg: CfgNode) -> CfgNode:
     """Return the config of a model whose tensors will all come from a checkpoint.
 
-    Its trunk does not look for pretrained weights, which may be out of reach by now.
+    Its trunk does not look for pretrained weights, which may be out of reach by now. Without a
+    seed, no time is spent on initial values by name.
     """
     bare = cfg.clone()
     bare.defrost()
@@ -81,7 +82,12 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
         raise ConfigError(
             "DATASETS.TRAIN and DATASETS.TEST are empty: no data to take classes from"
         )
-    of_folder = [n for n in names if own_name(n) in FOLDER_DATASETS and n not in DatasetCatalog]
+    # Those of another config of this process are not this config's.
+    of_folder = [
+        n
+        for n in names
+        if own_name(n) in FOLDER_DATASETS and (n not in DatasetCatalog or is_own(n))
+    ]
     if of_folder and not cfg.DATASETS.FOLDER.PATH:
         raise ConfigError(
             f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "

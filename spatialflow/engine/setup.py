@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.engine.checkpoint import check_weights_file
+from spatialflow.engine.checkpoint import check_weights_file, has_checkpoint
 from spatialflow.engine.preparation import prepare_config
 from spatialflow.engine.trainer import Trainer
 from spatialflow.utils.errors import ConfigError, DataError
@@ -55,8 +55,11 @@ def setup(
     weights = cfg.MODEL.WEIGHTS
     resume = getattr(args, "resume", False)
     evaluation = getattr(args, "eval_only", False)
-    if evaluation and not weights and not resume:
-        raise ConfigError("MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume")
+    if evaluation and not weights and not (resume and has_checkpoint(cfg.OUTPUT_DIR)):
+        raise ConfigError(
+            "MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume "
+            "and a checkpoint in OUTPUT_DIR"
+        )
     if not resume:
         check_weights_file(weights)
     if cfg.SEED < 0:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spatialflow.config.checks import check_training_config
 from spatialflow.config.options import SUPERNET
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
-from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
 from spatialflow.engine.hooks import EvaluationHook
 from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.engine.step import StepTrainer
@@ -45,7 +45,7 @@ class Trainer(DefaultTrainer):
 
     writes_genotype = False
 
-    def __init__(self, cfg: CfgNode, *, resume: bool = False) -> None:
+    def __init__(self, cfg: CfgNode, *, from_checkpoint: bool = False) -> None:
         """Build model, optimiser, data and hooks.
 
         This replaces ``DefaultTrainer.__init__``, whose distributed model refuses a CPU and whose
@@ -53,8 +53,8 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: Config of the run.
-            resume: Whether :meth:`resume_or_load` will look for a checkpoint. If there is one,
-                pretrained weights of the trunk are not needed.
+            from_checkpoint: Whether all weights will come from a checkpoint, so that pretrained
+                weights of the trunk are not looked for.
 
         Raises:
             ValueError: If the config is not for this trainer, or a key has a wrong value.
@@ -63,8 +63,7 @@ class Trainer(DefaultTrainer):
         self.check(cfg)
         check_training_config(cfg, comm.get_world_size())
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        resumes = resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").is_file()
-        model = self.build_model(for_checkpoint(cfg) if resumes else cfg)
+        model = self.build_model(for_checkpoint(cfg) if from_checkpoint else cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = _distributed(model, unused=self.leaves_parameters_unused(cfg))
@@ -147,13 +146,15 @@ class Trainer(DefaultTrainer):
 
     def _check_frozen_trunk(self) -> None:
         """Check that a new training does not keep random weights in its trunk for ever."""
-        frozen, own = self.cfg.MODEL.BACKBONE.FREEZE_AT, self.cfg.MODEL.SPATIALFLOW
+        own = self.cfg.MODEL.SPATIALFLOW
         pretrained = own.TRUNK != "resnet" and own.TRUNK_PRETRAINED
-        if frozen and not pretrained and not self.starting_weights(self.cfg):
+        if pretrained or self.starting_weights(self.cfg):
+            return  # the checkpointer compares the frozen parameters with those of the file
+        if frozen_trunk(self.checkpointer.model):
             raise ConfigError(
-                f"MODEL.BACKBONE.FREEZE_AT: {frozen} given, but MODEL.WEIGHTS is empty and trunk "
-                f"{own.TRUNK!r} starts from random weights, which would stay as they are; weights, "
-                "or FREEZE_AT 0 expected"
+                f"MODEL.BACKBONE.FREEZE_AT: {self.cfg.MODEL.BACKBONE.FREEZE_AT} given, but "
+                f"MODEL.WEIGHTS is empty and trunk {own.TRUNK!r} starts from random weights, which "
+                "would stay as they are; weights, or FREEZE_AT 0 expected"
             )
 
     @classmethod

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
+from detectron2.data.detection_utils import read_image
 from torch import Tensor, nn
 
 from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
@@ -102,7 +102,7 @@ class Samples:
         """
         rows = []
         for i, image in enumerate(self.images[:count]):
-            rgb = np.ascontiguousarray(cv2.imread(image["file_name"])[:, :, ::-1])
+            rgb = read_image(image["file_name"], format="RGB")
             drawn = [self.truth[i], *(result[i] for result in results.values())]
             rows.append(
                 [rgb, *(draw_panoptic(rgb, ids, found, self.metadata) for ids, found in drawn)]

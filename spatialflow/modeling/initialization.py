@@ -3,7 +3,8 @@
 Modules draw their initial values from one global generator, in the order in which they are built.
 One more flow in a genotype then changes the values of every module that is built after it. Two
 networks are a fair pair only if what they share starts equal, so the values are drawn again by
-name, from the same distributions.
+name. The distribution of each parameter stays the same. A relation between parameters, as of a
+parameter that is made as a copy of another one, does not.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ class _Step:
     """One operation that wrote random numbers, or results of random numbers.
 
     Attributes:
+        number: Position among all steps.
         call: Operation, its arguments and its keyword arguments.
         written: Storages that it wrote, in the order of its results.
         sources: Storage of an argument → the steps that had led to its content.
     """
 
+    number: int
     call: tuple[Any, tuple[Any, ...], dict[str, Any]]
     written: tuple[int, ...]
     sources: Mapping[int, tuple[_Step, ...]]
@@ -59,6 +62,7 @@ class RandomTape(TorchDispatchMode):
     def __init__(self) -> None:
         """Start with an empty record."""
         super().__init__()
+        self._numbers = itertools.count()
         # The weak reference keeps the number of a freed storage from being given to another one.
         self._records: dict[int, tuple[StorageWeakRef, tuple[_Step, ...]]] = {}
 
@@ -86,7 +90,8 @@ class RandomTape(TorchDispatchMode):
         result = func(*args, **kwargs)
         if draws or sources:
             written = mutated or ([] if _is_view(func) else _tensors(result))
-            step = _Step((func, args, kwargs), tuple(map(_storage, written)), sources)
+            call = (func, args, kwargs)
+            step = _Step(next(self._numbers), call, tuple(map(_storage, written)), sources)
             for tensor in written:
                 before = sources.get(_storage(tensor), ())
                 reference = StorageWeakRef(tensor.untyped_storage())
@@ -95,10 +100,6 @@ class RandomTape(TorchDispatchMode):
             for key in replaced:
                 self._records.pop(key, None)
         return result
-
-    def random(self, module: nn.Module) -> list[str]:
-        """Return the names of a module's parameters whose values come from random numbers."""
-        return [n for n, p in module.named_parameters() if _storage(p) in self._records]
 
     def draw_again(self, modules: Mapping[str, nn.Module], seed: int) -> None:
         """Give the random parameters of modules new values, from the same distributions.
@@ -129,22 +130,28 @@ def _repeat(tensor: Tensor, steps: Sequence[_Step]) -> Tensor:
         flat = copies.get(_storage(x))
         return x if flat is None else flat.as_strided(x.size(), x.stride(), x.storage_offset())
 
-    def run(steps: Sequence[_Step]) -> None:
-        for step in steps:
-            for key, earlier in step.sources.items():
-                if key not in copies:
-                    run(earlier)
-            func, args, kwargs = step.call
-            for x in _mutated(func, args, kwargs):
-                copies.setdefault(_storage(x), _flat(x).clone())
-            result = func(
-                *tree_map_only(Tensor, copied, args), **tree_map_only(Tensor, copied, kwargs)
-            )
-            if not _mutated(func, args, kwargs):
-                copies.update(zip(step.written, map(_flat, _tensors(result)), strict=True))
-
-    run(steps)
+    # In the order in which they were recorded: a source may have changed between two readers.
+    for _, step in sorted(_with_sources(steps).items()):
+        func, args, kwargs = step.call
+        mutated = _mutated(func, args, kwargs)
+        for x in mutated:
+            copies.setdefault(_storage(x), _flat(x).clone())
+        result = func(*tree_map_only(Tensor, copied, args), **tree_map_only(Tensor, copied, kwargs))
+        if not mutated:
+            copies.update(zip(step.written, map(_flat, _tensors(result)), strict=True))
     return copied(tensor)
+
+
+def _with_sources(steps: Sequence[_Step]) -> dict[int, _Step]:
+    """Return all steps that led to some steps, themselves included, by their numbers."""
+    found: dict[int, _Step] = {}
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step.number not in found:
+            found[step.number] = step
+            waiting.extend(itertools.chain.from_iterable(step.sources.values()))
+    return found
 
 
 def _named(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:

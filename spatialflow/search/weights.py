@@ -15,6 +15,7 @@ from darts.inheritance import inherited, warm_start
 from darts.mixed import MixedChoice, MixedEdge
 from spatialflow.config import genotype_of
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.modeling.flow_graph import default_option
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.search.supernet import SpatialFlowSupernet
@@ -29,12 +30,13 @@ DIFFERENT_PARTS = ("flow_graph.", "stuff_head.attention.", "architecture.")
 def build_network(cfg: CfgNode, genotype: str) -> SpatialFlow:
     """Build the network of a genotype on the CPU, with all other keys of a search's config.
 
+    All its weights are to be replaced.
+
     Args:
         cfg: Config of a search.
         genotype: Name or path of the genotype.
     """
-    clone = cfg.clone()
-    clone.defrost()
+    clone = for_checkpoint(cfg)
     clone.MODEL.META_ARCHITECTURE = "SpatialFlow"
     clone.MODEL.SPATIALFLOW.GENOTYPE = genotype
     clone.MODEL.DEVICE = "cpu"

@@ -186,7 +186,7 @@ def test_a_finished_evaluation_is_not_done_again(scenes_cfg, scenes, tmp_path, q
     train(cfg)
     assert evaluated == [50.0, 60.0]
     for _ in range(2):
-        trainer = Trainer(cfg, resume=True)
+        trainer = Trainer(cfg, from_checkpoint=True)
         trainer.resume_or_load(resume=True)
         trainer.train()
         found = trainer._last_eval_results["panoptic_seg"]

@@ -53,6 +53,22 @@ def test_a_frozen_trunk_with_weights_trains(scenes_cfg, tmp_path):
     )
 
 
+def test_weights_without_the_frozen_stages_are_refused(scenes_cfg, tmp_path):
+    """As of another trunk, whose pyramid fits."""
+    state = build_model(scenes_cfg()).state_dict()
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": {n: v for n, v in state.items() if ".stem." not in n}}, weights)
+    keys = {"MODEL.WEIGHTS": str(weights)}
+    Trainer(scenes_cfg(keys)).resume_or_load(resume=False)
+    with pytest.raises(ValueError, match=r"FREEZE_AT would keep .*backbone.bottom_up.stem"):
+        Trainer(scenes_cfg({**keys, "MODEL.BACKBONE.FREEZE_AT": 1})).resume_or_load(resume=False)
+
+
+def test_an_evaluation_without_weights_or_checkpoint_is_refused(scenes_cfg, tmp_path):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty: an evaluation needs"):
+        setup(arguments({"OUTPUT_DIR": tmp_path}, resume=True, eval_only=True))
+
+
 def test_a_resumed_training_needs_no_pretrained_weights(scenes_cfg, monkeypatch):
     """They may be out of reach by then."""
     keys = {"MODEL.SPATIALFLOW.TRUNK": "mobilenet_v2", "MODEL.RESNETS.NORM": "BN"}
@@ -61,7 +77,7 @@ def test_a_resumed_training_needs_no_pretrained_weights(scenes_cfg, monkeypatch)
     trainer.resume_or_load(resume=True)
     trainer.train()
     monkeypatch.setattr("spatialflow.modeling.backbone.trunks.load_in_order", None)
-    again = Trainer(cfg, resume=True)
+    again = Trainer(cfg, from_checkpoint=True)
     again.resume_or_load(resume=True)
     assert again.start_iter == 1
     with pytest.raises(TypeError):
@@ -206,6 +222,12 @@ def test_two_configs_of_one_process_have_their_own_folders(folder_cfg, scenes_ro
     prepare_config(again)
     prepare_config(second)
     assert again.DATASETS.TEST == second.DATASETS.TEST == (name,)
+
+
+def test_a_config_without_a_folder_does_not_get_that_of_another(folder_cfg, scenes_root):
+    prepare_config(folder_cfg(scenes_root))
+    with pytest.raises(ValueError, match="DATASETS.FOLDER.PATH: none given"):
+        prepare_config(folder_cfg(""))
 
 
 def test_a_saved_name_is_another_processes_matter(folder_cfg, scenes_root):

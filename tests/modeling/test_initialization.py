@@ -117,6 +117,9 @@ class Odd(nn.Module):
         self.zeroed = nn.Parameter(torch.randn(5))
         nn.init.zeros_(self.zeroed)
         self.copied = nn.Parameter(self.scaled.detach().clone())
+        whole = torch.randn(50)
+        before = whole.clone()
+        self.cancelled = nn.Parameter(before - whole.mul_(2) / 2)
 
 
 def test_values_that_went_through_other_operations_are_drawn_again():
@@ -138,4 +141,5 @@ def test_values_that_went_through_other_operations_are_drawn_again():
     assert found["partial"][200:].abs().max() <= 1
     assert found["partial"][200:].std().item() == pytest.approx(1 / 3**0.5, abs=0.1)
     assert not found["zeroed"].any()
+    assert not found["cancelled"].any()
     assert not torch.equal(found["copied"], found["scaled"])  # another name, other values

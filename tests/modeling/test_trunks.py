@@ -286,13 +286,15 @@ def test_a_timm_model_without_weights_says_so(published):
         build_trunk("timm:cspresnet50w", True)
 
 
-@pytest.mark.parametrize("content", ["missing", "broken", "another model"])
+@pytest.mark.parametrize("content", ["missing", "broken", "another model", "without norms"])
 def test_a_file_that_is_not_of_the_timm_model_is_named(published, tmp_path, content):
     file = tmp_path / "weights.pth"
     if content == "broken":
         file.write_bytes(b"no weights")
     elif content == "another model":
         torch.save({"conv.weight": torch.zeros(3)}, file)
+    elif content == "without norms":
+        torch.save({n: v for n, v in published.items() if "bn" not in n}, file)
     with pytest.raises(ValueError, match=r"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: .*weights\.pth"):
         build_trunk("timm:resnet18", True, str(file))
 

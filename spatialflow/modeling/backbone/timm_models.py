@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from spatialflow.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a repository of the hub, in timm's order."""
@@ -100,14 +108,69 @@ def _cached_or_reachable(config: Any, model: str, key: str) -> str | None:
         found = try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(found, str):
             return found
-    url = hf_hub_url(repository, names[0], revision=revision or None)
+    reason = ""
+    for name in names:
+        url = hf_hub_url(repository, name, revision=revision or None)
+        try:
+            get_hf_file_metadata(url, timeout=10)
+        except Exception as error:  # the hub's client has no common error for what goes wrong
+            reason = reason or f"{url} cannot be reached: {' '.join(str(error).split())[:100]}"
+        else:
+            return None
+    raise ConfigError(
+        f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} are not in the user's "
+        f"cache, and {reason}; a file of them in {key}, or TRUNK_PRETRAINED False expected"
+    )
+
+
+def pretrained_weights(
+    timm: ModuleType, model: str, options: Mapping[str, Any], file: str
+) -> dict[str, Tensor]:
+    """Return the pretrained tensors of a timm model that returns its feature maps.
+
+    Args:
+        timm: The package.
+        model: Name of the model.
+        options: Options of :func:`weights_options`.
+        file: File that they were made of; "" for the cache or the hub.
+
+    Raises:
+        ConfigError: If they cannot be loaded, or lack a tensor. timm takes what fits, and leaves
+            the rest as it is.
+    """
     try:
-        get_hf_file_metadata(url, timeout=10)
-    except Exception as error:  # the hub's client has no common error for what goes wrong
-        reason = " ".join(str(error).split())[:100]
+        with _Copies() as copies:
+            network = create_network(timm, model, **options)
+        state: dict[str, Tensor] = network.state_dict()
+        absent = [n for n, v in state.items() if v.is_floating_point() and v not in copies]
+        if absent:
+            raise ValueError(f"{len(absent)} tensors are missing, the first is {absent[0]}")
+    except Exception as error:  # files of other models and broken ones raise almost anything
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} are not in the cache "
-            f"of {repository}, and {url} cannot be reached ({reason}); a file of them in {key}, "
-            "or TRUNK_PRETRAINED False expected"
+            f"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: {file}: not weights of {model}: {reason}"
+            if file
+            else f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} cannot be loaded: "
+            f"{reason}; a file of them in TRUNK_WEIGHTS, or TRUNK_PRETRAINED False expected"
         ) from error
-    return None
+    logger.info("Trunk %s starts from pretrained weights: %s", model, file or "timm's")
+    return state
+
+
+class _Copies(TorchDispatchMode):
+    """Knows the tensors that were copied into, as ``load_state_dict`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filled: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation, and note the target of a copy."""
+        if func is torch.ops.aten.copy_.default:
+            self._filled.add(args[0].untyped_storage()._cdata)
+        return func(*args, **(kwargs or {}))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._filled

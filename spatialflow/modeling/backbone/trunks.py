@@ -12,7 +12,6 @@ Shape legend: N images, C channels, H and W the size of the image.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -27,11 +26,13 @@ from spatialflow.modeling.backbone.packaged_weights import (
     MOBILENET_WEIGHTS,
     load_in_order,
 )
-from spatialflow.modeling.backbone.timm_models import create_network, import_timm, weights_options
-from spatialflow.modeling.initialization import RandomTape
+from spatialflow.modeling.backbone.timm_models import (
+    create_network,
+    import_timm,
+    pretrained_weights,
+    weights_options,
+)
 from spatialflow.utils.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 # Stride → Detectron2's name of the feature map.
 NAME_OF_STRIDE = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
@@ -307,18 +308,5 @@ def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trun
             f"strides {list(NEEDED_STRIDES)} expected"
         )
     if options:
-        source = weights or f"timm's hub for {model}"
-        try:
-            with RandomTape() as tape:
-                loaded = create_network(timm, model, **options)
-            # timm takes what fits, and leaves the rest random.
-            if absent := tape.random(loaded):
-                raise ValueError(f"{len(absent)} tensors are missing, the first is {absent[0]}")
-            network.load_state_dict(loaded.state_dict())
-        except Exception as error:  # files of other models and broken ones raise almost anything
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"MODEL.SPATIALFLOW.TRUNK_WEIGHTS: {source}: not weights of {model}: {reason}"
-            ) from error
-        logger.info("Trunk %s starts from pretrained weights: %s", model, source)
+        network.load_state_dict(pretrained_weights(timm, model, options, weights))
     return trunk
