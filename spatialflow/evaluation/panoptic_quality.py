@@ -73,6 +73,21 @@ def count_matches(
         entry["iou"] += iou
         missed.pop(true_id, None)
         false.pop(found_id, None)
+    _count_unmatched(counts, missed, false, pairs, areas)
+    return {
+        str(category_id): {"isthing": int(categories[category_id]["isthing"]), **entry}
+        for category_id, entry in sorted(counts.items())
+    }
+
+
+def _count_unmatched(
+    counts: dict[int, dict[str, Any]],
+    missed: Mapping[int, Mapping[str, Any]],
+    false: Mapping[int, Mapping[str, Any]],
+    pairs: Mapping[tuple[int, int], int],
+    areas: Mapping[int, int],
+) -> None:
+    """Add the true and the found segments that have no match to the counts of their classes."""
     crowds: dict[int, int] = {}
     for true_id, segment in missed.items():
         if segment["iscrowd"] == 1:
@@ -85,10 +100,6 @@ def count_matches(
             ignored += pairs.get((crowds[segment["category_id"]], found_id), 0)
         if not ignored / areas[found_id] > 0.5:
             counts[segment["category_id"]]["fp"] += 1
-    return {
-        str(category_id): {"isthing": int(categories[category_id]["isthing"]), **entry}
-        for category_id, entry in sorted(counts.items())
-    }
 
 
 def _overlaps(
