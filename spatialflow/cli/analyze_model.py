@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
 from detectron2.modeling import build_model
@@ -13,7 +12,7 @@ from spatialflow.analysis.tables import complete, table
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import genotype_of, get_cfg
 from spatialflow.engine import prepare_config
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import write_json
 
 
 def rows(parts: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -56,6 +55,5 @@ def main(args: argparse.Namespace) -> int:
         if args.write:
             complete([args.write], {"parts": text})
         if args.json:
-            content = json.dumps(found, indent=1) + "\n"
-            write_atomically(args.json, lambda file: file.write(content.encode()))
+            write_json(args.json, found)
     return 0

@@ -12,6 +12,7 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
+from spatialflow.data.registration import category_ids
 from spatialflow.utils.visualize import draw_panoptic
 
 
@@ -34,14 +35,7 @@ class ResultWriter:
         self.metadata = metadata
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
-        things, stuff = (
-            {contiguous: category_id for category_id, contiguous in mapping.items()}
-            for mapping in (
-                metadata.thing_dataset_id_to_contiguous_id,
-                metadata.stuff_dataset_id_to_contiguous_id,
-            )
-        )
-        self._category_ids = {True: things, False: stuff}
+        self._category_ids = category_ids(metadata)
         for name in ("overlays", "panoptic"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 

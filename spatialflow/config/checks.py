@@ -94,11 +94,6 @@ def _has_own_backbone(cfg: CfgNode) -> bool:
     return cfg.MODEL.BACKBONE.NAME == OWN_BACKBONE
 
 
-def _takes_trunk_weights(cfg: CfgNode) -> bool:
-    own = cfg.MODEL.SPATIALFLOW
-    return own.TRUNK_PRETRAINED and own.TRUNK.startswith("timm:")
-
-
 def _level_names(cfg: CfgNode, last: int) -> list[str]:
     """Return the levels of the config's pyramid up to P<last>."""
     return [f"p{i}" for i in range(3 if _has_own_backbone(cfg) else 2, last + 1)]
@@ -265,8 +260,11 @@ BACKBONE_RULES: tuple[Rule, ...] = (
     ),
     (
         "MODEL.SPATIALFLOW.TRUNK_WEIGHTS",
-        "'' for a TRUNK other than 'timm:<model>' or without TRUNK_PRETRAINED",
-        lambda v, c: not v or _takes_trunk_weights(c),
+        "'' for a TRUNK other than 'timm:<model>'",
+        lambda v, c: not v or c.MODEL.SPATIALFLOW.TRUNK.startswith("timm:"),
+    ),
+    *only_with(
+        "MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False, one_of("MODEL.SPATIALFLOW.TRUNK_WEIGHTS", "")
     ),
     *only_with(
         "MODEL.SPATIALFLOW.TRUNK",

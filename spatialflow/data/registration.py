@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -60,19 +61,20 @@ def register_panoptic(
             a class would mix things and stuff.
         ValueError: If an option is wrong, or other data have the name.
     """
-    _register(_spec(name, images, annotations_json, panoptic_root, remap, split, limit))
+    _register(
+        DatasetSpec(
+            name=name,
+            images=str(Path(images).absolute()),
+            annotations_json=str(Path(annotations_json).absolute()),
+            panoptic_root=str(Path(panoptic_root).absolute()),
+            remap=tuple(sorted(remap.items(), key=str)) if isinstance(remap, Mapping) else remap,
+            split=None if split is None else (split[0], split[1], split[2]),
+            limit=limit,
+        )
+    )
 
 
-def register_own(
-    name: str,
-    images: str | Path,
-    annotations_json: str | Path,
-    panoptic_root: str | Path,
-    *,
-    remap: Remap = None,
-    split: Split = None,
-    limit: int | None = None,
-) -> str:
+def register_own(name: str, folder: Path, **options: Any) -> str:
     """Register data that a config describes itself, and return the data set's name.
 
     Configs of one process may call different data by one name, such as `folder_val`. The first has
@@ -80,19 +82,22 @@ def register_own(
 
     Args:
         name: Name in the config, without a digest.
-        images: As in `register_panoptic`, like all other arguments.
-        annotations_json: COCO panoptic JSON.
-        panoptic_root: Folder of the panoptic PNGs.
-        remap: Remap of the categories.
-        split: Part of a split.
-        limit: Number of images to keep.
+        folder: Folder with images/, panoptic/ and panoptic.json.
+        options: `remap`, `split` and `limit` of `DatasetSpec`.
 
     Raises:
         DataError: As `register_panoptic`.
-        ValueError: If an option is wrong.
+        ConfigError: If an option is wrong.
     """
-    spec = _spec(name, images, annotations_json, panoptic_root, remap, split, limit)
-    spec = replace(spec, own=True)
+    folder = folder.absolute()
+    spec = DatasetSpec(
+        name=name,
+        images=str(folder / "images"),
+        annotations_json=str(folder / "panoptic.json"),
+        panoptic_root=str(folder / "panoptic"),
+        own=True,
+        **options,
+    )
     known = dict(DatasetCatalog).get(name)
     if known is not None and not (isinstance(known, PanopticDataset) and known.spec == spec):
         digest = hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
@@ -110,27 +115,6 @@ def is_own(name: str) -> bool:
     """Return whether a config of this process has registered a data set as its own."""
     known = dict(DatasetCatalog).get(name)
     return isinstance(known, PanopticDataset) and known.spec.own
-
-
-def _spec(
-    name: str,
-    images: str | Path,
-    annotations_json: str | Path,
-    panoptic_root: str | Path,
-    remap: Remap,
-    split: Split,
-    limit: int | None,
-) -> DatasetSpec:
-    """Return the description of a data set from the arguments of a registration."""
-    return DatasetSpec(
-        name=name,
-        images=str(Path(images).absolute()),
-        annotations_json=str(Path(annotations_json).absolute()),
-        panoptic_root=str(Path(panoptic_root).absolute()),
-        remap=tuple(sorted(remap.items(), key=str)) if isinstance(remap, Mapping) else remap,
-        split=None if split is None else (split[0], split[1], split[2]),
-        limit=limit,
-    )
 
 
 def _register(spec: DatasetSpec) -> None:
@@ -225,6 +209,21 @@ def find_dataset(name: str) -> PanopticDataset:
             f"{[k for k, v in DatasetCatalog.items() if isinstance(v, PanopticDataset)]}"
         )
     return dataset
+
+
+def category_ids(metadata: Metadata) -> dict[bool, dict[int, int]]:
+    """Return contiguous class → category id of the data set, for things (True) and stuff (False).
+
+    Args:
+        metadata: Metadata of a data set, complete.
+    """
+    return {
+        isthing: {contiguous: category_id for category_id, contiguous in ids.items()}
+        for isthing, ids in (
+            (True, metadata.thing_dataset_id_to_contiguous_id),
+            (False, metadata.stuff_dataset_id_to_contiguous_id),
+        )
+    }
 
 
 def ensure_metadata(name: str) -> Metadata:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import DatasetCatalog
 from detectron2.engine import hooks
 from detectron2.utils import comm
 
+from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.utils.files import write_json
@@ -126,12 +128,13 @@ class EvaluationHook(hooks.EvalHook):
 
         The main process decides for all.
         """
-        record: dict[str, Any] = {}
+        record = None
         if comm.is_main_process() and self._record_path().is_file():
-            record = json.loads(self._record_path().read_text())
+            found = json.loads(self._record_path().read_text())
+            if (found["iterations"], found["config"]) == (iterations, self._config_digest()):
+                record = found
         record = comm.all_gather(record)[0]
-        expected = (iterations, self._config_digest())
-        if (record.get("iterations"), record.get("config")) != expected:
+        if record is None:
             return False
         self.load_state_dict(record["state"])
         self.trainer._last_eval_results = _with_nan(record["results"])
@@ -144,14 +147,18 @@ class EvaluationHook(hooks.EvalHook):
     def _config_digest(self) -> str:
         """Return a digest of all keys and data that can change the result of an evaluation.
 
-        The name of the evaluation JSON has a digest of its data.
+        The name of an evaluation JSON has a digest of its data. Data sets that other code has
+        registered, for evaluators of its own, have none.
         """
         keys = self.trainer.cfg.clone()
         keys.defrost()
         # Without a period no best model is kept.
         keys.TEST.EVAL_PERIOD = int(self._period > 0)
         text = "".join(keys[name].dump() for name in KEYS_OF_AN_EVALUATION)
-        text += "".join(str(panoptic_json(name)) for name in keys.DATASETS.TEST)
+        datasets = dict(DatasetCatalog)
+        for name in keys.DATASETS.TEST:
+            if isinstance(datasets.get(name), PanopticDataset):
+                text += str(panoptic_json(name))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def state_dict(self) -> dict[str, Any]:

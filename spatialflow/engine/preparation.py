@@ -168,9 +168,7 @@ def _register_folder(folder: CfgNode) -> dict[str, str]:
         side = name.removeprefix("folder_")
         names[name] = register_own(
             name,
-            root / "images",
-            root / "panoptic.json",
-            root / "panoptic",
+            root,
             remap=folder.REMAP or None,
             split=None if side == "all" else (side, folder.VAL_FRACTION, folder.SPLIT_SEED),
             limit=folder.LIMIT or None,

@@ -52,16 +52,9 @@ def setup(
     """
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
-    weights = cfg.MODEL.WEIGHTS
     resume = getattr(args, "resume", False)
     evaluation = getattr(args, "eval_only", False)
-    if evaluation and not weights and not (resume and has_checkpoint(cfg.OUTPUT_DIR)):
-        raise ConfigError(
-            "MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume "
-            "and a checkpoint in OUTPUT_DIR"
-        )
-    if not resume:
-        check_weights_file(weights)
+    _check_weights(cfg, resume=resume, evaluation=evaluation)
     if cfg.SEED < 0:
         cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
@@ -86,6 +79,23 @@ def setup(
     if replaced:
         logger.info("MODEL.SPATIALFLOW.STUFF_ATTENTION in place of the genotype's: %s", replaced)
     return cfg
+
+
+def _check_weights(cfg: CfgNode, *, resume: bool, evaluation: bool) -> None:
+    """Check that the weights that a run starts from are there.
+
+    Raises:
+        CheckpointError: If the file is missing.
+        ConfigError: If an evaluation has no weights.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if evaluation and not weights and not (resume and has_checkpoint(cfg.OUTPUT_DIR)):
+        raise ConfigError(
+            "MODEL.WEIGHTS is empty: an evaluation needs weights, or --resume and a checkpoint in "
+            "OUTPUT_DIR"
+        )
+    if not resume:
+        check_weights_file(weights)
 
 
 def _choose_seed(output_dir: str, *, resume: bool) -> int:
@@ -143,7 +153,7 @@ def _check_same_genotype(cfg: CfgNode) -> None:
     """
     folder, given = Path(cfg.OUTPUT_DIR), cfg.MODEL.SPATIALFLOW.GENOTYPE
     path = folder / "genotype.json"
-    if not (folder / "last_checkpoint").is_file() or not path.is_file():
+    if not has_checkpoint(cfg.OUTPUT_DIR) or not path.is_file():
         return
     genotype, own = genotype_of(cfg), Genotype.load(path)
     if genotype.hash != own.hash:

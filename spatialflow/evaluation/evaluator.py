@@ -21,14 +21,13 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
 from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
-from spatialflow.data.registration import ensure_metadata
+from spatialflow.data.registration import category_ids, ensure_metadata
 from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
@@ -59,6 +58,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._output_dir = None if output_dir is None else Path(output_dir)
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
+        self._category_ids = category_ids(self._metadata)
         truth = json.loads(panoptic_json(dataset_name).read_text())
         self._dataset_name = dataset_name
         self._categories = {c["id"]: c for c in truth["categories"]}
@@ -105,11 +105,46 @@ class PanopticEvaluator(DatasetEvaluator):
                 "file_name": image["file_name"],
                 "classes": count_matches(
                     (true_ids, truth["segments_info"]),
-                    _with_dataset_ids(ids.cpu().numpy(), segments, self._metadata, image_id),
+                    self._with_dataset_ids(ids.cpu().numpy(), segments, image_id),
                     self._categories,
                     image_id,
                 ),
             }
+
+    def _with_dataset_ids(
+        self, ids: np.ndarray, segments: list[dict[str, Any]] | None, image: int | str
+    ) -> Segmentation:
+        """Return a panoptic result with the data set's category ids, as Detectron2 converts it.
+
+        Args:
+            ids: (H, W) segment ids, or labels if there are no segments.
+            segments: Segments in Detectron2's format, or None.
+            image: Id of the image, for errors.
+
+        Returns:
+            (H, W) segment ids and the segments; nothing of the given ones is changed.
+
+        Raises:
+            ValueError: If a segment has a contiguous category id that the data set does not have.
+        """
+        if segments is None:
+            ids, divisor, things = ids + 1, self._metadata.label_divisor, self._category_ids[True]
+            labels = [(int(i), int(i - 1) // divisor) for i in np.unique(ids) if i]
+            segments = [{"id": i, "category_id": c, "isthing": c in things} for i, c in labels]
+        converted = []
+        for segment in segments:
+            category_id, isthing = segment["category_id"], segment.get("isthing")
+            if isthing is not None:
+                known = self._category_ids[bool(isthing)]
+                if category_id not in known:
+                    raise ValueError(
+                        f"segment {segment['id']} in the panoptic result of image {image!r} is "
+                        f"{'thing' if isthing else 'stuff'} of class {category_id}; one of "
+                        f"{sorted(known)} expected"
+                    )
+                category_id = known[category_id]
+            converted.append({"id": segment["id"], "category_id": category_id})
+        return ids, converted
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Gather the counts of all ranks, log the tables and write the JSON.
@@ -156,45 +191,6 @@ def _read_truth(path: str, image: ListedImage) -> np.ndarray:
     ids = cv2.cvtColor(colors, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0]
     ids &= MAX_SEGMENT_ID
     return ids
-
-
-def _with_dataset_ids(
-    ids: np.ndarray, segments: list[dict[str, Any]] | None, metadata: Metadata, image: int | str
-) -> Segmentation:
-    """Return a panoptic result with the data set's category ids, as Detectron2 converts it.
-
-    Args:
-        ids: (H, W) segment ids, or labels if there are no segments.
-        segments: Segments in Detectron2's format, or None.
-        metadata: Metadata of the data set, with ``label_divisor`` if there are no segments.
-        image: Id of the image, for errors.
-
-    Returns:
-        (H, W) segment ids and the segments; nothing of the given ones is changed.
-
-    Raises:
-        ValueError: If a segment has a contiguous category id that the data set does not have.
-    """
-    things = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-    stuff = {v: k for k, v in metadata.stuff_dataset_id_to_contiguous_id.items()}
-    if segments is None:
-        ids = ids + 1
-        labels = [(int(i), int(i - 1) // metadata.label_divisor) for i in np.unique(ids) if i]
-        segments = [{"id": i, "category_id": c, "isthing": c in things} for i, c in labels]
-    converted = []
-    for segment in segments:
-        category_id, isthing = segment["category_id"], segment.get("isthing")
-        if isthing is not None:
-            known = things if isthing else stuff
-            if category_id not in known:
-                raise ValueError(
-                    f"segment {segment['id']} in the panoptic result of image {image!r} is "
-                    f"{'thing' if isthing else 'stuff'} of class {category_id}; one of "
-                    f"{sorted(known)} expected"
-                )
-            category_id = known[category_id]
-        converted.append({"id": segment["id"], "category_id": category_id})
-    return ids, converted
 
 
 def results_table(results: dict[str, Any]) -> str:

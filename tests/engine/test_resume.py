@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -200,6 +201,19 @@ def test_a_finished_evaluation_is_not_done_again(scenes_cfg, scenes, tmp_path, q
     assert evaluated == [50.0, 60.0, 1.0]
     train(cfg)
     assert evaluated == [50.0, 60.0, 1.0, 2.0, 3.0]
+
+
+def test_data_sets_of_other_code_are_evaluated_by_its_evaluators(scenes_cfg, qualities):
+    """The record of an evaluation has no digest of such data."""
+    _, evaluated = qualities
+    DatasetCatalog.register("foreign", list)
+    try:
+        cfg = scenes_cfg({"DATASETS.TEST": ("foreign",), "SOLVER.MAX_ITER": 1})
+        train(cfg)
+        assert train(cfg, resume=True) == 1
+    finally:
+        DatasetCatalog.remove("foreign")
+    assert evaluated == [50.0]
 
 
 def test_a_killed_training_of_the_same_folder_leaves_no_finished_evaluation(

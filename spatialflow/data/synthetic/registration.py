@@ -45,7 +45,5 @@ def register_scenes(*, train: int, val: int, size: int) -> dict[str, str]:
                     raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        names[f"scenes_{side}"] = register_own(
-            f"scenes_{side}", root / "images", root / "panoptic.json", root / "panoptic"
-        )
+        names[f"scenes_{side}"] = register_own(f"scenes_{side}", root)
     return names
