@@ -225,7 +225,9 @@ class Checkpointer(DetectionCheckpointer):
                     "MODEL.BACKBONE.FREEZE_AT would keep them as they start, at random: "
                     f"{_some('without', random)}another file, or FREEZE_AT 0 expected"
                 )
-            taken = Counter(_part(name) for name in own if name not in absent)
+            # PyTorch does not report a missing counter of batches.
+            found = [n for n in own if n not in absent and not n.endswith("num_batches_tracked")]
+            taken = Counter(map(_part, found))
             counts = ", ".join(f"{part} ({count} tensors)" for part, count in taken.items())
             self.logger.info("Taken from %s: %s", self._source, counts)
         return incompatible
