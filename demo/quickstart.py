@@ -43,11 +43,9 @@ def main() -> None:
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
-    print(
-        f"Training for {cfg.SOLVER.MAX_ITER} iterations; the whole log is in {args.output}/log.txt"
-    )
-    start = time.perf_counter()
-    with errors_in_one_line():
+        iterations = cfg.SOLVER.MAX_ITER
+        print(f"Training for {iterations} iterations; the whole log is in {args.output}/log.txt")
+        start = time.perf_counter()
         trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]
@@ -57,7 +55,7 @@ def main() -> None:
     picture = draw_examples(cfg, test, Path(cfg.OUTPUT_DIR) / "predictions.png", args.pictures)
     images = len(DatasetCatalog.get(test))
     print(
-        f"\n{cfg.SOLVER.MAX_ITER} iterations and evaluation in {minutes:.1f} minutes "
+        f"\n{iterations} iterations and evaluation in {minutes:.1f} minutes "
         f"with {torch.get_num_threads()} threads.\n"
         f"On {images} unseen images:       PQ     things  stuff\n"
         f"  SpatialFlow (this run)   {row(results)}\n"

@@ -30,8 +30,7 @@ def main() -> None:
     with errors_in_one_line():
         opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
         search = SearchTrainer(config(folder, opts, SearchTrainer))
-    print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
-    with errors_in_one_line():
+        print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
         search.resume_or_load(resume=False)
         search.train()
         path = search.write_genotype()
@@ -48,8 +47,7 @@ def main() -> None:
     with errors_in_one_line():
         cfg = config(trained, opts, Trainer)
         trainer = Trainer(cfg)
-    print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
-    with errors_in_one_line():
+        print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
         trainer.train()
     picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / "predictions.png", 6)
     trained_at = time.perf_counter()
