@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
+from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.reference.conversion import (
     Conversion,
     ReferenceLayout,
@@ -46,8 +47,7 @@ def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
                 "of those with 54 (COCO) is it known that things-other has index 36"
             )
     layout = ReferenceLayout.from_config(cfg, reference, things_other)
-    cfg = cfg.clone()
-    cfg.defrost()
+    cfg = for_checkpoint(cfg)
     cfg.MODEL.DEVICE = "cpu"
     return convert_reference(reference, build_model(cfg).state_dict(), layout)
 
