@@ -55,7 +55,8 @@ def works(models: dict[str, nn.Module], item: dict[str, Any]) -> dict[str, Calla
             return models[SPATIALFLOW]([item])
 
     found[HALF] = half
-    packed = copy.deepcopy(models[PANOPTIC_FPN])
+    # In this format the packed operator has its output, and would have to copy it into another.
+    packed = copy.deepcopy(models[PANOPTIC_FPN]).to(memory_format=torch.channels_last)
     pack_convolutions(packed)
     found[PACKED] = lambda: packed([item])
     return found

@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,8 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from spatialflow import SpatialFlow
 from spatialflow.modeling.layers import packed_conv, packed_weights
@@ -300,15 +302,32 @@ def test_failing_operators_leave_pytorchs_way(
     assert f"{KEY} has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        FakeTensorMode,
+        forward_ad.dual_level,
+    ],
+)
 def test_the_self_test_does_not_depend_on_the_callers_mode(
-    autocast: bool, fresh_self_test: None
+    mode: Callable[[], Any], fresh_self_test: None
 ) -> None:
     expected = packable_dtypes()
     packable_dtypes.cache_clear()
     torch.manual_seed(0)
     drawn = torch.rand(())
     torch.manual_seed(0)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with mode():
         assert packable_dtypes() == expected
     assert torch.rand(()) == drawn
+
+
+def test_the_self_test_does_not_depend_on_the_default_type(fresh_self_test: None) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.float32 in packable_dtypes()
+    finally:
+        torch.set_default_dtype(torch.float32)
