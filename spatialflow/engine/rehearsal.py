@@ -17,6 +17,7 @@ from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.readable import check_images
 from spatialflow.engine.output import in_main_process
 from spatialflow.utils.files import check_outputs
+from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ def rehearse_evaluation(
         except NotImplementedError:  # Detectron2's evaluation leaves such a data set out, too
             continue
         evaluator.reset()
-        batch = next(iter(loader), None)
-        if batch is not None:  # None: other processes have all images
-            with inference_context(model), torch.no_grad():
+        with seeded(0), inference_context(model), torch.no_grad():  # a loader draws a seed
+            batch = next(iter(loader), None)
+            if batch is not None:  # None: other processes have all images
                 evaluator.process(batch, model(batch))
     if names:
         logger.info("evaluation was tried with one image of %s", ", ".join(names))

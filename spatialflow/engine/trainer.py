@@ -131,9 +131,20 @@ class Trainer(DefaultTrainer):
             if locked:
                 remove_partial_files(self.cfg.OUTPUT_DIR)
             if self.start_iter < self.max_iter:
-                in_main_process(self._check_outputs)
-                self.rehearse(self.cfg, self.model)
+                self.rehearse_end()
             return super().train()
+
+    def rehearse_end(self) -> None:
+        """Try what checkpoints and evaluations will need, before the first step.
+
+        Raises:
+            ConfigError: If a key, the cache or a place in ``OUTPUT_DIR`` cannot be used, data have
+                other classes than the config, or a checkpoint does not fit on the disk.
+            DataError: If a file of the data is missing, broken or contradicts another one.
+        """
+        check_classes(self.cfg, (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST))
+        in_main_process(self._check_outputs)
+        self.rehearse(self.cfg, self.model)
 
     def _check_outputs(self) -> None:
         numbered = [path.name for path in Path(self.cfg.OUTPUT_DIR).glob("*.pth")]
@@ -163,7 +174,6 @@ class Trainer(DefaultTrainer):
             for name in cfg.DATASETS.TEST
             if own_test or isinstance(datasets.get(name), PanopticDataset)
         ]
-        check_classes(cfg, names)
         rehearse_evaluation(cls, cfg, augmented(cfg, model), names)
 
     def run_step(self) -> None:

@@ -16,11 +16,12 @@ from darts.architect import Named
 from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
-from spatialflow.engine.output import RUN_FILES, output_held
+from spatialflow.engine.output import RUN_FILES, in_main_process, output_held
 from spatialflow.engine.trainer import Trainer
 from spatialflow.search.derivation import DERIVED_FILES, Derivation
 from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.log import LOG_FILE, SearchLog
+from spatialflow.search.report import rehearse_report
 from spatialflow.search.settings import check_search_config, learner_settings
 from spatialflow.search.space import (
     flow_costs,
@@ -154,6 +155,11 @@ class SearchTrainer(Trainer):
         resumes = resume and self.checkpointer.has_checkpoint()
         if self.cfg.SEARCH.WEIGHTS and not resumes:
             start_from(self.cfg, self.supernet)
+
+    def rehearse_end(self) -> None:
+        """Try what checkpoints, evaluations and the report will need, before the first step."""
+        super().rehearse_end()
+        in_main_process(lambda: rehearse_report(self.cfg, self.supernet))
 
     @property
     def derivation(self) -> Derivation:
