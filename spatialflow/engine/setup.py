@@ -126,7 +126,7 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
         keys: Keys of ``DATASETS`` to check.
 
     Raises:
-        ConfigError: If there is nothing to train on, a name is unknown, or the classes differ.
+        ConfigError: If there is nothing to train or evaluate on, a name is unknown, or the classes differ.
         DataError: If a folder is missing, a JSON is missing or wrong, or no image is left.
     """
     for key in keys:
@@ -142,6 +142,10 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
                     dataset.check()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+    if list(keys) == ["TEST"] and not cfg.DATASETS.TEST:
+        raise ConfigError(
+            "DATASETS.TEST is empty: the name of a registered data set expected, to evaluate on"
+        )
     if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
         raise ConfigError(
             "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "

@@ -271,6 +271,12 @@ def test_an_empty_part_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
+def test_an_evaluation_of_nothing_is_refused(scenes, tmp_path):
+    more = ["DATASETS.TEST", (), "MODEL.WEIGHTS", __file__]
+    with pytest.raises(ConfigError, match="DATASETS.TEST is empty"):
+        setup(parse("evaluate", [*words(scenes, tmp_path / "output"), *more]))
+
+
 def test_images_without_annotations_are_counted(scenes_cfg, own_scenes):
     root, register = own_scenes
     content = json.loads((root / "panoptic.json").read_text())
