@@ -126,7 +126,8 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
         keys: Keys of ``DATASETS`` to check.
 
     Raises:
-        ConfigError: If there is nothing to train or evaluate on, a name is unknown, or the classes differ.
+        ConfigError: If there is nothing to train or evaluate on, a name is unknown, or classes
+            differ.
         DataError: If a folder is missing, a JSON is missing or wrong, or no image is left.
     """
     for key in keys:
