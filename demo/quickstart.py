@@ -25,10 +25,13 @@ from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.data import ensure_metadata, panoptic_ground_truth
 from spatialflow.engine import Predictor, Trainer, setup
+from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import check_outputs
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
 
 SCENES_CONFIG = "generated/spatialflow.yaml"
 FOLDER_CONFIG = "Base-Small.yaml"
+PICTURE_FILE = "predictions.png"
 
 
 def main() -> None:
@@ -40,7 +43,10 @@ def main() -> None:
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
     show_progress_only(args.output)
     with errors_in_one_line():
+        if args.pictures < 1:
+            raise ConfigError(f"--pictures: {args.pictures} given, 1 or more expected")
         cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
+        check_outputs(cfg.OUTPUT_DIR, [PICTURE_FILE])
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=False)
         iterations = cfg.SOLVER.MAX_ITER
@@ -52,7 +58,7 @@ def main() -> None:
     train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
     print("\nThe colour classifier, for comparison:")
     colours = evaluate_colour_classifier(train, test)
-    picture = draw_examples(cfg, test, Path(cfg.OUTPUT_DIR) / "predictions.png", args.pictures)
+    picture = draw_examples(cfg, test, Path(cfg.OUTPUT_DIR) / PICTURE_FILE, args.pictures)
     images = len(DatasetCatalog.get(test))
     print(
         f"\n{iterations} iterations and evaluation in {minutes:.1f} minutes "

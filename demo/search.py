@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from quickstart import draw_examples, row, show_progress_only  # beside this file
+from quickstart import PICTURE_FILE, draw_examples, row, show_progress_only  # beside this file
 
 from darts.genotype import Genotype
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, setup
 from spatialflow.search.trainer import SearchTrainer
+from spatialflow.utils.files import check_outputs
 
 SEARCH_CONFIG = "search/demo.yaml"
 
@@ -29,6 +30,7 @@ def main() -> None:
     start = time.perf_counter()
     with errors_in_one_line():
         opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
+        check_outputs(folder / "trained", [PICTURE_FILE])
         search = SearchTrainer(config(folder, opts, SearchTrainer))
         print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
         search.resume_or_load(resume=False)
@@ -49,7 +51,7 @@ def main() -> None:
         trainer = Trainer(cfg)
         print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
         trainer.train()
-    picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / "predictions.png", 6)
+    picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / PICTURE_FILE, 6)
     trained_at = time.perf_counter()
     flows = "\n".join(f"  {flow}" for flow in genotype.flows) or "  none"
     loss = genotype.provenance["held_out_loss"]

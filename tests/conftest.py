@@ -189,6 +189,40 @@ def scenes_cfg(tiny_cfg, scenes):
     return build
 
 
+HOLDER = """
+import os, sys, types
+package = types.ModuleType("spatialflow")  # without the seconds that its imports take
+package.__path__ = [sys.argv[1]]
+sys.modules["spatialflow"] = package
+from spatialflow.utils.hold import hold
+folder, sys.argv[0] = sys.argv[2], "other_run"
+hold(folder, "OUTPUT_DIR")
+worker = os.fork()  # as the workers of a loader
+if worker:
+    print(worker, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_run():
+    """Return a function that starts a process that holds a folder until its input is closed."""
+    started = []
+
+    def start(folder):
+        command = [sys.executable, "-W", "ignore", "-c", HOLDER, ROOT / "spatialflow", folder]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen([*map(str, command)], stdin=pipe, stdout=pipe, text=True))
+        started[-1].worker = int(started[-1].stdout.readline())
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(timeout=60)
+
+
 @pytest.fixture
 def program(tmp_path):
     """Return a function that runs a script of the repository, or spatialflow, in another folder."""

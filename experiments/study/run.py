@@ -50,6 +50,7 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.engine import prepare_config
 from spatialflow.search.space import random_genotypes, write_genotypes
 from spatialflow.utils.files import write_atomically
+from spatialflow.utils.hold import hold
 
 
 class Study:
@@ -89,6 +90,7 @@ class Study:
         The second round has other seeds, and only stages that depend on the search. It trains a
         shortlist more often before it chooses a finalist, and it trains more rivals in the final.
         """
+        hold(self.folder, "--output")
         restore(self.kept, self.folder)
         if self.round == 1:
             self.train("harness", [HUMAN, PARALLEL], HARNESS_SEEDS)

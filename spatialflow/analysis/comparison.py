@@ -24,8 +24,10 @@ from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
+from spatialflow.utils.hold import held
 
 SPEED_FILE = "speed.json"
+WEIGHTS_FILE = "model_final.pth"
 COST_HEAD = ("GFLOPs", "ms an image", "time ×")
 
 
@@ -113,10 +115,38 @@ class Comparison:
         }
 
     def train(self, name: str, seed: int) -> None:
-        """Train and evaluate a genotype with a seed, and write the result."""
-        cfg = self._config(name, seed)
-        cfg.freeze()
-        run_trial(cfg, self._result_file(name, seed), self.identity(name, seed))
+        """Train and evaluate a genotype with a seed, and write the result.
+
+        Raises:
+            ConfigError: If another process trains the same, or the config is not valid.
+        """
+        with held(self._folder(name, seed), "--output"):
+            cfg = self._config(name, seed)
+            cfg.freeze()
+            run_trial(cfg, self._result_file(name, seed), self.identity(name, seed))
+
+    def check_costs(self) -> None:
+        """Check that :meth:`costs` will find its networks, those still to be trained aside.
+
+        Raises:
+            ConfigError: If weights are missing of a run whose result is kept.
+        """
+        if self._kept_costs() is not None:
+            return
+        for name in self.genotypes:
+            weights = self._folder(name, self.seeds[0]) / WEIGHTS_FILE
+            if self.result(name, self.seeds[0]) is not None and not weights.is_file():
+                raise ConfigError(
+                    f"{weights}: not there, though {self._result_file(name, self.seeds[0])} is; "
+                    "give --no-speed to measure no times, or remove that result to train again"
+                )
+
+    def _kept_costs(self) -> dict[str, dict[str, Any]] | None:
+        path = self.output / SPEED_FILE
+        if not path.is_file():
+            return None
+        content: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        return content if list(content) == list(self.genotypes) else None
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """Measure GFLOPs and inference time of the networks that the first seed gave.
@@ -127,16 +157,13 @@ class Comparison:
             For every genotype ``GFLOPs``, ``time`` over that of the first genotype, and
             ``time seconds``: median, least and most.
         """
-        path = self.output / SPEED_FILE
-        names = list(self.genotypes)
-        if path.is_file():
-            content: dict[str, dict[str, Any]] = json.loads(path.read_text())
-            if list(content) == names:
-                return content
-        models = {}
+        kept = self._kept_costs()
+        if kept is not None:
+            return kept
+        path, names, models = self.output / SPEED_FILE, list(self.genotypes), {}
         for name in names:
             cfg = self._config(name, self.seeds[0])
-            cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR, "model_final.pth"))
+            cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR, WEIGHTS_FILE))
             models[name] = TimedModel(cfg)
         times = time_in_turn({name: model.inference for name, model in models.items()}, IMAGES)
         content = {
@@ -152,9 +179,12 @@ class Comparison:
     def _result_file(self, name: str, seed: int) -> Path:
         return self.output / f"{name}-seed{seed}.json"
 
+    def _folder(self, name: str, seed: int) -> Path:
+        return self.output / f"{name}-seed{seed}"
+
     def _config(self, name: str, seed: int) -> CfgNode:
         """Return the complete config of a run, with its genotype in its output folder."""
-        folder = self.output / f"{name}-seed{seed}"
+        folder = self._folder(name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / "genotype.json").absolute()
         self.genotypes[name].save(path)

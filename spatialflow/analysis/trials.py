@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from spatialflow.analysis.costs import count_parameters
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
-from spatialflow.utils.errors import ProcessError
+from spatialflow.utils.errors import ConfigError, ProcessError
 from spatialflow.utils.files import write_atomically
 from spatialflow.utils.randomness import seed_generators
 
@@ -62,7 +62,12 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
         target: JSON file to write.
         identity: Fields that identify the run, such as contestant and seed. They become part of
             the result.
+
+    Raises:
+        ConfigError: If there is no data set to evaluate on.
     """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: a trial counts by its PQ, on the first of them")
     setup_logger(cfg.OUTPUT_DIR, name="spatialflow")
     seed_generators(cfg.SEED)
     trainer = PQTrainer(cfg)

@@ -8,11 +8,11 @@ import torch
 from detectron2.modeling import build_model
 
 from spatialflow.analysis.costs import measure_parts
-from spatialflow.analysis.tables import complete, table
+from spatialflow.analysis.tables import complete, fill, table
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import genotype_of, get_cfg
 from spatialflow.engine import prepare_config
-from spatialflow.utils.files import write_json
+from spatialflow.utils.files import check_outputs, write_json
 
 
 def rows(parts: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -37,6 +37,10 @@ def main(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with errors_in_one_line():
+        if args.json:
+            check_outputs(args.json.parent, [args.json.name])
+        if args.write:
+            fill(args.write.read_text(), {"parts": ""}, str(args.write))
         opts = ["MODEL.WEIGHTS", "", "MODEL.SPATIALFLOW.TRUNK_PRETRAINED", False]
         # Without training no score is above the threshold of the config.
         opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", 0.0]

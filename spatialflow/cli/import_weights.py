@@ -21,7 +21,7 @@ from spatialflow.reference.conversion import (
     stuff_outputs,
 )
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import check_outputs, write_atomically
 
 
 def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
@@ -56,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     """Convert one file, and return the exit status."""
     with errors_in_one_line():
         cfg = get_cfg(args.config_file, args.opts)
+        check_outputs(args.output.parent, [args.output.name])
         conversion = convert(args.input, cfg, args.things_other_index)
         content = {
             "model": conversion.state,

@@ -21,6 +21,7 @@ from spatialflow.data import ensure_metadata
 from spatialflow.engine import Predictor, prepare_config
 from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.hold import hold
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 # Errors of reading a file that is no image, or a part of one.
@@ -33,8 +34,9 @@ def main(args: argparse.Namespace) -> int:
         paths, failures = list_images(args.input)
         cfg = read_config(args.config_file, args.opts)
         metadata = class_metadata(cfg)
-        predictor = Predictor(cfg)
+        hold(args.output, "--output")
         writer = ResultWriter(Path(args.output), metadata)
+        predictor = Predictor(cfg)
         failures += predict(paths, predictor, writer)
         writer.finish()
     print(f"{len(writer.images)} image(s) in {args.output}")

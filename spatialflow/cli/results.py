@@ -13,7 +13,10 @@ from PIL import Image
 
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import category_ids
+from spatialflow.utils.files import check_outputs, write_atomically
 from spatialflow.utils.visualize import draw_panoptic
+
+RESULT_FILE = "panoptic.json"
 
 
 class ResultWriter:
@@ -30,6 +33,9 @@ class ResultWriter:
         Args:
             folder: Folder to write to.
             metadata: Metadata with names, colours and ids of the classes.
+
+        Raises:
+            ConfigError: If a file or a folder is in the way.
         """
         self.folder = folder
         self.metadata = metadata
@@ -37,7 +43,8 @@ class ResultWriter:
         self.annotations: list[dict[str, Any]] = []
         self._category_ids = category_ids(metadata)
         for name in ("overlays", "panoptic"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            check_outputs(folder / name, [])
+        check_outputs(folder, [RESULT_FILE])
 
     def add(
         self, path: Path, image_rgb: np.ndarray, result: tuple[torch.Tensor, list[dict[str, Any]]]
@@ -112,4 +119,5 @@ class ResultWriter:
             "annotations": self.annotations,
             "categories": sorted(categories, key=lambda category: category["id"]),
         }
-        (self.folder / "panoptic.json").write_text(json.dumps(content))
+        text = json.dumps(content)
+        write_atomically(self.folder / RESULT_FILE, lambda file: file.write(text.encode()))

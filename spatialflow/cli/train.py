@@ -18,6 +18,7 @@ def prepare(args: argparse.Namespace) -> Work:
         model = Trainer.build_model(for_checkpoint(cfg))
         model.eval()  # the checkpointer then expects every tensor in the file
         Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.rehearse(cfg, model)
         return functools.partial(Trainer.test, cfg, model)
     resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
     trainer = Trainer(cfg, from_checkpoint=resumes)

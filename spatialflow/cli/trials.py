@@ -12,6 +12,8 @@ from spatialflow.analysis.tables import complete, fill
 from spatialflow.analysis.trials import run_in_subprocess
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import check_outputs
+from spatialflow.utils.hold import hold
 
 TABLE_FILE = "comparison.md"
 
@@ -40,6 +42,10 @@ def main(args: argparse.Namespace) -> int:
 def compare(comparison: Comparison, args: argparse.Namespace) -> None:
     """Train what is missing in processes of their own, then print and write the tables."""
     setup_logger(name="spatialflow")
+    hold(args.output, "--output")
+    check_outputs(args.output, [TABLE_FILE])
+    if not args.no_speed:
+        comparison.check_costs()
     for page in args.write:
         # A page without the mark is refused before hours of training.
         fill(page.read_text(), {args.mark: ""}, str(page))

@@ -142,6 +142,14 @@ def _norm(key: str, channels_key: str, *more: str) -> tuple[Rule, Rule]:
     )
 
 
+def _are_expected_results(value: Any, cfg: CfgNode) -> bool:
+    tasks = ("panoptic_seg", "bbox", "segm")
+    right = all(row[0] in tasks and math.isfinite(row[2] + row[3]) for row in value)
+    return (
+        right and all(len(row) == 4 for row in value) and (not value or len(cfg.DATASETS.TEST) == 1)
+    )
+
+
 def _is_crop_size(value: Any, cfg: CfgNode) -> bool:
     kind = cfg.INPUT.CROP.TYPE
     right = all(0 < x <= 1 if "relative" in kind else x >= 1 and x == int(x) for x in value)
@@ -319,6 +327,19 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ),
     *at_least(0, "INPUT.MIN_SIZE_TEST"),
     *at_least(1, "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
+    *only_with(
+        "TEST.AUG.ENABLED",
+        True,
+        ("TEST.AUG.MIN_SIZES", "sizes of 0 or more", lambda v, _: v and min(v) >= 0),
+        *at_least(1, "TEST.AUG.MAX_SIZE"),
+    ),
+    *only_with("TEST.PRECISE_BN.ENABLED", True, *at_least(1, "TEST.PRECISE_BN.NUM_ITER")),
+    (
+        "TEST.EXPECTED_RESULTS",
+        "lists of a task (panoptic_seg, bbox, segm), a metric, a value and a tolerance, of one "
+        "data set in DATASETS.TEST",
+        _are_expected_results,
+    ),
     (
         "SOLVER.REFERENCE_WORLD_SIZE",
         "0 or a number of processes that divides IMS_PER_BATCH",

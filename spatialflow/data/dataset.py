@@ -85,18 +85,17 @@ class PanopticDataset:
             raise self.error(defects)
         return spec, annotations
 
-    def check_places(self) -> None:
-        """Look for the JSON and the folders, without reading them.
+    def check(self) -> None:
+        """Look for the folders, read the JSON, and fill the metadata; no other file is looked at.
 
         Raises:
-            DefectError: If one of them is missing.
+            DefectError: If a place is missing, `examine` finds a defect, or no image is left.
         """
-        spec = self.spec.with_absolute_paths()
-        defects = _missing_folders(spec)
-        if not Path(spec.annotations_json).is_file():
-            defects.append(Defect(spec.annotations_json, f"no such file{spec.hint}"))
-        if defects:
-            raise self.error(defects)
+        spec, annotations = self.read()
+        set_metadata(spec, annotations)
+        selection = select(spec, annotations.listing)
+        if not selection.pairs:
+            raise self.error(selection.defects[-1:])
 
     def complete_metadata(self) -> None:
         """Fill the metadata from the JSON.

@@ -306,9 +306,25 @@ def select(spec: DatasetSpec, listing: Listing) -> Selection:
     elsewhere = {image["file_name"] for image, _ in listing.pairs} - kept
     defects = [defect for defect in listing.defects if defect.image not in elsewhere]
     if not pairs:
-        message = (
-            f"data set {spec.name!r} is empty: split={spec.split} and limit={spec.limit} "
-            "keep no annotated image"
-        )
-        defects.append(Defect(spec.annotations_json, message))
+        defects.append(Defect(spec.annotations_json, _why_empty(spec, listing)))
     return Selection(pairs, defects, listing.unannotated)
+
+
+def _why_empty(spec: DatasetSpec, listing: Listing) -> str:
+    """Return the message of a data set without images: what left them out, and what to change."""
+    annotated = len(listing.pairs)
+    if not annotated or spec.split is None:
+        left_out = f"; {listing.unannotated} have no annotation" if listing.unannotated else ""
+        return f"data set {spec.name!r} has no annotated image{left_out}"
+    part, fraction, seed = spec.split
+    more = "larger" if part == "val" else "smaller"
+    fraction_key, seed_key = (
+        ("DATASETS.FOLDER.VAL_FRACTION", "DATASETS.FOLDER.SPLIT_SEED")
+        if spec.own
+        else ("the fraction of the split", "its seed")
+    )
+    return (
+        f"data set {spec.name!r}, the {part!r} part of a split, has none of the {annotated} "
+        f"annotated images: {fraction_key} {fraction} and {seed_key} {seed} given, a {more} "
+        "fraction or another seed expected"
+    )

@@ -10,11 +10,12 @@ H, W: height and width.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import find_dataset
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,23 @@ def cache_root() -> Path:
     """Return the cache folder; it need not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "spatialflow"
+
+
+@contextlib.contextmanager
+def writing_to_cache() -> Iterator[None]:
+    """Name the cache folder, and its variable, where it cannot be written inside.
+
+    Raises:
+        ConfigError: If an `OSError` is raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{CACHE_VARIABLE}: {os.environ.get(CACHE_VARIABLE, '')!r} given, and the cache folder "
+            f"{cache_root()} cannot be written: {error.strerror or error}; set this environment "
+            "variable to another folder"
+        ) from error
 
 
 def panoptic_json(name: str) -> Path:
@@ -58,7 +77,7 @@ def panoptic_json(name: str) -> Path:
 
     Raises:
         DataError: If a file of the data set is missing or wrong.
-        ValueError: If the name is unknown.
+        ConfigError: If the name is unknown, or the cache cannot be written.
     """
     return _evaluation_json(name, "panoptic.json", _panoptic_content)
 
@@ -74,7 +93,7 @@ def instances_json(name: str) -> Path:
 
     Raises:
         DataError: If a file of the data set is missing or wrong.
-        ValueError: If the name is unknown.
+        ConfigError: If the name is unknown, or the cache cannot be written.
     """
     return _evaluation_json(name, "instances.json", _instances_content)
 
@@ -93,18 +112,19 @@ def _evaluation_json(name: str, file_name: str, make_content: Callable[..., dict
     path = folder / file_name
     if not path.is_file():
         logger.info("writing %s of %s for evaluation, from %d images", file_name, name, len(pairs))
-        folder.mkdir(parents=True, exist_ok=True)
         classes, mapping = read_categories(
             truth.categories, spec.remap, where=spec.annotations_json
         )
-        content = make_content(spec, pairs, classes, mapping, folder)
-        content["info"] = truth.info
-        content["licenses"] = truth.licenses
-        try:
-            text = json.dumps(content)
-        except RecursionError:
-            raise DefectError([Defect(spec.annotations_json, "is nested too deeply")]) from None
-        write_atomically(path, lambda file: file.write(text.encode()))
+        with writing_to_cache():
+            folder.mkdir(parents=True, exist_ok=True)
+            content = make_content(spec, pairs, classes, mapping, folder)
+            content["info"] = truth.info
+            content["licenses"] = truth.licenses
+            try:
+                text = json.dumps(content)
+            except RecursionError:
+                raise DefectError([Defect(spec.annotations_json, "is nested too deeply")]) from None
+            write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 

@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from spatialflow.utils.errors import CheckpointError
-from spatialflow.utils.files import remove_partial_files, write_atomically
+from spatialflow.utils.files import write_atomically
 
 # A pickle of NumPy arrays needs no other names. Python 3 writes bytes in old pickles by
 # `_codecs.encode`; NumPy 2 renamed `core` to `_core`.
@@ -129,8 +129,6 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit.
         """
-        if self.save_to_disk and self.save_dir:
-            remove_partial_files(self.save_dir)
         if resume and self.has_checkpoint():
             last = Path(self.get_checkpoint_file())
             if not last.is_file() or last == Path(self.save_dir):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 
 from spatialflow.config.checks import check_config, check_training_config
 from spatialflow.data import ensure_metadata
+from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.registration import is_own, own_name, register_own
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.modeling.meta_arch import SpatialFlow
@@ -93,6 +95,34 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
             f"DATASETS.FOLDER.PATH: none given, a folder in COCO panoptic layout expected for "
             f"DATASETS {of_folder}"
         )
+    _compare_classes(cfg, names)
+
+
+def check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Check that data sets have the classes of each other and the numbers of a config.
+
+    Their JSONs are read. Data sets of other code that give no names of classes are left out, and
+    so is a config of another model.
+
+    Args:
+        cfg: Config whose numbers of classes are filled in.
+        names: Names of registered data sets.
+
+    Raises:
+        ConfigError: If they differ.
+        DataError: If a JSON is missing or wrong.
+    """
+    if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow):
+        return
+    datasets = dict(DatasetCatalog)
+    names = [n for n in names if isinstance(datasets.get(n), PanopticDataset)]
+    if names:
+        _compare_classes(cfg, names)
+
+
+def _compare_classes(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Compare the classes of data sets, and their numbers with the config's; -1 is filled in."""
+    things, stuff = cfg.MODEL.RETINANET, cfg.MODEL.SEM_SEG_HEAD
     classes = {name: _class_names(name) for name in names}
     first = classes[names[0]]
     for name, other in classes.items():
@@ -105,9 +135,11 @@ def _fill_in_class_counts(cfg: CfgNode, names: tuple[str, ...]) -> None:
         if node.NUM_CLASSES not in (-1, count):
             raise ConfigError(
                 f"{key}: {node.NUM_CLASSES} given, but data set {names[0]!r} has {count} "
-                f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things')"
+                f"({len(first[0])} thing classes; {len(first[1]) - 1} stuff classes and 'things'); "
+                "that or -1 expected, or other data"
             )
-        node.NUM_CLASSES = count
+        if node.NUM_CLASSES == -1:
+            node.NUM_CLASSES = count
     if not first[0]:
         raise ConfigError(
             f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"

@@ -17,7 +17,8 @@ from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.engine.checkpoint import check_weights_file, has_checkpoint
-from spatialflow.engine.preparation import prepare_config
+from spatialflow.engine.output import hold_output
+from spatialflow.engine.preparation import check_classes, prepare_config
 from spatialflow.engine.trainer import Trainer
 from spatialflow.utils.errors import ConfigError, DataError
 
@@ -34,7 +35,7 @@ def setup(
 
     The config is written to ``OUTPUT_DIR/config.yaml``, beside a copy of its genotype in
     ``genotype.json``. An evaluation writes both to ``OUTPUT_DIR/inference``, so that the files of
-    the training stay as they are.
+    the training stay as they are. The process holds ``OUTPUT_DIR`` from here to its end.
 
     Args:
         args: Arguments of ``spatialflow train``, as Detectron2 names them.
@@ -48,7 +49,7 @@ def setup(
 
     Raises:
         ValueError: If the config is not valid, does not fit its data or the run to resume, or if
-            files are missing. Nothing is written then.
+            files are missing, or another run works in ``OUTPUT_DIR``. Nothing is written then.
     """
     args.config_file = str(find_config(args.config_file or "Base-SpatialFlow.yaml"))
     cfg = get_cfg(args.config_file, args.opts)
@@ -60,6 +61,7 @@ def setup(
     trainer.check(cfg)
     prepare_config(cfg)
     _check_data_files(cfg, ("TEST",) if evaluation else data)
+    remark = hold_output(cfg, evaluation=evaluation)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     if not trainer.writes_genotype:
         if resume:
@@ -75,6 +77,8 @@ def setup(
     default_setup(saved, args)
     for name in ("spatialflow", "darts"):
         setup_logger(str(log_folder), distributed_rank=comm.get_rank(), name=name)
+    if remark:
+        logger.warning("%s", remark)
     replaced = genotype_of(cfg).provenance.get("choices_replaced_by_config")
     if replaced:
         logger.info("MODEL.SPATIALFLOW.STUFF_ATTENTION in place of the genotype's: %s", replaced)
@@ -113,17 +117,18 @@ def _choose_seed(output_dir: str, *, resume: bool) -> int:
 
 
 def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
-    """Check that data sets are registered and their files exist.
+    """Check that data sets are registered and can be read, and that they have the config's classes.
 
-    Without this check a training would notice missing test data only at its first evaluation.
+    Without this check a training would notice wrong test data only at its first evaluation.
 
     Args:
         cfg: Config with the data sets' names.
         keys: Keys of ``DATASETS`` to check.
 
     Raises:
-        ConfigError: If there is nothing to train on, or a name is unknown.
-        DataError: If a file or a folder is missing.
+        ConfigError: If there is nothing to train or evaluate on, a name is unknown, or classes
+            differ.
+        DataError: If a folder is missing, a JSON is missing or wrong, or no image is left.
     """
     for key in keys:
         for name in cfg.DATASETS[key]:
@@ -135,14 +140,19 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
             dataset = dict(DatasetCatalog)[name]
             if isinstance(dataset, PanopticDataset):
                 try:
-                    dataset.check_places()
+                    dataset.check()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+    if list(keys) == ["TEST"] and not cfg.DATASETS.TEST:
+        raise ConfigError(
+            "DATASETS.TEST is empty: the name of a registered data set expected, to evaluate on"
+        )
     if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
         raise ConfigError(
             "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "
             "of a --config-file"
         )
+    check_classes(cfg, [name for key in keys for name in cfg.DATASETS[key]])
 
 
 def _check_same_genotype(cfg: CfgNode) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
@@ -19,15 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.config.checks import check_training_config
 from spatialflow.config.options import SUPERNET
+from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
 from spatialflow.engine.hooks import EvaluationHook
-from spatialflow.engine.preparation import for_checkpoint
+from spatialflow.engine.output import RUN_FILES, check_free_space, in_main_process, output_held
+from spatialflow.engine.preparation import check_classes, for_checkpoint
+from spatialflow.engine.rehearsal import rehearse_evaluation
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import write_json
+from spatialflow.utils.files import check_outputs, remove_partial_files, write_json
 from spatialflow.utils.precision import amp_dtype
 
 logger = logging.getLogger(__name__)
@@ -41,9 +45,11 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         writes_genotype: Whether a run writes its own ``genotype.json`` at its end.
+        files: Names of the files that a training writes into ``OUTPUT_DIR`` once it runs.
     """
 
     writes_genotype = False
+    files: tuple[str, ...] = RUN_FILES
 
     def __init__(self, cfg: CfgNode, *, from_checkpoint: bool = False) -> None:
         """Build model, optimiser, data and hooks.
@@ -110,6 +116,66 @@ class Trainer(DefaultTrainer):
         """Inner trainer, which takes the steps of the weights (``_trainer`` in Detectron2)."""
         return self._trainer
 
+    def train(self) -> Any:
+        """Train to the end; no other process may write into ``OUTPUT_DIR`` meanwhile.
+
+        Returns:
+            The results of the evaluation at the end, where the config expects some; else None.
+
+        Raises:
+            ConfigError: If another run works in ``OUTPUT_DIR``, or something that the evaluation or
+                a checkpoint needs is missing; nothing is trained then.
+            DataError: If a file of the data is missing, broken or contradicts another one.
+        """
+        with output_held(self.cfg) as locked:
+            if locked:
+                remove_partial_files(self.cfg.OUTPUT_DIR)
+            if self.start_iter < self.max_iter:
+                self.rehearse_end()
+            return super().train()
+
+    def rehearse_end(self) -> None:
+        """Try what checkpoints and evaluations will need, before the first step.
+
+        Raises:
+            ConfigError: If a key, the cache or a place in ``OUTPUT_DIR`` cannot be used, data have
+                other classes than the config, or a checkpoint does not fit on the disk.
+            DataError: If a file of the data is missing, broken or contradicts another one.
+        """
+        check_classes(self.cfg, (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST))
+        in_main_process(self._check_outputs)
+        self.rehearse(self.cfg, self.model)
+
+    def _check_outputs(self) -> None:
+        numbered = [path.name for path in Path(self.cfg.OUTPUT_DIR).glob("*.pth")]
+        check_outputs(self.cfg.OUTPUT_DIR, [*self.files, *numbered])
+        check_free_space(self.cfg.OUTPUT_DIR, self.model, self.optimizer)
+
+    @classmethod
+    def rehearse(cls, cfg: CfgNode, model: nn.Module) -> None:
+        """Try what the evaluation of a run will need, with one image of each data set.
+
+        A subclass that evaluates in another way may override it. One that replaces :meth:`test`
+        tries no data sets of other code, as the evaluators here do not know them.
+
+        Args:
+            cfg: Config of the run.
+            model: Model of the run; nothing of it changes.
+
+        Raises:
+            ConfigError: If a key, the cache or a place in ``OUTPUT_DIR`` cannot be used.
+            DataError: If a file of the data is missing, broken or contradicts another one.
+        """
+        datasets = dict(DatasetCatalog)
+        tests = (getattr(each.test, "__func__", None) for each in (cls, Trainer))
+        own_test = len({*tests}) == 1
+        names = [
+            name
+            for name in cfg.DATASETS.TEST
+            if own_test or isinstance(datasets.get(name), PanopticDataset)
+        ]
+        rehearse_evaluation(cls, cfg, augmented(cfg, model), names)
+
     def run_step(self) -> None:
         """Take one step of the weights, and call the hooks' ``after_backward`` in the middle.
 
@@ -131,10 +197,11 @@ class Trainer(DefaultTrainer):
 
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit the model.
-            ConfigError: If a part of the trunk is frozen and random, or the processes find
-                checkpoints of different iterations.
+            ConfigError: If a part of the trunk is frozen and random, if more iterations are done
+                than ``SOLVER.MAX_ITER``, or if the processes find different checkpoints.
         """
-        if not (resume and self.checkpointer.has_checkpoint()):
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if not resumes:
             self._check_frozen_trunk()
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
@@ -142,6 +209,18 @@ class Trainer(DefaultTrainer):
             raise ConfigError(
                 f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
                 f"iterations {starts}; a folder that all machines share expected"
+            )
+        if self.start_iter > self.max_iter:
+            raise ConfigError(
+                f"SOLVER.MAX_ITER: {self.max_iter} given, but the run in {self.cfg.OUTPUT_DIR} has "
+                f"done {self.start_iter} iterations; as many or more expected, or another "
+                "OUTPUT_DIR"
+            )
+        if resumes and self.start_iter == self.max_iter:
+            logger.info(
+                "the run in %s has done its %d iterations; a larger SOLVER.MAX_ITER goes on",
+                self.cfg.OUTPUT_DIR,
+                self.max_iter,
             )
 
     def _check_frozen_trunk(self) -> None:
@@ -236,12 +315,16 @@ class Trainer(DefaultTrainer):
         Returns:
             The results by task and metric, and by data set first where there are several. The
             processes but the main one get empty results.
+
+        Raises:
+            ConfigError: If another run works in ``OUTPUT_DIR``.
         """
-        results = super().test(cfg, augmented(cfg, model), evaluators)
-        if comm.is_main_process():
-            path = Path(cfg.OUTPUT_DIR) / "results.json"
-            write_json(path, results)
-            logger.info("Results written to %s", path)
+        with output_held(cfg):
+            results = super().test(cfg, augmented(cfg, model), evaluators)
+            if comm.is_main_process():
+                path = Path(cfg.OUTPUT_DIR) / "results.json"
+                write_json(path, results)
+                logger.info("Results written to %s", path)
         return results
 
 

@@ -28,7 +28,7 @@ from darts.space import Costs
 from spatialflow.config import config_hash
 from spatialflow.search.history import history_svg
 from spatialflow.search.log import LOG_FILE, read_log
-from spatialflow.search.report import write_report
+from spatialflow.search.report import REPORT_FILE, write_report
 from spatialflow.search.settings import PERTURBATION
 from spatialflow.search.space import flow_costs
 from spatialflow.search.supernet import SpatialFlowSupernet
@@ -39,6 +39,12 @@ from spatialflow.utils.randomness import seeded
 logger = logging.getLogger(__name__)
 
 INHERITED_FILE = "inherited.pth"
+HISTORY_FILE = "history.svg"
+DERIVED_FILES = (
+    *("genotype.json", "genotype.svg", "genotype.dot"),
+    *(HISTORY_FILE, INHERITED_FILE, REPORT_FILE),
+)
+"""Files that the end of a search writes."""
 UNDECIDED = 1.25
 """Ratio of the likeliest candidates' mean share to the uniform one, below which a warning comes."""
 
@@ -179,7 +185,7 @@ class Derivation:
         if lines:
             title = f"{genotype.name}: history of the search"
             history = history_svg(self.architecture, lines, title=title)
-            (folder / "history.svg").write_text(history)
+            (folder / HISTORY_FILE).write_text(history)
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from markupsafe import Markup
 
+from darts.derive import RULES, derive
 from darts.drawing import to_svg
 from darts.genotype import Genotype, GenotypeError
 from darts.relaxation import Architecture
@@ -26,6 +27,7 @@ from spatialflow.utils import charts
 from spatialflow.utils.errors import DataError
 from spatialflow.utils.files import read_json_lines
 from spatialflow.utils.html import Page, beside, details, drawing, paragraph, picture, table
+from spatialflow.utils.randomness import seeded
 
 REPORT_FILE = "report.html"
 DRAWN = 3
@@ -62,6 +64,26 @@ def write_report(
         details("The whole config", cfg.dump()),
     )
     return page.save(Path(cfg.OUTPUT_DIR) / REPORT_FILE)
+
+
+def rehearse_report(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
+    """Draw a held-out image as :func:`write_report` will, and change nothing.
+
+    Args:
+        cfg: Config of the search.
+        supernet: Supernet at the start of the search.
+
+    Raises:
+        DataError: If a file of the data is missing, broken or contradicts another one.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEARCH.REPORT_IMAGES = min(1, cfg.SEARCH.REPORT_IMAGES)
+    architecture = supernet.architecture
+    costs, _ = flow_costs(cfg, architecture.space.topology)
+    genotype = derive(architecture, RULES["presence"](architecture), name="first", costs=costs)
+    with seeded(0):
+        list(_samples(cfg, supernet, genotype))
 
 
 def _lead(genotype: Genotype) -> str:

@@ -59,6 +59,11 @@ SEARCH_RULES: tuple[Rule, ...] = (
         "SEARCH.AUXILIARY_SKIP",
     ),
     ("SEARCH.WARMUP", "a share of the iterations, 0 to 1, without 1,", lambda v, _: 0 <= v < 1),
+    (
+        "SEARCH.WARMUP",
+        "a share that leaves the architecture some of SOLVER.MAX_ITER",
+        lambda v, c: round(v * c.SOLVER.MAX_ITER) < c.SOLVER.MAX_ITER,
+    ),
     *above_zero("SEARCH.TEMPERATURE", "SEARCH.BUDGET", "SEARCH.OPTIMIZER.LR"),
     *at_least(0, "SEARCH.OPTIMIZER.WEIGHT_DECAY"),
     (

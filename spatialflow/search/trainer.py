@@ -16,10 +16,12 @@ from darts.architect import Named
 from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
+from spatialflow.engine.output import RUN_FILES, in_main_process, output_held
 from spatialflow.engine.trainer import Trainer
-from spatialflow.search.derivation import Derivation
+from spatialflow.search.derivation import DERIVED_FILES, Derivation
 from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.log import LOG_FILE, SearchLog
+from spatialflow.search.report import rehearse_report
 from spatialflow.search.settings import check_search_config, learner_settings
 from spatialflow.search.space import (
     flow_costs,
@@ -43,6 +45,7 @@ class SearchTrainer(Trainer):
     """
 
     writes_genotype = True
+    files = (*RUN_FILES, *DERIVED_FILES, LOG_FILE)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
@@ -153,6 +156,11 @@ class SearchTrainer(Trainer):
         if self.cfg.SEARCH.WEIGHTS and not resumes:
             start_from(self.cfg, self.supernet)
 
+    def rehearse_end(self) -> None:
+        """Try what checkpoints, evaluations and the report will need, before the first step."""
+        super().rehearse_end()
+        in_main_process(lambda: rehearse_report(self.cfg, self.supernet))
+
     @property
     def derivation(self) -> Derivation:
         """The derivation of a genotype from the current supernet."""
@@ -164,9 +172,14 @@ class SearchTrainer(Trainer):
         )
 
     def write_genotype(self) -> Path:
-        """Derive the genotype, write it with its drawings and report, and return its path."""
-        # After training ``iter`` is max_iter; from a checkpoint it is the last iteration done.
-        return self.derivation.write(min(self.iter + 1, self.max_iter))
+        """Derive the genotype, write it with its drawings and report, and return its path.
+
+        Raises:
+            ConfigError: If another run works in ``OUTPUT_DIR``.
+        """
+        with output_held(self.cfg):
+            # After training ``iter`` is max_iter; from a checkpoint it is the last iteration done.
+            return self.derivation.write(min(self.iter + 1, self.max_iter))
 
 
 def _mean_over_processes(named: Named) -> Named:

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
+
+from spatialflow.utils.errors import ConfigError
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -48,8 +50,43 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     _flush_folder(path.parent)
 
 
+def check_outputs(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Make a folder, and check that files can be written into it, before the work that fills them.
+
+    Args:
+        folder: Folder of the files.
+        names: Names of the files; those that exist will be replaced.
+
+    Raises:
+        ConfigError: If a file is in the place of a folder or a folder in that of a file, or if
+            the folder or one of the files may not be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{folder}: results go there, and it is a file or lies below one; a folder expected"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{folder}: results go there, and: {error.strerror}") from error
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise ConfigError(f"{path}: a result goes there, and it is a folder; move that away")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise ConfigError(
+                f"{path}: a result goes there, and it may not be written; move it away"
+            )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: results go there, and it may not be written")
+
+
 def remove_partial_files(folder: str | os.PathLike[str]) -> None:
-    """Remove the hidden files of interrupted calls of :func:`write_atomically` from a folder."""
+    """Remove the hidden files of interrupted calls of :func:`write_atomically` from a folder.
+
+    Another process may be writing such a file: only who holds the folder may call this
+    (:mod:`spatialflow.utils.hold`).
+    """
     for path in Path(folder).glob(f".*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 

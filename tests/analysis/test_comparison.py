@@ -6,6 +6,9 @@ import pytest
 
 from darts.genotype import Flow, Genotype
 from spatialflow.analysis.comparison import Comparison, comparison_table, load_genotypes
+from spatialflow.analysis.trials import run_trial
+from spatialflow.utils.errors import ConfigError
+from spatialflow_cli.main import main
 from tests.analysis.test_intervals import random_counts, result
 
 
@@ -76,6 +79,33 @@ def test_mistakes_are_found_before_the_first_run(mine):
         load_genotypes([mine, mine])
     with pytest.raises(ValueError, match="absent"):
         load_genotypes(["absent.json"])
+
+
+def test_weights_of_kept_results_are_looked_for_before_the_first_run(mine, tmp_path):
+    runs = comparison(tmp_path, "parallel", mine)
+    runs.check_costs()  # all are still to be trained
+    runs.output.mkdir()
+    (runs.output / "mine-seed0.json").write_text(json.dumps(runs.identity("mine", 0)))
+    with pytest.raises(ConfigError, match=r"mine-seed0/model_final\.pth: not there.*--no-speed"):
+        runs.check_costs()
+    (runs.output / "speed.json").write_text(json.dumps({"parallel": {}, "mine": {}}))
+    runs.check_costs()
+
+
+def test_a_trial_without_test_data_is_refused(scenes_cfg, tmp_path):
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty: a trial"):
+        run_trial(scenes_cfg({"DATASETS.TEST": ()}), tmp_path / "result.json", {})
+
+
+def test_two_comparisons_do_not_share_a_folder(mine, tmp_path, other_run):
+    runs = comparison(tmp_path, "parallel", mine)
+    other_run(runs.output / "mine-seed1")
+    with pytest.raises(ConfigError, match="--output: .* given, which other_run"):
+        runs.train("mine", 1)
+    other_run(runs.output)
+    words = ["trials", "--config-file", "generated/spatialflow.yaml", "--genotypes", "parallel"]
+    with pytest.raises(SystemExit, match="--output: .* given, which other_run"):
+        main([*words, "--output", str(runs.output)])
 
 
 def test_the_table_pairs_with_the_first():

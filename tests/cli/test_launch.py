@@ -87,6 +87,20 @@ def test_processes_of_torchrun_end_as_ours_do(program, end, status, lines):
     assert ("DataError: 000001.png: broken" in done.stderr) == bool(lines)
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize(("count", "wrapper"), [(2, ()), (1, TORCHRUN)])
+def test_all_processes_of_a_second_run_end(program, tmp_path, other_run, count, wrapper):
+    first = other_run(tmp_path / "output")
+    options = [item for pair in TINY_RUN.items() for item in pair]
+    options += ["SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", tmp_path / "output"]
+    words = ["--config-file", "generated/spatialflow.yaml", "--num-gpus", count, *options]
+    done = program("train_net.py", *words, wrapper=wrapper)
+    assert done.returncode == 1
+    (line,) = lines_of(done, "train_net.py")
+    assert f"which other_run (process {first.pid} on " in line
+    assert not (tmp_path / "output" / "log.txt").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_torchrun_trains_as_num_gpus_does(program, tmp_path):

@@ -68,6 +68,27 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.parametrize("name", ["overlays", "panoptic.json"])
+def test_the_places_of_results_are_tried_first(predict, folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("spatialflow.cli.predict.Predictor", None)
+    place = tmp_path / "predictions" / name
+    if place.suffix:
+        place.mkdir(parents=True)
+    else:
+        place.parent.mkdir()
+        place.touch()
+    with pytest.raises(SystemExit, match=f"{name}: .* and it is a"):
+        predict(folder)
+
+
+def test_two_predictions_do_not_share_a_folder(predict, folder, tmp_path, other_run):
+    first = other_run(tmp_path / "predictions")
+    with pytest.raises(SystemExit, match="--output: .* given, which other_run"):
+        predict(folder)
+    first.communicate()
+    assert predict(folder / "odd.jpg")[0] == 0
+
+
 def test_good_images_are_written_and_bad_inputs_named_and_counted(
     predict, folder, tmp_path, capsys
 ):

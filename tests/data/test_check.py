@@ -114,7 +114,7 @@ WRONG_JSON = [
     (lambda c: c["categories"][4].update(supercategory=3), "categories[4]: supercategory is 3;", 0),
     (lambda c: c["categories"][4].pop("isthing"), "categories[4]: has no isthing", 0),
     (lambda c: c.update(categories=[]), "'categories' is empty", 3),
-    (lambda c: c.update(annotations=[]), "is empty: split=None and limit=None keep no anno", 0),
+    (lambda c: c.update(annotations=[]), "has no annotated image", 0),
     (lambda c: c.update(images=None), "'images' is None, which is no list", 0),
     (lambda c: c.pop("annotations"), "has no 'annotations': a COCO panoptic JSON is expected", 0),
     (lambda c: segment(c).update(area=float("nan")), "is not valid JSON: it holds NaN at anno", 0),
