@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.defects import Defect, DefectError, enumeration
-from spatialflow.data.validation.file_rules import ListedImage
 from spatialflow.data.validation.json_rules import Listing, check_categories
 from spatialflow.utils.errors import ConfigError
 

@@ -120,7 +120,7 @@ def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path,
     result = (torch.zeros(8, 8, dtype=torch.int32), [])
     for folder in ("a", "b", "c"):
         writer.add(Path(folder) / "same.jpg", np.zeros((8, 8, 3), np.uint8), result)
-    names = [a["file_name"] for a in writer.annotations]
+    names = [a["file_name"] for _, a in writer.results]
     assert names == ["same.png", "same-2.png", "same-3.png"]
     assert sorted(p.name for p in (tmp_path / "panoptic").iterdir()) == sorted(names)
 

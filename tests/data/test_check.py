@@ -13,7 +13,7 @@ from PIL import Image
 
 from spatialflow.data import PanopticMapper, panoptic_json
 from spatialflow.data.panoptic_png import write_panoptic_png
-from spatialflow.data.validation import file_rules
+from spatialflow.data.validation import decoding
 from spatialflow.utils.errors import DataError
 from spatialflow_cli.main import main
 
@@ -199,7 +199,7 @@ WRONG_FILES = [
     (break_image(lambda p: p.unlink()), "images/001.png: no such file; "),
     (break_image(lambda p: p.write_bytes(b"")), "images/001.png: is empty"),
     (break_image(lambda p: p.write_bytes(b"x")), "images/001.png: is not a picture of a known"),
-    (break_image(deep), "images/001.png: has pixels of more than 8 bits (Pillow's mode I;16)"),
+    (break_image(deep), "images/001.png: has channels of 16 bits (integers); 8 bits are"),
     (break_image(ids(IDS[:5])), "images/001.png: is 12 x 5 px, but "),
     (break_png(cut), "panoptic/001.png: is truncated: the file ends inside its IDAT chunk"),
     (break_png(spoil), "panoptic/001.png: is damaged: the checksum of its IDAT chunk at byte"),
@@ -278,7 +278,7 @@ def test_the_checker_and_evaluations_notice_what_training_does_not(
 def test_training_computes_no_checksum(root, register_folder, monkeypatch):
     name = register_folder(root)
     (one, *_), mapper = DatasetCatalog.get(name), make_mapper(name)
-    monkeypatch.setattr(file_rules, "png_damage", lambda data: pytest.fail("a checksum"))
+    monkeypatch.setattr(decoding, "png_damage", lambda data: pytest.fail("a checksum"))
     mapper(one)
 
 

@@ -11,6 +11,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from spatialflow.data import PanopticMapper
+from spatialflow.data.augmentation import RandomCrop, ResizeShortestEdge
 from spatialflow.utils.errors import DataError
 
 SIZE = (40, 60)
@@ -215,7 +216,7 @@ def test_configured_augmentations(one_image):
     cfg.INPUT.CROP.SIZE = [20, 20]
     mapper = PanopticMapper(cfg, is_train=True)
     kinds = [type(a) for a in mapper.augmentations.augs]
-    assert kinds == [T.RandomCrop, T.ResizeShortestEdge, T.RandomFlip]
+    assert kinds == [RandomCrop, ResizeShortestEdge, T.RandomFlip]
     mapped = mapper(one_image)
     assert mapped["image"].shape == (3, 20, 20)
     assert mapped["sem_seg"].shape == mapped["instances"].image_size == (20, 20)

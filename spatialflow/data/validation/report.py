@@ -10,8 +10,9 @@ from pathlib import Path
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec, Selection, read_categories, select
+from spatialflow.data.images import read_image
 from spatialflow.data.validation.defects import Defect, DefectError
-from spatialflow.data.validation.file_rules import missing_files, read_image, read_segments
+from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import (
     comparable_segments,
     file_name_message,
@@ -134,7 +135,7 @@ def _pair_defects(
         yield missing[path]
     else:
         try:
-            read_image(path, listed, thorough=True)
+            read_image(path, listed=listed, thorough=True)
         except DefectError as error:
             yield from error.defects
     segments = comparable_segments(annotation)
