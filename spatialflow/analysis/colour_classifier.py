@@ -32,7 +32,7 @@ class ColourClassifier:
         num_stuff: int,
         min_thing_area: int = 64,
         min_stuff_area: int = 400,
-        white_level: float = 0.0,
+        white_level: float | None = None,
     ) -> None:
         """Start with no colours counted.
 
@@ -102,7 +102,7 @@ def evaluate_colour_classifier(
     test_name: str,
     output_dir: str | Path | None = None,
     *,
-    white_level: float = 0.0,
+    white_level: float | None = None,
 ) -> dict[str, float]:
     """Learn the colours of one registered data set, and evaluate on another.
 

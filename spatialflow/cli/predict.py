@@ -65,7 +65,7 @@ def predict(
     writer: ResultWriter,
     failures: list[str],
     *,
-    white_level: float = 0.0,
+    white_level: float | None = None,
 ) -> None:
     """Predict and write images; an image that fails does not end the work on the others.
 

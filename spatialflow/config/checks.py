@@ -317,7 +317,8 @@ TRAINING_RULES: tuple[Rule, ...] = (
             _is_crop_size,
         ),
     ),
-    *at_least(0, "INPUT.MIN_SIZE_TEST", "INPUT.WHITE_LEVEL"),
+    ("INPUT.WHITE_LEVEL", "None, or a number above 0,", lambda v, _: v is None or 0 < v < math.inf),
+    *at_least(0, "INPUT.MIN_SIZE_TEST"),
     *at_least(1, "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
     (
         "SOLVER.REFERENCE_WORLD_SIZE",

@@ -87,8 +87,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # image.
     cfg.DATALOADER.BAD_DATA = "stop"
     # Value that is white in images of more than 8 bits a channel, such as 65535, 4095, or 1.0 for
-    # floats: it becomes 255, in training as in prediction. 0 refuses such images.
-    cfg.INPUT.WHITE_LEVEL = 0.0
+    # floats: it becomes 255, in training as in prediction. None refuses such images.
+    cfg.INPUT.WHITE_LEVEL = None
 
 
 def _add_training_keys(cfg: CfgNode) -> None:

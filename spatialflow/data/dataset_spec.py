@@ -233,6 +233,25 @@ def read_categories(
     return classes, mapping
 
 
+def unusable_classes(things: int, stuff: int, ignore_label: int) -> str | None:
+    """Return why SpatialFlow cannot learn a data set's classes, or None.
+
+    Args:
+        things: Number of thing classes.
+        stuff: Number of stuff classes.
+        ignore_label: Label of unknown pixels in semantic maps, as in
+            `MODEL.SEM_SEG_HEAD.IGNORE_VALUE`.
+    """
+    if not things:
+        return "has no thing classes; SpatialFlow needs at least one"
+    if 0 <= ignore_label <= stuff:
+        return (
+            f"has {stuff} stuff classes, one of which has the label {ignore_label} of unknown "
+            "pixels; MODEL.SEM_SEG_HEAD.IGNORE_VALUE needs another value"
+        )
+    return None
+
+
 def _new_names(categories: list[dict], remap: Remap | tuple, where: str) -> dict[int, str]:
     """Return the name of the class of each category id."""
     if remap == SUPERCATEGORIES:

@@ -72,7 +72,7 @@ def read_image(
     format: str = "RGB",
     *,
     listed: ListedImage | None = None,
-    white_level: float = 0.0,
+    white_level: float | None = None,
     thorough: bool = False,
 ) -> np.ndarray:
     """Read an image, turned as its EXIF data demand.
@@ -82,7 +82,7 @@ def read_image(
         format: "RGB", "BGR", "L" or "YUV-BT.601", as in `INPUT.FORMAT`.
         listed: Facts that a JSON lists about the image; None accepts any size.
         white_level: Value of a pixel of more than 8 bits, or a float, that becomes 255; the others
-            are scaled alike and clipped. 0 refuses such images. See `INPUT.WHITE_LEVEL`.
+            are scaled alike and clipped. None refuses such images. See `INPUT.WHITE_LEVEL`.
         thorough: Whether to compare the checksums of a PNG, too.
 
     Returns:
@@ -99,7 +99,7 @@ def read_image(
 
 
 def _read(
-    path: str, format: str, listed: ListedImage | None, white_level: float, thorough: bool
+    path: str, format: str, listed: ListedImage | None, white_level: float | None, thorough: bool
 ) -> np.ndarray:
     name = None if listed is None else listed.name
     with open_file(path, name) as file:
@@ -111,8 +111,8 @@ def _read(
         file.seek(0)
         if deep is None:
             return _read_bytes(file, path, format, listed)
-        if not (white_level and deep.readable):
-            raise DefectError([Defect(path, _refusal(deep, white_level), name)])
+        if white_level is None or not deep.readable:
+            raise DefectError([Defect(path, _refusal(deep), name)])
         turned = _turned(_scaled(file, path, deep, listed, white_level))
         return _checked(turned, path, format, listed, deep.size)
 
@@ -193,9 +193,9 @@ def _deep_pixels(file: IO[bytes]) -> _Deep | None:
     return _Deep(bits, kind, (tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)), readable)
 
 
-def _refusal(deep: _Deep, white_level: float) -> str:
+def _refusal(deep: _Deep) -> str:
     what = f"has channels of {deep.bits} bits ({_KINDS.get(deep.kind, 'of unknown type')})"
-    if deep.readable and not white_level:
+    if deep.readable:
         return (
             f"{what}; 8 bits are expected: convert it, or give the value of white, such as 65535, "
             "as INPUT.WHITE_LEVEL"

@@ -50,7 +50,7 @@ class PanopticMapper:
         thing_labels: Mapping[int, int],
         stuff_labels: Mapping[int, int],
         ignore_label: int = IGNORE_LABEL,
-        white_level: float = 0.0,
+        white_level: float | None = None,
     ) -> None:
         """Keep the parts. `PanopticMapper(cfg, augmentations=…)` replaces those of the config.
 
@@ -61,7 +61,7 @@ class PanopticMapper:
             thing_labels: Mapping of category id to class 0 … K - 1, of things only.
             stuff_labels: Mapping of category id to label 1 … C - 1, of stuff only.
             ignore_label: Value of the semantic map where the truth is unknown.
-            white_level: Value of white in images of more than 8 bits; 0 refuses them.
+            white_level: Value of white in images of more than 8 bits; None refuses them.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
@@ -86,7 +86,7 @@ class PanopticMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             # Detectron2's own configs do not have the key.
-            "white_level": cfg.INPUT.get("WHITE_LEVEL", 0.0),
+            "white_level": cfg.INPUT.get("WHITE_LEVEL"),
             "thing_labels": thing_labels,
             "stuff_labels": stuff_labels,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,

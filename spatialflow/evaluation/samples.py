@@ -38,7 +38,7 @@ class Samples:
         images: Sequence[dict[str, Any]],
         metadata: Metadata,
         *,
-        white_level: float = 0.0,
+        white_level: float | None = None,
     ) -> None:
         """Read the ground truth.
 

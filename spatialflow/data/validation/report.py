@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.data.dataset_spec import DatasetSpec, Selection, read_categories, select
+from spatialflow.data.dataset_spec import (
+    Category,
+    DatasetSpec,
+    Selection,
+    read_categories,
+    select,
+    unusable_classes,
+)
 from spatialflow.data.images import read_image
+from spatialflow.data.registration import IGNORE_LABEL
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import (
@@ -84,15 +92,17 @@ def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
     yield from defects
     if annotations is None:
         return
+    selection = select(spec, annotations.listing)
     if not defects:
         try:
-            classes, _ = read_categories(
+            classes, mapping = read_categories(
                 annotations.categories, spec.remap, where=spec.annotations_json
             )
-            report.classes = len(classes)
         except DefectError as error:  # a remap that does not fit the categories
             yield from error.defects
-    selection = select(spec, annotations.listing)
+        else:
+            report.classes = len(classes)
+            yield from _training_defects(spec, selection, classes, mapping)
     report.images = len(selection.pairs)
     report.unannotated = selection.unannotated
     report.segments = sum(
@@ -102,6 +112,29 @@ def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
     )
     yield from selection.defects
     yield from _file_defects(spec, selection)
+
+
+def _training_defects(
+    spec: DatasetSpec, selection: Selection, classes: list[Category], mapping: dict[int, int]
+) -> Iterator[Defect]:
+    """Yield what keeps a training with default keys from a data set of sound files."""
+    things = {c.id for c in classes if c.isthing}
+    # A part that is for evaluation alone may have any images.
+    is_for_training = spec.split is None or spec.split[0] == "train"
+    pairs = selection.sound_pairs() if is_for_training else []
+    message = unusable_classes(len(things), len(classes) - len(things), IGNORE_LABEL)
+    if message is not None:
+        yield Defect(spec.annotations_json, message)
+    elif pairs and not any(
+        mapping[segment["category_id"]] in things and not segment.get("iscrowd", 0)
+        for _, annotation in pairs
+        for segment in annotation["segments_info"]
+    ):
+        message = (
+            "has no image with a thing that is not crowd; a training leaves out images without "
+            "one, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        )
+        yield Defect(spec.annotations_json, message)
 
 
 def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
