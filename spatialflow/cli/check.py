@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     dataset = _find_dataset(args)
     report = Report()
-    for defect in find_defects(dataset, report):
+    for defect in find_defects(dataset, report, white_level=args.white_level):
         print_line(str(defect))
     print_line(report.summary())
     return 1 if report.defects else 0

@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from darts.genotype import Genotype, GenotypeError
 from spatialflow.cli.results import ResultWriter
 from spatialflow.data import register_panoptic
 from spatialflow.data.validation.file_rules import read_panoptic_png
@@ -270,6 +271,20 @@ def test_missing_weights_are_reported(run, folder, tmp_path, weights, message):
     arguments = ["--config-file", str(run[0]), "--input", str(folder), "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match=f"spatialflow predict: {message}"):
         main(["predict", *arguments, *weights])
+
+
+@pytest.mark.parametrize("what", ["weights", "config", "genotype"])
+def test_a_fifo_in_place_of_a_file_is_refused(run, folder, tmp_path, what):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    config = fifo if what == "config" else run[0]
+    opts = ["MODEL.WEIGHTS", str(fifo if what == "weights" else run[1])]
+    opts += ["MODEL.SPATIALFLOW.GENOTYPE", str(fifo)] if what == "genotype" else []
+    arguments = ["--config-file", str(config), "--input", str(folder), "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match=f"spatialflow predict: .*{fifo}"):
+        main(["predict", *arguments, *opts])
+    with pytest.raises(GenotypeError, match="fifo: is no file"):
+        Genotype.load(fifo)
 
 
 def test_classes_that_do_not_fit_the_data_are_reported(run, folder, tmp_path):

@@ -1,6 +1,7 @@
 """The check command: every rule, its message, and the exit status."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -280,6 +281,47 @@ def test_training_computes_no_checksum(root, register_folder, monkeypatch):
     (one, *_), mapper = DatasetCatalog.get(name), make_mapper(name)
     monkeypatch.setattr(decoding, "png_damage", lambda data: pytest.fail("a checksum"))
     mapper(one)
+
+
+def test_deep_images_are_checked_with_the_white_level_of_the_training(root, run):
+    deep(root / "images" / "001.png")
+    assert run(root)[0] == 1
+    assert run(root, "--white-level", "4095")[0] == 0
+
+
+def test_what_no_training_can_use_is_a_problem(root, run):
+    edit(root, lambda c: [x.update(isthing=0) for x in c["categories"]])
+    assert run(root)[1] == [
+        f"{root}/panoptic.json: has no thing classes; SpatialFlow needs at least one"
+    ]
+    edit(root, lambda c: c["categories"][0].update(isthing=1))
+    assert run(root)[0] == 0
+    things = lambda c: [a["segments_info"][1].update(iscrowd=1) for a in c["annotations"]]  # noqa: E731
+    edit(root, things)
+    (problem,) = run(root)[1]
+    assert problem.startswith(f"{root}/panoptic.json: has no image with a thing that is not crowd")
+
+
+def test_annotations_of_pixels_that_exif_turns_are_named(root, run):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", IDS.shape[::-1]).save(root / "images" / "001.png", exif=exif)
+    (problem,) = run(root)[1]
+    assert problem.startswith(
+        f"{root}/images/001.png: is 6 x 12 px after the turn that its EXIF orientation asks for, "
+        f"but {root}/panoptic.json says 12 x 6, as before the turn: turn the annotations, or remove"
+    )
+
+
+@pytest.mark.parametrize("place", ["images/001.png", "panoptic/001.png", "panoptic.json"])
+def test_a_fifo_in_a_set_never_blocks(root, run, register_folder, place):
+    (root / place).unlink()
+    os.mkfifo(root / place)
+    (problem,) = run(root)[1]
+    assert problem.startswith(f"{root / place}: is ")
+    with pytest.raises(DataError) as error:
+        DatasetCatalog.get(register_folder(root))
+    assert str(error.value) == problem
 
 
 def test_boxes_may_count_the_last_pixel_or_not(root, run):

@@ -70,7 +70,9 @@ def _plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def find_defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
+def find_defects(
+    dataset: PanopticDataset, report: Report, *, white_level: float | None = None
+) -> Iterator[Defect]:
     """Yield all defects of a data set: of its JSON, then image by image.
 
     Every image and PNG is decoded. A file with several defects is reported once if the first one
@@ -79,15 +81,18 @@ def find_defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
     Args:
         dataset: Data set to check; it need not be registered.
         report: Counts to add to while the defects are found.
+        white_level: The value of `INPUT.WHITE_LEVEL` in trainings.
     """
-    for defect in _defects(dataset, report):
+    for defect in _defects(dataset, report, white_level):
         report.defects += 1
         if defect.image is not None:
             report.affected.add(defect.image)
         yield defect
 
 
-def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
+def _defects(
+    dataset: PanopticDataset, report: Report, white_level: float | None
+) -> Iterator[Defect]:
     spec, annotations, defects = dataset.examine()
     yield from defects
     if annotations is None:
@@ -111,7 +116,7 @@ def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
         if isinstance(annotation.get("segments_info"), list)
     )
     yield from selection.defects
-    yield from _file_defects(spec, selection)
+    yield from _file_defects(spec, selection, white_level)
 
 
 def _training_defects(
@@ -137,7 +142,9 @@ def _training_defects(
         yield Defect(spec.annotations_json, message)
 
 
-def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
+def _file_defects(
+    spec: DatasetSpec, selection: Selection, white_level: float | None
+) -> Iterator[Defect]:
     if not all(Path(folder).is_dir() for folder in (spec.images, spec.panoptic_root)):
         return
     named = [pair for pair in selection.pairs if file_name_message(pair[1]) is None]
@@ -146,7 +153,7 @@ def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
         missing.setdefault(defect.file, defect)
 
     def check(pair: tuple[dict, dict]) -> list[Defect]:
-        return list(_pair_defects(spec, *pair, missing))
+        return list(_pair_defects(spec, *pair, missing, white_level))
 
     pool = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
     try:
@@ -157,7 +164,11 @@ def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
 
 
 def _pair_defects(
-    spec: DatasetSpec, image: dict, annotation: dict, missing: dict[str, Defect]
+    spec: DatasetSpec,
+    image: dict,
+    annotation: dict,
+    missing: dict[str, Defect],
+    white_level: float | None,
 ) -> Iterator[Defect]:
     """Yield the defects of an image and its PNG, unless the JSON is too wrong to compare them."""
     if size_message(image) is not None:
@@ -168,7 +179,7 @@ def _pair_defects(
         yield missing[path]
     else:
         try:
-            read_image(path, listed=listed, thorough=True)
+            read_image(path, listed=listed, white_level=white_level, thorough=True)
         except DefectError as error:
             yield from error.defects
     segments = comparable_segments(annotation)
