@@ -51,6 +51,18 @@ _ORIENTATION = 274
 _MANY_COLORS = 3
 
 
+class Picture(NamedTuple):
+    """An image as it was read.
+
+    Attributes:
+        pixels: (H, W, channels) pixels.
+        turned_unseen: Whether EXIF data have turned it, and its size is the same as before.
+    """
+
+    pixels: np.ndarray
+    turned_unseen: bool
+
+
 class _Deep(NamedTuple):
     """The pixels that the header of a deep image describes.
 
@@ -92,6 +104,20 @@ def read_image(
         DataError: If the file is missing or no regular file, cannot be decoded, has more than 8
             bits a channel without a white level, or has another size than in the JSON.
     """
+    return read_picture(
+        path, format, listed=listed, white_level=white_level, thorough=thorough
+    ).pixels
+
+
+def read_picture(
+    path: str | os.PathLike[str],
+    format: str = "RGB",
+    *,
+    listed: ListedImage | None = None,
+    white_level: float | None = None,
+    thorough: bool = False,
+) -> Picture:
+    """Read an image as `read_image` does, and tell whether EXIF data have turned it."""
     path = os.fspath(path)
     return read_twice(
         lambda full: _read(path, format, listed, white_level, full), path, listed, thorough
@@ -100,7 +126,7 @@ def read_image(
 
 def _read(
     path: str, format: str, listed: ListedImage | None, white_level: float | None, thorough: bool
-) -> np.ndarray:
+) -> Picture:
     name = None if listed is None else listed.name
     with open_file(path, name) as file:
         if thorough:
@@ -113,11 +139,11 @@ def _read(
             return _read_bytes(file, path, format, listed)
         if white_level is None or not deep.readable:
             raise DefectError([Defect(path, _refusal(deep), name)])
-        turned = _turned(_scaled(file, path, deep, listed, white_level))
-        return _checked(turned, path, format, listed, deep.size)
+        scaled = _scaled(file, path, deep, listed, white_level)
+        return _turned(scaled, path, format, listed, deep.size)
 
 
-def _read_bytes(file: IO[bytes], path: str, format: str, listed: ListedImage | None) -> np.ndarray:
+def _read_bytes(file: IO[bytes], path: str, format: str, listed: ListedImage | None) -> Picture:
     try:
         picture = Image.open(file, formats=tuple(FORMATS))
     except UnidentifiedImageError:
@@ -134,11 +160,7 @@ def _read_bytes(file: IO[bytes], path: str, format: str, listed: ListedImage | N
         picture.load()
         # Pillow would warn that it drops the transparency of a palette.
         picture.info.pop("transparency", None)
-        return _checked(_turned(picture), path, format, listed, (height, width))
-
-
-def _turned(picture: Image.Image) -> Image.Image:
-    return detection_utils._apply_exif_orientation(picture)
+        return _turned(picture, path, format, listed, (height, width))
 
 
 def _check_raw_size(path: str, size: tuple[int, int], listed: ListedImage | None) -> None:
@@ -147,19 +169,20 @@ def _check_raw_size(path: str, size: tuple[int, int], listed: ListedImage | None
         raise wrong_size(path, size, listed)
 
 
-def _checked(
+def _turned(
     picture: Image.Image,
     path: str,
     format: str,
     listed: ListedImage | None,
     raw_size: tuple[int, int],
-) -> np.ndarray:
-    """Convert a turned picture, and compare its size."""
-    pixels = detection_utils.convert_PIL_to_numpy(picture, format)
+) -> Picture:
+    """Turn a decoded picture, convert it, and compare its size."""
+    turned = detection_utils._apply_exif_orientation(picture)
+    pixels = detection_utils.convert_PIL_to_numpy(turned, format)
     if listed is not None and pixels.shape[:2] != listed.size:
         turned_by = "its EXIF orientation" if raw_size == listed.size else ""
         raise wrong_size(path, pixels.shape[:2], listed, turned_by)
-    return pixels
+    return Picture(pixels, turned is not picture and pixels.shape[:2] == raw_size)
 
 
 def _deep_pixels(file: IO[bytes]) -> _Deep | None:

@@ -313,6 +313,17 @@ def test_annotations_of_pixels_that_exif_turns_are_named(root, run):
     )
 
 
+def test_turns_that_keep_the_size_are_counted(root, run):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = root / "images" / "001.png"
+    Image.open(path).save(path, exif=exif)
+    summary = "3 images, 9 segments, 5 classes: no problem; EXIF data turn 1 image: see that"
+    status, problems, line = run(root)
+    assert (status, problems) == (0, [])
+    assert line.startswith(summary)
+
+
 @pytest.mark.parametrize("place", ["images/001.png", "panoptic/001.png", "panoptic.json"])
 def test_a_fifo_in_a_set_never_blocks(root, run, register_folder, place):
     (root / place).unlink()

@@ -17,7 +17,7 @@ from spatialflow.data.dataset_spec import (
     select,
     unusable_classes,
 )
-from spatialflow.data.images import read_image
+from spatialflow.data.images import read_picture
 from spatialflow.data.registration import IGNORE_LABEL
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
@@ -40,6 +40,8 @@ class Report:
         segments: Number of their segments.
         classes: Number of classes, after a remap.
         unannotated: Number of images without an annotation in the JSON.
+        turned: Number of images that EXIF data turn to the same size, so that nothing tells
+            whether their annotations are of turned pixels.
         defects: Number of defects.
         affected: Names of the images with defects, or places of JSON entries without a name.
     """
@@ -48,6 +50,7 @@ class Report:
     segments: int = 0
     classes: int = 0
     unannotated: int = 0
+    turned: int = 0
     defects: int = 0
     affected: set[str] = field(default_factory=set)
 
@@ -63,6 +66,10 @@ class Report:
             found += f", {_plural(len(self.affected), 'image')} affected"
         if self.unannotated:
             found += f"; {_plural(self.unannotated, 'image')} without annotation left out"
+        if self.turned:
+            found += (
+                f"; EXIF data turn {_plural(self.turned, 'image')}: see that annotations are turned"
+            )
         return f"{', '.join(counted)}: {found}"
 
 
@@ -116,7 +123,7 @@ def _defects(
         if isinstance(annotation.get("segments_info"), list)
     )
     yield from selection.defects
-    yield from _file_defects(spec, selection, white_level)
+    yield from _file_defects(spec, selection, report, white_level)
 
 
 def _training_defects(
@@ -143,7 +150,7 @@ def _training_defects(
 
 
 def _file_defects(
-    spec: DatasetSpec, selection: Selection, white_level: float | None
+    spec: DatasetSpec, selection: Selection, report: Report, white_level: float | None
 ) -> Iterator[Defect]:
     if not all(Path(folder).is_dir() for folder in (spec.images, spec.panoptic_root)):
         return
@@ -152,44 +159,49 @@ def _file_defects(
     for defect in missing_files(spec.files(named), spec.annotations_json):
         missing.setdefault(defect.file, defect)
 
-    def check(pair: tuple[dict, dict]) -> list[Defect]:
-        return list(_pair_defects(spec, *pair, missing, white_level))
+    def check(pair: tuple[dict, dict]) -> tuple[list[Defect], bool]:
+        image, annotation = pair
+        if size_message(image) is not None:
+            return [], False
+        defects, turned = _image_defects(spec, image, missing, white_level)
+        return [*defects, *_png_defects(spec, image, annotation, missing)], turned
 
     pool = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
     try:
-        for defects in pool.map(check, selection.pairs):
+        for defects, turned in pool.map(check, selection.pairs):
+            report.turned += turned
             yield from defects
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _pair_defects(
-    spec: DatasetSpec,
-    image: dict,
-    annotation: dict,
-    missing: dict[str, Defect],
-    white_level: float | None,
-) -> Iterator[Defect]:
-    """Yield the defects of an image and its PNG, unless the JSON is too wrong to compare them."""
-    if size_message(image) is not None:
-        return
-    listed = spec.listed_image(image)
+def _image_defects(
+    spec: DatasetSpec, image: dict, missing: dict[str, Defect], white_level: float | None
+) -> tuple[list[Defect], bool]:
+    """Return the defects of an image, and whether EXIF data turn it to the same size."""
     path = spec.image_path(image)
     if path in missing:
-        yield missing[path]
-    else:
-        try:
-            read_image(path, listed=listed, white_level=white_level, thorough=True)
-        except DefectError as error:
-            yield from error.defects
+        return [missing[path]], False
+    listed = spec.listed_image(image)
+    try:
+        picture = read_picture(path, listed=listed, white_level=white_level, thorough=True)
+    except DefectError as error:
+        return error.defects, False
+    return [], picture.turned_unseen
+
+
+def _png_defects(
+    spec: DatasetSpec, image: dict, annotation: dict, missing: dict[str, Defect]
+) -> list[Defect]:
+    """Return the defects of a PNG, unless the JSON is too wrong to compare them."""
     segments = comparable_segments(annotation)
     if segments is None or file_name_message(annotation) is not None:
-        return
+        return []
     path = spec.png_path(annotation)
     if path in missing:
-        yield missing[path]
-        return
+        return [missing[path]]
     try:
-        read_segments(path, segments, listed, thorough=True)
+        read_segments(path, segments, spec.listed_image(image), thorough=True)
     except DefectError as error:
-        yield from error.defects
+        return error.defects
+    return []
