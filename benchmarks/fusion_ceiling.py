@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import inference_on_dataset
 from torch import nn
 from torch.nn import functional as F
@@ -24,7 +25,6 @@ from torch.nn import functional as F
 from spatialflow import SpatialFlow
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.data import PanopticMapper
-from spatialflow.data.augmentation import build_augmentations
 from spatialflow.engine import setup
 from spatialflow.evaluation import PanopticEvaluator
 
@@ -65,7 +65,7 @@ class GroundTruth(nn.Module):
 
 def fusion_ceiling(cfg: CfgNode, dataset_name: str) -> dict[str, float]:
     """Return PQ, SQ, RQ, … in percent of a data set's ground truth after fusion."""
-    mapper = PanopticMapper(cfg, is_train=True, augmentations=build_augmentations(cfg, False))
+    mapper = PanopticMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, False))
     loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
     model = GroundTruth(SpatialFlow(cfg), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     results = inference_on_dataset(model, loader, PanopticEvaluator(dataset_name))

@@ -7,8 +7,6 @@ resize it. The same random numbers are drawn as in Detectron2's own classes.
 from __future__ import annotations
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
 
@@ -33,19 +31,14 @@ class RandomCrop(T.RandomCrop):
         return max(height, 1), max(width, 1)
 
 
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Return the crop, resize and flip of a config, in Detectron2's order.
+_OWN = {T.ResizeShortestEdge: ResizeShortestEdge, T.RandomCrop: RandomCrop}
 
-    Args:
-        cfg: Config; ``INPUT`` is read.
-        is_train: Whether the images are for training.
-    """
-    augmentations = [
-        ResizeShortestEdge(a.short_edge_length, a.max_size, a.sample_style, a.interp)
-        if isinstance(a, T.ResizeShortestEdge)
-        else a
-        for a in detection_utils.build_augmentation(cfg, is_train)
-    ]
-    if is_train and cfg.INPUT.CROP.ENABLED:
-        augmentations.insert(0, RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    return augmentations
+
+def keep_a_pixel(augmentation: T.Augmentation | T.Transform) -> T.Augmentation | T.Transform:
+    """Return an augmentation of Detectron2 that could leave no pixel as one that cannot."""
+    own = _OWN.get(type(augmentation))
+    if own is None:
+        return augmentation
+    replaced = own.__new__(own)
+    vars(replaced).update(vars(augmentation))
+    return replaced

@@ -14,11 +14,12 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from spatialflow.data.augmentation import build_augmentations
+from spatialflow.data.augmentation import keep_a_pixel
 from spatialflow.data.images import read_image
 from spatialflow.data.registration import IGNORE_LABEL, ensure_metadata
 from spatialflow.data.validation.decoding import ListedImage
@@ -64,7 +65,7 @@ class PanopticMapper:
             white_level: Value of white in images of more than 8 bits; None refuses them.
         """
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
+        self.augmentations = T.AugmentationList([keep_a_pixel(a) for a in augmentations])
         self.image_format = image_format
         self.thing_labels = dict(thing_labels)
         self.stuff_labels = dict(stuff_labels)
@@ -80,10 +81,13 @@ class PanopticMapper:
         Raises:
             ValueError: If the training sets have different classes.
         """
+        augmentations = detection_utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
+            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         thing_labels, stuff_labels = _training_labels(cfg.DATASETS.TRAIN) if is_train else ({}, {})
         return {
             "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train),
+            "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             # Detectron2's own configs do not have the key.
             "white_level": cfg.INPUT.get("WHITE_LEVEL"),

@@ -160,7 +160,7 @@ def _larger(shape: tuple[int, ...]) -> tuple[int, int]:
 def _fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale a picture to the height or width of a cell, and keep its aspect ratio."""
     factor = min(height / picture.shape[0], width / picture.shape[1])
-    size = (max(round(picture.shape[1] * factor), 1), max(round(picture.shape[0] * factor), 1))
+    size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
     if size == picture.shape[1::-1]:
         return picture
     return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

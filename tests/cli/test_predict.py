@@ -95,7 +95,7 @@ def add_odd_files(folder):
     generator = np.random.default_rng(1)
     pixels = generator.integers(0, 256, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "odd.gif")
-    Image.fromarray(pixels[:, :1].repeat(12, axis=0)).save(folder / "thin.png")  # 720 × 1
+    Image.fromarray(pixels[:, :1].repeat(50, axis=0)).save(folder / "thin.png")  # 3000 × 1
     Image.fromarray(pixels[:1, :1]).save(folder / "dot.png")
     Image.fromarray(pixels).save(folder / ("x" * 251 + ".png"))
     Image.fromarray(pixels).save(folder / ("x" * 251 + ".jpg"))
@@ -186,6 +186,17 @@ def test_a_bug_ends_the_work_and_what_was_done_is_kept(
     content = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
     assert [Path(i["file_name"]).name for i in content["images"]] == done
     assert sorted(p.name for p in (tmp_path / "predictions" / "panoptic").iterdir()) == done
+
+
+def test_a_result_is_written_whole_or_not_at_all(predict, folder, tmp_path, capsys):
+    taken = tmp_path / "predictions" / "panoptic" / "grey.png"
+    taken.mkdir(parents=True)
+    code, output = predict(folder / "grey.png", folder / "odd.jpg")
+    assert code == 1
+    assert (
+        "grey.png: its result is not written: [Errno 21] Is a directory" in capsys.readouterr().err
+    )
+    assert [p.name for p in (output / "overlays").iterdir()] == ["odd.png"]
 
 
 def test_a_closed_output_does_not_end_the_work(predict, folder, monkeypatch):

@@ -119,8 +119,3 @@ def test_pictures_of_different_sizes_share_the_cells_of_a_table():
 def test_wrong_tables_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         side_by_side(rows)
-
-
-def test_pictures_of_extreme_sides_fit_into_one_table():
-    wide, high = np.zeros((1, 700, 3), np.uint8), np.zeros((700, 1, 3), np.uint8)
-    assert side_by_side([(wide, high, wide[:, :1])]).shape[2] == 3
