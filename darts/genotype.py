@@ -203,6 +203,8 @@ class Genotype:
             GenotypeError: If the file is missing or does not hold a valid genotype.
         """
         try:
+            if Path(path).exists() and not Path(path).is_file():  # a FIFO would block for ever
+                raise GenotypeError(f"genotype {os.fspath(path)}: is no file")
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise GenotypeError(f"genotype {os.fspath(path)}: cannot be read: {error}") from error

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -23,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import errors_in_one_line
-from spatialflow.data import ensure_metadata, panoptic_ground_truth
+from spatialflow.data import ensure_metadata, panoptic_ground_truth, read_image
 from spatialflow.engine import Predictor, Trainer, setup
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs
@@ -57,7 +56,7 @@ def main() -> None:
     results = trainer._last_eval_results["panoptic_seg"]
     train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
     print("\nThe colour classifier, for comparison:")
-    colours = evaluate_colour_classifier(train, test)
+    colours = evaluate_colour_classifier(train, test, white_level=cfg.INPUT.WHITE_LEVEL)
     picture = draw_examples(cfg, test, Path(cfg.OUTPUT_DIR) / PICTURE_FILE, args.pictures)
     images = len(DatasetCatalog.get(test))
     print(
@@ -121,9 +120,8 @@ def draw_examples(cfg: CfgNode, name: str, path: Path, count: int) -> Path:
     metadata = ensure_metadata(name)
     rows = []
     for item in DatasetCatalog.get(name)[:count]:
-        image = cv2.imread(item["file_name"])
-        ids, segments = predictor(image)["panoptic_seg"]
-        rgb = np.ascontiguousarray(image[:, :, ::-1])
+        rgb = read_image(item["file_name"], white_level=cfg.INPUT.WHITE_LEVEL)
+        ids, segments = predictor(rgb[:, :, ::-1])["panoptic_seg"]
         truth = draw_panoptic(rgb, *panoptic_ground_truth(item, metadata), metadata)
         rows.append((rgb, truth, draw_panoptic(rgb, ids.cpu(), segments, metadata)))
     picture = side_by_side(rows, titles=("image", "ground truth", "prediction"))

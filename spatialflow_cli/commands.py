@@ -130,6 +130,16 @@ def _predict(group: Group) -> None:
     _pairs(group)
 
 
+def _above_zero(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{word} given, a number above 0 expected")
+    return value
+
+
 def _check(group: Group) -> None:
     group.add_argument(
         "target",
@@ -140,6 +150,12 @@ def _check(group: Group) -> None:
     group.add_argument("--images", metavar="DIR", help="the images, where they lie elsewhere")
     group.add_argument("--json", metavar="FILE", help="the JSON, where it lies elsewhere")
     group.add_argument("--panoptic", metavar="DIR", help="the PNGs, where they lie elsewhere")
+    group.add_argument(
+        "--white-level",
+        type=_above_zero,
+        metavar="N",
+        help="INPUT.WHITE_LEVEL of the trainings, for images of more than 8 bits",
+    )
 
 
 def _threads(group: Group) -> None:

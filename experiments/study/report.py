@@ -165,7 +165,11 @@ def predictions(study: Study, outcome: Outcome) -> Iterator[str]:
         cfg.MODEL.WEIGHTS = str(weights)
         prepare_config(cfg)
         data = cfg.DATASETS.TEST[0]
-        samples = Samples(DatasetCatalog.get(data)[:DRAWN], ensure_metadata(data))
+        samples = Samples(
+            DatasetCatalog.get(data)[:DRAWN],
+            ensure_metadata(data),
+            white_level=cfg.INPUT.WHITE_LEVEL,
+        )
         mapper = PanopticMapper(cfg, is_train=False)
         results[title] = samples.results_of(Predictor(cfg).model, mapper)
     alt = "image, ground truth, human and searched flows"

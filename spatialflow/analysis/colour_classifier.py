@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, detection_utils
+from detectron2.data import DatasetCatalog
 
-from spatialflow.data import ensure_metadata, panoptic_ground_truth
+from spatialflow.data import ensure_metadata, panoptic_ground_truth, read_image
 from spatialflow.evaluation import PanopticEvaluator
 
 _LEVELS = 16
@@ -32,6 +32,7 @@ class ColourClassifier:
         num_stuff: int,
         min_thing_area: int = 64,
         min_stuff_area: int = 400,
+        white_level: float | None = None,
     ) -> None:
         """Start with no colours counted.
 
@@ -40,8 +41,10 @@ class ColourClassifier:
             num_stuff: S, number of stuff classes and one.
             min_thing_area: Components of a thing class up to this area in pixels are dropped.
             min_stuff_area: Stuff that covers no more than this area in pixels is dropped.
+            white_level: The value of ``INPUT.WHITE_LEVEL``.
         """
         self.num_things = num_things
+        self.white_level = white_level
         self.min_thing_area = min_thing_area
         self.min_stuff_area = min_stuff_area
         # Classes are numbered 0 … K - 1 (things), then K + 1 … K + S - 1 (stuff); K stays empty.
@@ -51,7 +54,7 @@ class ColourClassifier:
         """Count the colours of all labelled pixels of a registered data set."""
         metadata = ensure_metadata(dataset_name)
         for item in DatasetCatalog.get(dataset_name):
-            colors = _quantised(item["file_name"])
+            colors = self._quantised(item["file_name"])
             ids, segments = panoptic_ground_truth(item, metadata)
             for segment in segments:
                 pixels = colors[ids.numpy() == segment["id"]]
@@ -69,7 +72,7 @@ class ColourClassifier:
         """
         # A colour that was never seen gets the most frequent class.
         scores = self.counts + 1e-9 * self.counts.sum(axis=0)
-        labels = scores.argmax(axis=1)[_quantised(file_name)]
+        labels = scores.argmax(axis=1)[self._quantised(file_name)]
         ids = np.zeros(labels.shape, dtype=np.int32)
         segments: list[dict[str, Any]] = []
         for label in np.unique(labels):
@@ -88,15 +91,18 @@ class ColourClassifier:
         areas = np.bincount(components.ravel())
         return [components == i for i in range(1, len(areas)) if areas[i] > self.min_thing_area]
 
-
-def _quantised(file_name: str) -> np.ndarray:
-    """Return the colour bin of every pixel, (H, W)."""
-    levels = detection_utils.read_image(file_name, format="RGB").astype(np.int64) // _BIN
-    return (levels[..., 0] * _LEVELS + levels[..., 1]) * _LEVELS + levels[..., 2]
+    def _quantised(self, file_name: str) -> np.ndarray:
+        """Return the colour bin of every pixel, (H, W)."""
+        levels = read_image(file_name, white_level=self.white_level).astype(np.int64) // _BIN
+        return (levels[..., 0] * _LEVELS + levels[..., 1]) * _LEVELS + levels[..., 2]
 
 
 def evaluate_colour_classifier(
-    train_name: str, test_name: str, output_dir: str | Path | None = None
+    train_name: str,
+    test_name: str,
+    output_dir: str | Path | None = None,
+    *,
+    white_level: float | None = None,
 ) -> dict[str, float]:
     """Learn the colours of one registered data set, and evaluate on another.
 
@@ -104,13 +110,16 @@ def evaluate_colour_classifier(
         train_name: Name of the data set to learn from.
         test_name: Name of the data set to evaluate on. It has the same classes.
         output_dir: Folder for ``panoptic_results.json``; None writes nothing.
+        white_level: The value of ``INPUT.WHITE_LEVEL``.
 
     Returns:
         {"PQ", "SQ", "RQ", "PQ_th", …} in percent.
     """
     metadata = ensure_metadata(train_name)
     classifier = ColourClassifier(
-        num_things=len(metadata.thing_classes), num_stuff=len(metadata.stuff_classes)
+        num_things=len(metadata.thing_classes),
+        num_stuff=len(metadata.stuff_classes),
+        white_level=white_level,
     )
     classifier.learn(train_name)
     evaluator = PanopticEvaluator(test_name, output_dir)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
+from spatialflow.cli.console import close_output, print_line
 from spatialflow.cli.errors import program_name
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec
@@ -29,16 +30,16 @@ def main(args: argparse.Namespace) -> int:
         print(f"{program_name()}: {printable(str(error))}; try --help", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()
         return 1
 
 
 def _check(args: argparse.Namespace) -> int:
     dataset = _find_dataset(args)
     report = Report()
-    for defect in find_defects(dataset, report):
-        _print(str(defect))
-    _print(report.summary())
+    for defect in find_defects(dataset, report, white_level=args.white_level):
+        print_line(str(defect))
+    print_line(report.summary())
     return 1 if report.defects else 0
 
 
@@ -67,9 +68,3 @@ def _find_dataset(args: argparse.Namespace) -> PanopticDataset:
             panoptic_root=os.path.abspath(places["panoptic"] or root / "panoptic"),
         )
     )
-
-
-def _print(line: str) -> None:
-    """Write a line; replace characters that the console cannot show by escapes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")

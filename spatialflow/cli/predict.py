@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 
+from spatialflow.cli.console import close_output, print_line
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.cli.results import ResultWriter
 from spatialflow.config import get_cfg
-from spatialflow.data import ensure_metadata
+from spatialflow.data import ensure_metadata, read_image
+from spatialflow.data.images import SUFFIXES
 from spatialflow.engine import Predictor, prepare_config
 from spatialflow.engine.checkpoint import check_weights_file
-from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError
+from spatialflow.utils.files import why_no_file
 from spatialflow.utils.hold import hold
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-# Errors of reading a file that is no image, or a part of one.
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Codes of an ``OSError`` of writing that every later image would meet, too."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Insufficient memory")
+"""Parts of the messages of PyTorch and OpenCV where an image needs more memory than there is."""
 
 
 def main(args: argparse.Namespace) -> int:
-    """Predict all inputs; return 0 if all images were read, 1 otherwise."""
+    """Predict all inputs; return 0 if all images were predicted, 1 otherwise."""
     with errors_in_one_line():
         paths, failures = list_images(args.input)
         cfg = read_config(args.config_file, args.opts)
@@ -37,32 +41,84 @@ def main(args: argparse.Namespace) -> int:
         hold(args.output, "--output")
         writer = ResultWriter(Path(args.output), metadata)
         predictor = Predictor(cfg)
-        failures += predict(paths, predictor, writer)
-        writer.finish()
-    print(f"{len(writer.images)} image(s) in {args.output}")
-    for failure in failures:
-        print(f"{program_name()}: {failure}", file=sys.stderr)
-    if failures:
-        print(f"{program_name()}: {len(failures)} input(s) failed", file=sys.stderr)
+        try:
+            predict(paths, predictor, writer, failures, white_level=cfg.INPUT.WHITE_LEVEL)
+        finally:  # also after Ctrl-C, a full disk or a bug: what was done is kept
+            try:
+                writer.finish()
+            finally:
+                report(writer, failures)
     return 1 if failures else 0
 
 
-def predict(paths: Iterable[Path], predictor: Predictor, writer: ResultWriter) -> list[str]:
-    """Predict and write images, and return a message for each that cannot be read."""
-    failures = []
+def report(writer: ResultWriter, failures: Sequence[str]) -> None:
+    """Print what was done, and what was not."""
+    with output_may_close():
+        print_line(f"{len(writer.results)} image(s) in {writer.folder}")
+    for failure in failures:
+        print_line(f"{program_name()}: {failure}", sys.stderr)
+    if failures:
+        print_line(f"{program_name()}: {len(failures)} input(s) failed", sys.stderr)
+
+
+def predict(
+    paths: Iterable[Path],
+    predictor: Predictor,
+    writer: ResultWriter,
+    failures: list[str],
+    *,
+    white_level: float | None = None,
+) -> None:
+    """Predict and write images; an image that fails does not end the work on the others.
+
+    Args:
+        paths: Files of the images.
+        predictor: Predictor to use.
+        writer: Writer of the results.
+        failures: Gets a message for each image that cannot be read, predicted or written.
+        white_level: The value of ``INPUT.WHITE_LEVEL``.
+
+    Raises:
+        OSError: If the disk is full or cannot be written.
+        Exception: Any other error of the model is a bug, and ends the work.
+    """
     for path in paths:
         try:
-            image_bgr = read_image(str(path), format="BGR")
-        except READ_ERRORS as error:
-            failures.append(f"{path}: not read as an image: {error}")
+            image_rgb = read_image(path, white_level=white_level)
+            result = predictor(image_rgb[:, :, ::-1])["panoptic_seg"]
+            segments = writer.add(path, image_rgb, result)
+        except Exception as error:
+            message = _of_one_image(error)
+            if message is None:
+                raise
+            failures.append(message if str(path) in message else f"{path}: {message}")
             continue
-        segments = writer.add(path, image_bgr[:, :, ::-1], predictor(image_bgr)["panoptic_seg"])
-        print(f"{path}: {describe(segments, writer.metadata)}")
-    return failures
+        with output_may_close():
+            print_line(f"{path}: {describe(segments, writer.metadata)}")
+
+
+def _of_one_image(error: Exception) -> str | None:
+    """Return the message of an error that other images need not meet, None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(part in text for part in NO_MEMORY):
+        return "is too large for the memory of this machine"
+    if isinstance(error, OSError):
+        return None if error.errno in FULL_DISK else f"its result is not written: {text}"
+    return text if isinstance(error, (DataError, NonFiniteError)) else None
+
+
+@contextlib.contextmanager
+def output_may_close() -> Iterator[None]:
+    """Let the work go on where the reader of the output, such as ``head``, has ended."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        close_output()
 
 
 def list_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Return the files to read, and a message for each input that is missing.
+    """Return the files to read, and a message for each input that cannot be one.
 
     Args:
         inputs: Files, and folders whose images are read in the order of their names.
@@ -70,14 +126,22 @@ def list_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
     paths: list[Path] = []
     failures = []
     for path in map(Path, inputs):
-        found = [path] if path.is_file() else []
-        if path.is_dir():
+        message = why_no_file(path)
+        if message is None:
+            paths.append(path)
+            continue
+        try:
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        except NotADirectoryError:
+            failures.append(f"{path}: {message}; an image or a folder is expected")
+        except OSError as error:
+            is_missing = isinstance(error, FileNotFoundError)
+            text = "no such file or folder" if is_missing else f"not read: {error.strerror}"
+            failures.append(f"{path}: {text}")
+        else:
+            paths += found
             if not found:
                 failures.append(f"{path}: the folder has no {', '.join(sorted(SUFFIXES))} file")
-        elif not found:
-            failures.append(f"{path}: no such file or folder")
-        paths += found
     return paths, failures
 
 

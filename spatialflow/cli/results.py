@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ class ResultWriter:
     overlays/<name>.png: the image with its segments and their class names. panoptic/<name>.png:
     segment ids, R + 256 G + 65536 B. panoptic.json: the segments in COCO panoptic format, with the
     data set's category ids.
+
+    Attributes:
+        results: (image entry, annotation) of each image that is completely written.
     """
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
@@ -39,8 +44,8 @@ class ResultWriter:
         """
         self.folder = folder
         self.metadata = metadata
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
+        self.results: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._taken: set[str] = set()
         self._category_ids = category_ids(metadata)
         for name in ("overlays", "panoptic"):
             check_outputs(folder / name, [])
@@ -58,43 +63,57 @@ class ResultWriter:
 
         Returns:
             The ``segments_info``.
+
+        Raises:
+            OSError: If a file cannot be written; the other one is removed, too.
         """
         ids, segments = result[0].cpu().numpy(), result[1]
         name = self._free_name(path.stem)
-        overlay = draw_panoptic(image_rgb, ids, segments, self.metadata)
-        Image.fromarray(overlay).save(self.folder / "overlays" / name)
-        write_panoptic_png(self.folder / "panoptic" / name, ids)
+        overlay = Image.fromarray(draw_panoptic(image_rgb, ids, segments, self.metadata))
         masks = segment_masks(ids, [segment["id"] for segment in segments])
-        image_id = len(self.images) + 1
+        self._write(
+            name,
+            overlays=functools.partial(overlay.save, format="PNG"),
+            panoptic=functools.partial(write_panoptic_png, ids=ids),
+        )
+        image_id = len(self.results) + 1
         height, width = ids.shape
-        self.images.append(
-            {"id": image_id, "file_name": str(path), "height": height, "width": width}
-        )
-        self.annotations.append(
-            {
-                "image_id": image_id,
-                "file_name": name,
-                "segments_info": [
-                    {
-                        "id": segment["id"],
-                        "category_id": self._category_ids[segment["isthing"]][
-                            segment["category_id"]
-                        ],
-                        "iscrowd": 0,
-                        "area": mask["area"],
-                        "bbox": mask["bbox"],
-                    }
-                    for segment, mask in zip(segments, masks, strict=True)
-                ],
-            }
-        )
+        image = {"id": image_id, "file_name": str(path), "height": height, "width": width}
+        annotation = {
+            "image_id": image_id,
+            "file_name": name,
+            "segments_info": [
+                {
+                    "id": segment["id"],
+                    "category_id": self._category_ids[segment["isthing"]][segment["category_id"]],
+                    "iscrowd": 0,
+                    "area": mask["area"],
+                    "bbox": mask["bbox"],
+                }
+                for segment, mask in zip(segments, masks, strict=True)
+            ],
+        }
+        self._taken.add(name)
+        self.results.append((image, annotation))
         return segments
+
+    def _write(self, name: str, **contents: Callable[[IO[bytes]], object]) -> None:
+        """Write a file of this name into each folder, or into none."""
+        written: list[Path] = []
+        try:
+            for folder, write in contents.items():
+                path = self.folder / folder / name
+                write_atomically(path, write)
+                written.append(path)
+        except BaseException:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise
 
     def _free_name(self, stem: str) -> str:
         """Return a file name that is not taken yet, as images of several folders may share one."""
-        taken = {annotation["file_name"] for annotation in self.annotations}
         number = 1
-        while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in taken:
+        while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png") in self._taken:
             number += 1
         return name
 
@@ -115,8 +134,8 @@ class ResultWriter:
             for contiguous, category_id in self._category_ids[isthing].items()
         ]
         content = {
-            "images": self.images,
-            "annotations": self.annotations,
+            "images": [image for image, _ in self.results],
+            "annotations": [annotation for _, annotation in self.results],
             "categories": sorted(categories, key=lambda category: category["id"]),
         }
         text = json.dumps(content)

@@ -325,6 +325,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
             _is_crop_size,
         ),
     ),
+    ("INPUT.WHITE_LEVEL", "None, or a number above 0,", lambda v, _: v is None or 0 < v < math.inf),
     *at_least(0, "INPUT.MIN_SIZE_TEST"),
     *at_least(1, "INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
     *only_with(

@@ -86,6 +86,9 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # An image whose file is broken or contradicts another file: "stop" the training, or "skip" the
     # image.
     cfg.DATALOADER.BAD_DATA = "stop"
+    # Value that is white in images of more than 8 bits a channel, such as 65535, 4095, or 1.0 for
+    # floats: it becomes 255, in training as in prediction. None refuses such images.
+    cfg.INPUT.WHITE_LEVEL = None
 
 
 def _add_training_keys(cfg: CfgNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spatialflow.data.evaluation_json import cache_root, instances_json, panoptic_json
+from spatialflow.data.images import read_image
 from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
 from spatialflow.data.registration import (
     ensure_metadata,
@@ -20,6 +21,7 @@ __all__ = [
     "instances_json",
     "panoptic_ground_truth",
     "panoptic_json",
+    "read_image",
     "register_builtin",
     "register_panoptic",
     "unregister",

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.defects import Defect, DefectError, enumeration
-from spatialflow.data.validation.file_rules import ListedImage
 from spatialflow.data.validation.json_rules import Listing, check_categories
 from spatialflow.utils.errors import ConfigError
 
@@ -231,6 +231,25 @@ def read_categories(
         )
         mapping.update({m["id"]: class_id for m in members})
     return classes, mapping
+
+
+def unusable_classes(things: int, stuff: int, ignore_label: int) -> str | None:
+    """Return why SpatialFlow cannot learn a data set's classes, or None.
+
+    Args:
+        things: Number of thing classes.
+        stuff: Number of stuff classes.
+        ignore_label: Label of unknown pixels in semantic maps, as in
+            `MODEL.SEM_SEG_HEAD.IGNORE_VALUE`.
+    """
+    if not things:
+        return "has no thing classes; SpatialFlow needs at least one"
+    if 0 <= ignore_label <= stuff:
+        return (
+            f"has {stuff} stuff classes, one of which has the label {ignore_label} of unknown "
+            "pixels; MODEL.SEM_SEG_HEAD.IGNORE_VALUE needs another value"
+        )
+    return None
 
 
 def _new_names(categories: list[dict], remap: Remap | tuple, where: str) -> dict[int, str]:

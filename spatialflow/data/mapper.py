@@ -19,13 +19,11 @@ from detectron2.data import transforms as T
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from spatialflow.data.augmentation import keep_a_pixel
+from spatialflow.data.images import read_image
 from spatialflow.data.registration import IGNORE_LABEL, ensure_metadata
-from spatialflow.data.validation.file_rules import (
-    ListedImage,
-    SegmentMap,
-    read_image,
-    read_segments,
-)
+from spatialflow.data.validation.decoding import ListedImage
+from spatialflow.data.validation.file_rules import SegmentMap, read_segments
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.masks import mask_box
 
@@ -53,6 +51,7 @@ class PanopticMapper:
         thing_labels: Mapping[int, int],
         stuff_labels: Mapping[int, int],
         ignore_label: int = IGNORE_LABEL,
+        white_level: float | None = None,
     ) -> None:
         """Keep the parts. `PanopticMapper(cfg, augmentations=…)` replaces those of the config.
 
@@ -63,13 +62,15 @@ class PanopticMapper:
             thing_labels: Mapping of category id to class 0 … K - 1, of things only.
             stuff_labels: Mapping of category id to label 1 … C - 1, of stuff only.
             ignore_label: Value of the semantic map where the truth is unknown.
+            white_level: Value of white in images of more than 8 bits; None refuses them.
         """
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
+        self.augmentations = T.AugmentationList([keep_a_pixel(a) for a in augmentations])
         self.image_format = image_format
         self.thing_labels = dict(thing_labels)
         self.stuff_labels = dict(stuff_labels)
         self.ignore_label = ignore_label
+        self.white_level = white_level
         mode = "training" if is_train else "inference"
         logger.info("augmentations in %s: %s", mode, self.augmentations)
 
@@ -88,6 +89,8 @@ class PanopticMapper:
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
+            # Detectron2's own configs do not have the key.
+            "white_level": cfg.INPUT.get("WHITE_LEVEL"),
             "thing_labels": thing_labels,
             "stuff_labels": stuff_labels,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -114,7 +117,12 @@ class PanopticMapper:
                 disagree.
         """
         mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
-        image = read_image(mapped["file_name"], _listed_image(dataset_dict), self.image_format)
+        image = read_image(
+            mapped["file_name"],
+            self.image_format,
+            listed=_listed_image(dataset_dict),
+            white_level=self.white_level,
+        )
         if not self.is_train:
             inputs = T.AugInput(image)
             self.augmentations(inputs)

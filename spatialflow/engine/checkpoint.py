@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from spatialflow.utils.errors import CheckpointError
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import why_no_file, write_atomically
 
 # A pickle of NumPy arrays needs no other names. Python 3 writes bytes in old pickles by
 # `_codecs.encode`; NumPy 2 renamed `core` to `_core`.
@@ -71,8 +71,11 @@ def check_weights_file(weights: str) -> None:
     Raises:
         CheckpointError: If there is no such file.
     """
-    if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
-        raise CheckpointError(f"MODEL.WEIGHTS: no such file: {weights!r}")
+    if not weights or "://" in weights:
+        return
+    message = why_no_file(weights.partition("?")[0])
+    if message is not None:
+        raise CheckpointError(f"MODEL.WEIGHTS: {message}: {weights!r}")
 
 
 class Checkpointer(DetectionCheckpointer):

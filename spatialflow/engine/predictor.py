@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from torch import nn
 
+from spatialflow.data.augmentation import ResizeShortestEdge
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.modeling.tta import TestTimeAugmentation
@@ -40,6 +43,37 @@ class Predictor(DefaultPredictor):
         super().__init__(bare)
         self.cfg = cfg.clone()
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        size = cfg.INPUT.MIN_SIZE_TEST
         if cfg.TEST.AUG.ENABLED:
             self.model: nn.Module = TestTimeAugmentation(cfg, self.model).eval()
-            self.aug = ResizeShortestEdge(0)  # leaves an image as it is
+            size = 0  # leaves an image as it is
+        self.aug = ResizeShortestEdge(size, cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Predict one image.
+
+        Args:
+            original_image: (H, W, 3) uint8, in the order blue, green, red, such as
+                ``spatialflow.data.read_image(path, "BGR")``.
+
+        Returns:
+            ``instances``, ``sem_seg`` and ``panoptic_seg``, as the model returns them.
+
+        Raises:
+            ValueError: If the image is something else. Grey levels, an alpha channel or deeper
+                pixels would give a result that means nothing.
+        """
+        found = type(original_image).__name__
+        if isinstance(original_image, np.ndarray):
+            found = f"{original_image.dtype} of shape {original_image.shape}"
+            height, width, channels = (*original_image.shape, 0, 0, 0)[:3]
+            if (
+                original_image.dtype == np.uint8
+                and original_image.ndim == channels == 3
+                and height * width > 0
+            ):
+                return super().__call__(original_image)
+        raise ValueError(
+            f"an image of (H, W, 3) uint8 in the order BGR expected, {found} given; "
+            'spatialflow.data.read_image(path, "BGR") reads one'
+        )

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from spatialflow.config.checks import check_config, check_training_config
 from spatialflow.data import ensure_metadata
 from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.dataset_spec import unusable_classes
 from spatialflow.data.registration import is_own, own_name, register_own
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.modeling.meta_arch import SpatialFlow
@@ -140,10 +141,10 @@ def _compare_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             )
         if node.NUM_CLASSES == -1:
             node.NUM_CLASSES = count
-    if not first[0]:
-        raise ConfigError(
-            f"data set {names[0]!r} has no thing classes; SpatialFlow needs at least one"
-        )
+    ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    message = unusable_classes(len(first[0]), len(first[1]) - 1, ignore_label)
+    if message is not None:
+        raise ConfigError(f"data set {names[0]!r} {message}")
 
 
 def _classes_are_known(name: str) -> bool:

@@ -28,7 +28,8 @@ from tabulate import tabulate
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
 from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
 from spatialflow.data.registration import category_ids, ensure_metadata
-from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
+from spatialflow.data.validation.decoding import ListedImage
+from spatialflow.data.validation.file_rules import read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize

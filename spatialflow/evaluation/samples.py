@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from torch import Tensor, nn
 
+from spatialflow.data.images import read_image
 from spatialflow.data.mapper import PanopticMapper, panoptic_ground_truth
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import Segmentation, count_matches, summarize
@@ -33,18 +33,26 @@ class Samples:
         categories: Category id → entry as in the ``categories`` of COCO's panoptic format.
     """
 
-    def __init__(self, images: Sequence[dict[str, Any]], metadata: Metadata) -> None:
+    def __init__(
+        self,
+        images: Sequence[dict[str, Any]],
+        metadata: Metadata,
+        *,
+        white_level: float | None = None,
+    ) -> None:
         """Read the ground truth.
 
         Args:
             images: Dicts of the images, as in ``DatasetCatalog.get``.
             metadata: Detectron2's metadata of the data set.
+            white_level: The value of ``INPUT.WHITE_LEVEL``, to draw images of more than 8 bits.
 
         Raises:
             DataError: If a file cannot be read.
         """
         self.images = images
         self.metadata = metadata
+        self.white_level = white_level
         self.truth: list[Panoptic] = [panoptic_ground_truth(image, metadata) for image in images]
         self.categories = {
             _category(isthing, index): {
@@ -102,7 +110,7 @@ class Samples:
         """
         rows = []
         for i, image in enumerate(self.images[:count]):
-            rgb = read_image(image["file_name"], format="RGB")
+            rgb = read_image(image["file_name"], white_level=self.white_level)
             drawn = [self.truth[i], *(result[i] for result in results.values())]
             rows.append(
                 [rgb, *(draw_panoptic(rgb, ids, found, self.metadata) for ids, found in drawn)]

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import HFlipTransform, TransformList
-from detectron2.modeling import DatasetMapperTTA
+from detectron2.data import transforms as T
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from spatialflow.data.augmentation import ResizeShortestEdge
+from spatialflow.data.images import read_image
 from spatialflow.modeling.heads import resize_logits
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.utils.errors import ConfigError
@@ -29,8 +29,8 @@ class TestTimeAugmentation(nn.Module):
 
     Map the candidate boxes of all views back to the image and select detections by one non-maximum
     suppression. Predict their masks in each view and average the probabilities. Resize the stuff
-    logits of each view to the image's size and average them. Detectron2's ``DatasetMapperTTA``
-    makes the views that ``TEST.AUG`` describes.
+    logits of each view to the image's size and average them. The views are those of Detectron2's
+    ``DatasetMapperTTA``, except that none of a thin image has a side of 0.
     """
 
     __test__ = False  # pytest collects classes by the prefix "Test"
@@ -53,8 +53,12 @@ class TestTimeAugmentation(nn.Module):
         if not cfg.TEST.AUG.MIN_SIZES:
             raise ConfigError("TEST.AUG.MIN_SIZES: none given, one or more sizes expected")
         self.model = model
-        self.views = DatasetMapperTTA(cfg)
+        self.resizes = [
+            ResizeShortestEdge(size, cfg.TEST.AUG.MAX_SIZE) for size in cfg.TEST.AUG.MIN_SIZES
+        ]
+        self.flip = cfg.TEST.AUG.FLIP
         self.input_format = cfg.INPUT.FORMAT
+        self.white_level = cfg.INPUT.WHITE_LEVEL
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,14 +80,29 @@ class TestTimeAugmentation(nn.Module):
         if "file_name" not in item:
             height, width = item["image"].shape[-2:]
             return {"height": height, "width": width, **item, "image": item["image"].cpu()}
-        pixels = read_image(item["file_name"], self.input_format)
+        pixels = read_image(item["file_name"], self.input_format, white_level=self.white_level)
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return {"image": image, "height": image.shape[1], "width": image.shape[2]}
+
+    def _views(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return ``image`` (C, H, W) and ``transforms`` of each view, from the results' size."""
+        pixels = np.ascontiguousarray(item["image"].permute(1, 2, 0).numpy())
+        size, own_size = (item["height"], item["width"]), pixels.shape[:2]
+        before = [] if size == own_size else [T.ResizeTransform(*size, *own_size)]
+        flips: list[list[T.Augmentation]] = [[], [T.RandomFlip(prob=1.0)]]
+        views = []
+        for resize in self.resizes:
+            for flip in flips[: 1 + self.flip]:
+                view, transforms = T.apply_augmentations([resize, *flip], pixels)
+                image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+                combined = T.TransformList([*before, *transforms.transforms])
+                views.append({"image": image, "transforms": combined})
+        return views
 
     def _run_image(self, item: dict[str, Any]) -> dict[str, Any]:
         """Return the result of one image from all its views."""
         size = (item["height"], item["width"])
-        views = self.views({key: item[key] for key in ("image", "height", "width")})
+        views = self._views(item)
         boxes, scores, mask_features, stuff_logits = [], [], [], []
         for view in views:
             images = self.model.preprocess_image([view])
@@ -137,7 +156,7 @@ class TestTimeAugmentation(nn.Module):
         return torch.stack(masks).mean(dim=0)
 
 
-def _transform_boxes(boxes: Tensor, transforms: TransformList) -> Tensor:
+def _transform_boxes(boxes: Tensor, transforms: T.TransformList) -> Tensor:
     """Return boxes (R, 4) after a view's transforms."""
     transformed = transforms.apply_box(boxes.double().cpu().numpy())
     return torch.as_tensor(transformed, dtype=boxes.dtype, device=boxes.device)
@@ -145,4 +164,4 @@ def _transform_boxes(boxes: Tensor, transforms: TransformList) -> Tensor:
 
 def _is_mirrored(view: dict[str, Any]) -> bool:
     """Return whether a view is flipped from left to right."""
-    return any(isinstance(t, HFlipTransform) for t in view["transforms"].transforms)
+    return any(isinstance(t, T.HFlipTransform) for t in view["transforms"].transforms)

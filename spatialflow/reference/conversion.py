@@ -26,6 +26,7 @@ from torch import Tensor
 
 from spatialflow.reference.names import our_name
 from spatialflow.utils.errors import CheckpointError, ConfigError
+from spatialflow.utils.files import why_no_file
 
 COCO_STUFF_OUTPUTS = 54
 """Number of stuff outputs of the released COCO models: 53 stuff classes and things-other."""
@@ -198,8 +199,9 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: If the file cannot be read or has other content; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
+    message = why_no_file(path)
+    if message is not None:
+        raise CheckpointError(f"checkpoint {path}: {message}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:

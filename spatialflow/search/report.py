@@ -187,7 +187,8 @@ def _samples(cfg: CfgNode, supernet: SpatialFlowSupernet, genotype: Genotype) ->
     images = list(itertools.islice(_held_out(cfg, mapper), cfg.SEARCH.REPORT_IMAGES))
     if not images:
         return
-    samples = Samples(images, ensure_metadata(cfg.DATASETS.TRAIN[0]))
+    metadata = ensure_metadata(cfg.DATASETS.TRAIN[0])
+    samples = Samples(images, metadata, white_level=cfg.INPUT.WHITE_LEVEL)
     architecture, training = supernet.architecture, supernet.training
     supernet.eval()
     results = {}

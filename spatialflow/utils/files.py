@@ -1,4 +1,4 @@
-"""Write files so that an interruption leaves no broken file, and read and write JSON lines."""
+"""Write files so that no interruption breaks them, tell files from FIFOs, and use JSON lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +15,35 @@ from typing import IO, Any
 from spatialflow.utils.errors import ConfigError
 
 PARTIAL_SUFFIX = ".partial"
+
+# A name may have 255 bytes, a character up to four of them; the hidden file's name is longer.
+_PREFIX = 50
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def why_no_file(path: str | os.PathLike[str]) -> str | None:
+    """Return why a path is no regular file, such as "is a FIFO, not a file"; None if it is one.
+
+    Whatever opens a path that a user gave asks this before: to open a FIFO, or to read a device,
+    may take for ever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "is a link to no file" if os.path.islink(path) else "no such file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except ValueError:  # a null byte, or a character that no path can have
+        return "is not the name of a file"
+    if stat.S_ISREG(mode):
+        return None
+    return f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -32,7 +62,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     path = Path(path)
     try:
         descriptor, beside = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
+            dir=path.parent, prefix=f".{path.name[:_PREFIX]}.", suffix=PARTIAL_SUFFIX
         )
         try:
             # mkstemp makes files that only their owner can read: set the mode of open() instead.

@@ -1,6 +1,7 @@
 """The check command: every rule, its message, and the exit status."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from spatialflow.data import PanopticMapper, panoptic_json
 from spatialflow.data.panoptic_png import write_panoptic_png
-from spatialflow.data.validation import file_rules
+from spatialflow.data.validation import decoding
 from spatialflow.utils.errors import DataError
 from spatialflow_cli.main import main
 
@@ -199,7 +200,7 @@ WRONG_FILES = [
     (break_image(lambda p: p.unlink()), "images/001.png: no such file; "),
     (break_image(lambda p: p.write_bytes(b"")), "images/001.png: is empty"),
     (break_image(lambda p: p.write_bytes(b"x")), "images/001.png: is not a picture of a known"),
-    (break_image(deep), "images/001.png: has pixels of more than 8 bits (Pillow's mode I;16)"),
+    (break_image(deep), "images/001.png: has channels of 16 bits (integers); 8 bits are"),
     (break_image(ids(IDS[:5])), "images/001.png: is 12 x 5 px, but "),
     (break_png(cut), "panoptic/001.png: is truncated: the file ends inside its IDAT chunk"),
     (break_png(spoil), "panoptic/001.png: is damaged: the checksum of its IDAT chunk at byte"),
@@ -278,8 +279,60 @@ def test_the_checker_and_evaluations_notice_what_training_does_not(
 def test_training_computes_no_checksum(root, register_folder, monkeypatch):
     name = register_folder(root)
     (one, *_), mapper = DatasetCatalog.get(name), make_mapper(name)
-    monkeypatch.setattr(file_rules, "png_damage", lambda data: pytest.fail("a checksum"))
+    monkeypatch.setattr(decoding, "png_damage", lambda data: pytest.fail("a checksum"))
     mapper(one)
+
+
+def test_deep_images_are_checked_with_the_white_level_of_the_training(root, run):
+    deep(root / "images" / "001.png")
+    assert run(root)[0] == 1
+    assert run(root, "--white-level", "4095")[0] == 0
+
+
+def test_what_no_training_can_use_is_a_problem(root, run):
+    edit(root, lambda c: [x.update(isthing=0) for x in c["categories"]])
+    assert run(root)[1] == [
+        f"{root}/panoptic.json: has no thing classes; SpatialFlow needs at least one"
+    ]
+    edit(root, lambda c: c["categories"][0].update(isthing=1))
+    assert run(root)[0] == 0
+    things = lambda c: [a["segments_info"][1].update(iscrowd=1) for a in c["annotations"]]  # noqa: E731
+    edit(root, things)
+    (problem,) = run(root)[1]
+    assert problem.startswith(f"{root}/panoptic.json: has no image with a thing that is not crowd")
+
+
+def test_annotations_of_pixels_that_exif_turns_are_named(root, run):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", IDS.shape[::-1]).save(root / "images" / "001.png", exif=exif)
+    (problem,) = run(root)[1]
+    assert problem.startswith(
+        f"{root}/images/001.png: is 6 x 12 px after the turn that its EXIF orientation asks for, "
+        f"but {root}/panoptic.json says 12 x 6, as before the turn: turn the annotations, or remove"
+    )
+
+
+def test_turns_that_keep_the_size_are_counted(root, run):
+    exif = Image.Exif()
+    exif[274] = 3
+    path = root / "images" / "001.png"
+    Image.open(path).save(path, exif=exif)
+    summary = "3 images, 9 segments, 5 classes: no problem; EXIF data turn 1 image: see that"
+    status, problems, line = run(root)
+    assert (status, problems) == (0, [])
+    assert line.startswith(summary)
+
+
+@pytest.mark.parametrize("place", ["images/001.png", "panoptic/001.png", "panoptic.json"])
+def test_a_fifo_in_a_set_never_blocks(root, run, register_folder, place):
+    (root / place).unlink()
+    os.mkfifo(root / place)
+    (problem,) = run(root)[1]
+    assert problem.startswith(f"{root / place}: is ")
+    with pytest.raises(DataError) as error:
+        DatasetCatalog.get(register_folder(root))
+    assert str(error.value) == problem
 
 
 def test_boxes_may_count_the_last_pixel_or_not(root, run):

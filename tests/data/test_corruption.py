@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from spatialflow.data.validation.file_rules import png_damage
+from spatialflow.data.validation.decoding import png_damage
 from spatialflow.data.validation.json_rules import (
     check_categories,
     check_structure,

@@ -145,6 +145,15 @@ def test_masks_of_mirrored_views_are_mirrored_back(build, image, monkeypatch):
     monkeypatch.setattr(model.mask_head, "forward", see)
     box, kind = Boxes(torch.tensor([[8.0, 8, 40, 40]])), torch.tensor([0])
     found = Instances((64, 96), pred_boxes=box, pred_classes=kind)
-    seen = augmented.views({"image": image, "height": 64, "width": 96})
+    seen = augmented._views({"image": image, "height": 64, "width": 96})
     assert len(seen) == 2
     assert torch.equal(augmented._mean_masks(found, seen, [None, None]), ramp)
+
+
+@pytest.mark.parametrize("size", [(300, 1), (1, 300), (1, 1)])
+@torch.no_grad()
+def test_views_of_a_thin_image_have_pixels(build, size):
+    """Its short side would be rounded to 0."""
+    _, _, augmented = build({**views(True, 32, 64), "TEST.AUG.MAX_SIZE": 64})
+    (result,) = augmented([{"image": torch.full((3, *size), 99, dtype=torch.uint8)}])
+    assert result["panoptic_seg"][0].shape == size

@@ -141,7 +141,7 @@ def test_tool_exit_status(check_parity_tool, compact_folder, narrow_config, caps
 
 def test_unreadable_fixture_is_named(check_parity_tool, tmp_path, narrow_config):
     arguments = [str(tmp_path), "--config-file", str(narrow_config)]
-    with pytest.raises(SystemExit, match="expected.npz does not exist"):
+    with pytest.raises(SystemExit, match="expected.npz: no such file"):
         check_parity_tool.main(arguments)
     (tmp_path / "expected.npz").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(SystemExit, match="expected.npz is not readable"):

@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.data.dataset_spec import DatasetSpec, Selection, read_categories, select
+from spatialflow.data.dataset_spec import (
+    Category,
+    DatasetSpec,
+    Selection,
+    read_categories,
+    select,
+    unusable_classes,
+)
+from spatialflow.data.images import read_picture
+from spatialflow.data.registration import IGNORE_LABEL
 from spatialflow.data.validation.defects import Defect, DefectError
-from spatialflow.data.validation.file_rules import missing_files, read_image, read_segments
+from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import (
     comparable_segments,
     file_name_message,
@@ -31,6 +40,8 @@ class Report:
         segments: Number of their segments.
         classes: Number of classes, after a remap.
         unannotated: Number of images without an annotation in the JSON.
+        turned: Number of images that EXIF data turn to the same size, so that nothing tells
+            whether their annotations are of turned pixels.
         defects: Number of defects.
         affected: Names of the images with defects, or places of JSON entries without a name.
     """
@@ -39,6 +50,7 @@ class Report:
     segments: int = 0
     classes: int = 0
     unannotated: int = 0
+    turned: int = 0
     defects: int = 0
     affected: set[str] = field(default_factory=set)
 
@@ -54,6 +66,10 @@ class Report:
             found += f", {_plural(len(self.affected), 'image')} affected"
         if self.unannotated:
             found += f"; {_plural(self.unannotated, 'image')} without annotation left out"
+        if self.turned:
+            found += (
+                f"; EXIF data turn {_plural(self.turned, 'image')}: see that annotations are turned"
+            )
         return f"{', '.join(counted)}: {found}"
 
 
@@ -61,7 +77,9 @@ def _plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def find_defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
+def find_defects(
+    dataset: PanopticDataset, report: Report, *, white_level: float | None = None
+) -> Iterator[Defect]:
     """Yield all defects of a data set: of its JSON, then image by image.
 
     Every image and PNG is decoded. A file with several defects is reported once if the first one
@@ -70,28 +88,33 @@ def find_defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
     Args:
         dataset: Data set to check; it need not be registered.
         report: Counts to add to while the defects are found.
+        white_level: The value of `INPUT.WHITE_LEVEL` in trainings.
     """
-    for defect in _defects(dataset, report):
+    for defect in _defects(dataset, report, white_level):
         report.defects += 1
         if defect.image is not None:
             report.affected.add(defect.image)
         yield defect
 
 
-def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
+def _defects(
+    dataset: PanopticDataset, report: Report, white_level: float | None
+) -> Iterator[Defect]:
     spec, annotations, defects = dataset.examine()
     yield from defects
     if annotations is None:
         return
+    selection = select(spec, annotations.listing)
     if not defects:
         try:
-            classes, _ = read_categories(
+            classes, mapping = read_categories(
                 annotations.categories, spec.remap, where=spec.annotations_json
             )
-            report.classes = len(classes)
         except DefectError as error:  # a remap that does not fit the categories
             yield from error.defects
-    selection = select(spec, annotations.listing)
+        else:
+            report.classes = len(classes)
+            yield from _training_defects(spec, selection, classes, mapping)
     report.images = len(selection.pairs)
     report.unannotated = selection.unannotated
     report.segments = sum(
@@ -100,10 +123,35 @@ def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
         if isinstance(annotation.get("segments_info"), list)
     )
     yield from selection.defects
-    yield from _file_defects(spec, selection)
+    yield from _file_defects(spec, selection, report, white_level)
 
 
-def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
+def _training_defects(
+    spec: DatasetSpec, selection: Selection, classes: list[Category], mapping: dict[int, int]
+) -> Iterator[Defect]:
+    """Yield what keeps a training with default keys from a data set of sound files."""
+    things = {c.id for c in classes if c.isthing}
+    # A part that is for evaluation alone may have any images.
+    is_for_training = spec.split is None or spec.split[0] == "train"
+    pairs = selection.sound_pairs() if is_for_training else []
+    message = unusable_classes(len(things), len(classes) - len(things), IGNORE_LABEL)
+    if message is not None:
+        yield Defect(spec.annotations_json, message)
+    elif pairs and not any(
+        mapping[segment["category_id"]] in things and not segment.get("iscrowd", 0)
+        for _, annotation in pairs
+        for segment in annotation["segments_info"]
+    ):
+        message = (
+            "has no image with a thing that is not crowd; a training leaves out images without "
+            "one, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        )
+        yield Defect(spec.annotations_json, message)
+
+
+def _file_defects(
+    spec: DatasetSpec, selection: Selection, report: Report, white_level: float | None
+) -> Iterator[Defect]:
     if not all(Path(folder).is_dir() for folder in (spec.images, spec.panoptic_root)):
         return
     named = [pair for pair in selection.pairs if file_name_message(pair[1]) is None]
@@ -111,40 +159,49 @@ def _file_defects(spec: DatasetSpec, selection: Selection) -> Iterator[Defect]:
     for defect in missing_files(spec.files(named), spec.annotations_json):
         missing.setdefault(defect.file, defect)
 
-    def check(pair: tuple[dict, dict]) -> list[Defect]:
-        return list(_pair_defects(spec, *pair, missing))
+    def check(pair: tuple[dict, dict]) -> tuple[list[Defect], bool]:
+        image, annotation = pair
+        if size_message(image) is not None:
+            return [], False
+        defects, turned = _image_defects(spec, image, missing, white_level)
+        return [*defects, *_png_defects(spec, image, annotation, missing)], turned
 
     pool = ThreadPoolExecutor(max_workers=min(_MAX_THREADS, os.cpu_count() or 1))
     try:
-        for defects in pool.map(check, selection.pairs):
+        for defects, turned in pool.map(check, selection.pairs):
+            report.turned += turned
             yield from defects
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _pair_defects(
-    spec: DatasetSpec, image: dict, annotation: dict, missing: dict[str, Defect]
-) -> Iterator[Defect]:
-    """Yield the defects of an image and its PNG, unless the JSON is too wrong to compare them."""
-    if size_message(image) is not None:
-        return
-    listed = spec.listed_image(image)
+def _image_defects(
+    spec: DatasetSpec, image: dict, missing: dict[str, Defect], white_level: float | None
+) -> tuple[list[Defect], bool]:
+    """Return the defects of an image, and whether EXIF data turn it to the same size."""
     path = spec.image_path(image)
     if path in missing:
-        yield missing[path]
-    else:
-        try:
-            read_image(path, listed, thorough=True)
-        except DefectError as error:
-            yield from error.defects
+        return [missing[path]], False
+    listed = spec.listed_image(image)
+    try:
+        picture = read_picture(path, listed=listed, white_level=white_level, thorough=True)
+    except DefectError as error:
+        return error.defects, False
+    return [], picture.turned_unseen
+
+
+def _png_defects(
+    spec: DatasetSpec, image: dict, annotation: dict, missing: dict[str, Defect]
+) -> list[Defect]:
+    """Return the defects of a PNG, unless the JSON is too wrong to compare them."""
     segments = comparable_segments(annotation)
     if segments is None or file_name_message(annotation) is not None:
-        return
+        return []
     path = spec.png_path(annotation)
     if path in missing:
-        yield missing[path]
-        return
+        return [missing[path]]
     try:
-        read_segments(path, segments, listed, thorough=True)
+        read_segments(path, segments, spec.listed_image(image), thorough=True)
     except DefectError as error:
-        yield from error.defects
+        return error.defects
+    return []

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spatialflow.reference.conversion import read_reference_checkpoint
 from spatialflow.utils.errors import DataError
+from spatialflow.utils.files import why_no_file
 
 Array = NDArray[Any]
 
@@ -125,11 +126,12 @@ def _read_compact_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
+    message = why_no_file(path)
+    if message is not None:
+        raise DataError(f"fixture: {path}: {message}")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
-        raise DataError(f"fixture: {path} does not exist") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"fixture: {path} is not readable as .npz ({error})") from error
 
