@@ -27,8 +27,8 @@ from spatialflow.config.rules import (
     one_of,
     only_with,
     rising,
-    value_of,
 )
+from spatialflow.config.values import value_of
 from spatialflow.utils.precision import AMP_DTYPES
 
 OWN_BACKBONE = "build_spatialflow_fpn_backbone"
