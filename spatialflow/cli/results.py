@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import category_ids
+from spatialflow.utils.files import errors_name, write_json
 from spatialflow.utils.visualize import draw_panoptic
 
 
@@ -55,7 +55,9 @@ class ResultWriter:
         ids, segments = result[0].cpu().numpy(), result[1]
         name = self._free_name(path.stem)
         overlay = draw_panoptic(image_rgb, ids, segments, self.metadata)
-        Image.fromarray(overlay).save(self.folder / "overlays" / name)
+        target = self.folder / "overlays" / name
+        with errors_name(target):
+            Image.fromarray(overlay).save(target)
         write_panoptic_png(self.folder / "panoptic" / name, ids)
         masks = segment_masks(ids, [segment["id"] for segment in segments])
         image_id = len(self.images) + 1
@@ -112,4 +114,4 @@ class ResultWriter:
             "annotations": self.annotations,
             "categories": sorted(categories, key=lambda category: category["id"]),
         }
-        (self.folder / "panoptic.json").write_text(json.dumps(content))
+        write_json(self.folder / "panoptic.json", content, indent=None)

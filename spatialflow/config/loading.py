@@ -56,7 +56,7 @@ def get_cfg(
 
 
 def _merge_file(cfg: CfgNode, path: Path) -> None:
-    check_yaml(path)
+    check_yaml(path, cfg)
     try:
         cfg.merge_from_file(str(path), allow_unsafe=False)
     except Exception as error:  # Detectron2 has no common error for text that does not fit
@@ -73,6 +73,8 @@ def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
             f"{shown(opts[-1])}"
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         try:
             if key == "SEARCH.ENABLED":  # merge_from_list ignores deprecated keys
                 old = CfgNode({"SEARCH": {"ENABLED": yaml.safe_load(str(value))}})
@@ -81,7 +83,7 @@ def _merge_pairs(cfg: CfgNode, opts: Sequence[object]) -> None:
                 cfg.merge_from_list([key, value])
         except Exception as error:
             reason = _reason(error)
-            raise ConfigError(f"option {key} {shown(value)}: {reason}") from error
+            raise ConfigError(f"option {shown(key)[1:-1]} {shown(value)}: {reason}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -92,7 +94,8 @@ def _reason(error: Exception) -> str:
     """
     if isinstance(error, RecursionError | MemoryError):
         return "nested too deeply"
-    text = " ".join(str(error.args[0] if error.args else error).split())
+    # str() of a KeyError quotes its message.
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …"
 
 

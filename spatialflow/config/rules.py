@@ -63,6 +63,11 @@ def _is_above_zero(value: Any, cfg: CfgNode) -> bool:
     return bool(0 < value < math.inf)
 
 
+def names(key: str) -> Rule:
+    """Return the rule that a key has a list of texts, or an empty one."""
+    return key, "a list of texts", lambda v, _: all(isinstance(name, str) for name in v)
+
+
 def one_of(key: str, *options: Any) -> Rule:
     """Return the rule that a key has one of some values."""
     kind = "" if len(options) == 1 else "one of "

@@ -85,7 +85,7 @@ def _problem(item: Any, samples: tuple[type, ...]) -> str:
     if isinstance(item, int) and abs(item) >= MOST:
         return f"a number below {MOST:.0e}"
     allowed = {*samples, int, float} if {int, float} & {*samples} else {*samples}
-    if isinstance(item, bool) and bool not in samples or type(item) not in allowed:
+    if (isinstance(item, bool) and bool not in samples) or type(item) not in allowed:
         return " or ".join(KINDS.get(kind, kind.__name__) for kind in samples)
     return ""
 

@@ -1,7 +1,7 @@
 """Check the text of config files before Detectron2 merges them.
 
 Detectron2 takes whatever PyYAML builds: a key that is given twice, an alias that stands for a
-billion values, or a file that is its own base would be ignored, or would end in an error of its own.
+billion values, or a file that is its own base would be ignored, or end in another error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import yaml
+from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
 from spatialflow.config.values import shown
@@ -20,39 +21,42 @@ MOST_NODES = 100_000
 """Values of a file from which it is refused, each counted as often as aliases repeat it."""
 
 
-def check_yaml(path: Path) -> None:
+def check_yaml(path: Path, cfg: CfgNode) -> None:
     """Check a config file and the files that it is based on.
 
     Args:
         path: YAML file.
+        cfg: Config that it will be merged into.
 
     Raises:
         ConfigError: If a file cannot be read, is not a mapping of keys as YAML in UTF-8, has a key
             twice, has too many values or too deep ones, or if it is its own base.
     """
-    _check(path, ())
+    _check(path, cfg, ())
 
 
-def _check(path: Path, above: tuple[Path, ...]) -> None:
+def _check(path: Path, cfg: CfgNode, above: tuple[Path, ...]) -> None:
     real = Path(os.path.realpath(path))
     if real in above:
         chain = " → ".join(str(file) for file in (*above, real))
         raise ConfigError(f"config {path}: its {BASE_KEY} leads back to it: {chain}")
     try:
-        for base in _Text(path).bases():
+        text = _Text(path)
+        text.check_sections(text.root, cfg)
+        for base in text.bases():
             if not base.startswith(("http://", "https://")):
-                _check_base(path, base, (*above, real))
+                _check(_base_of(path, base), cfg, (*above, real))
     except RecursionError as error:
         raise ConfigError(f"config {path}: nested too deeply") from error
 
 
-def _check_base(path: Path, base: str, above: tuple[Path, ...]) -> None:
+def _base_of(path: Path, base: str) -> Path:
     if base.startswith("~"):
         base = absolute_path(base, f"config {path}: {BASE_KEY}")
     file = path.parent / base
     if not os.path.isfile(file):
         raise ConfigError(f"config {path}: {BASE_KEY}: no such file: {shown(str(file))}")
-    _check(file, above)
+    return file
 
 
 class _Text:
@@ -69,6 +73,9 @@ class _Text:
             raise self._error(error.strerror or str(error)) from error
         except UnicodeDecodeError as error:
             raise self._error(f"byte {error.start} is not UTF-8; a YAML file expected") from error
+        except yaml.MarkedYAMLError as error:
+            line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise self._error(f"{line}{error.problem or error.context}") from error
         except yaml.YAMLError as error:
             raise self._error(" ".join(str(error).split())) from error
         if not isinstance(root, yaml.MappingNode):
@@ -88,6 +95,17 @@ class _Text:
                     raise self._error(f"{BASE_KEY}: the path of a file expected", key)
                 return names
         return []
+
+    def check_sections(self, node: yaml.Node, cfg: CfgNode) -> None:
+        """Check that sections, such as MODEL, are mappings, and that the version is a number."""
+        for key, value in node.value:
+            section = cfg.get(key.value)
+            if isinstance(section, CfgNode):
+                if not isinstance(value, yaml.MappingNode):
+                    raise self._error(f"{key.value}: a {value.id} found, keys expected", key)
+                self.check_sections(value, section)
+            elif key.value == "VERSION" and value.tag != "tag:yaml.org,2002:int":
+                raise self._error(f"VERSION: {shown(value.value)} given, a number expected", key)
 
     def _size(self, node: yaml.Node) -> int:
         """Return the number of values, with repetitions, and check the keys of mappings."""

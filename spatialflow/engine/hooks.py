@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
-from spatialflow.utils.files import write_json
+from spatialflow.utils.errors import DataError
+from spatialflow.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,11 @@ class EvaluationHook(hooks.EvalHook):
         """
         record = None
         if comm.is_main_process() and self._record_path().is_file():
-            found = json.loads(self._record_path().read_text())
-            if (found["iterations"], found["config"]) == (iterations, self._config_digest()):
-                record = found
+            with contextlib.suppress(DataError):  # a broken record is none
+                found = read_json(self._record_path(), dict)
+                known = found.get("iterations"), found.get("config")
+                if known == (iterations, self._config_digest()):
+                    record = found
         record = comm.all_gather(record)[0]
         if record is None:
             return False

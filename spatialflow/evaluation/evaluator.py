@@ -32,6 +32,7 @@ from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_pn
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
+from spatialflow.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class PanopticEvaluator(DatasetEvaluator):
         logger.info("panoptic quality on %s:\n%s", self._dataset_name, results_table(results))
         if self._output_dir is not None:
             path = self._output_dir / RESULTS_FILE
-            path.write_text(_as_json(results))
+            write_text(path, _as_json(results))
         returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
         return OrderedDict(panoptic_seg=returned)
 
