@@ -92,7 +92,7 @@ def errors_in_one_line() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handle_error = logging.Handler.handleError
-    logging.Handler.handleError = _raise_error_of_log  # type: ignore[method-assign]
+    logging.Handler.handleError = _raise_error_of_log  # type: ignore[method-assign,assignment]
     try:
         yield
         sys.stdout.flush()

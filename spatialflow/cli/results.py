@@ -58,7 +58,9 @@ class ResultWriter:
         target = self.folder / "overlays" / name
         with errors_name(target):
             Image.fromarray(overlay).save(target)
-        write_panoptic_png(self.folder / "panoptic" / name, ids)
+        target = self.folder / "panoptic" / name
+        with errors_name(target):
+            write_panoptic_png(target, ids)
         masks = segment_masks(ids, [segment["id"] for segment in segments])
         image_id = len(self.images) + 1
         height, width = ids.shape

@@ -59,6 +59,11 @@ def _base_of(path: Path, base: str) -> Path:
     return file
 
 
+def _kind(node: yaml.Node) -> str:
+    kinds = {yaml.ScalarNode: "value", yaml.SequenceNode: "list", yaml.MappingNode: "mapping"}
+    return kinds[type(node)]
+
+
 class _Text:
     """A config file as nodes of YAML, which are not yet values."""
 
@@ -79,7 +84,7 @@ class _Text:
         except yaml.YAMLError as error:
             raise self._error(" ".join(str(error).split())) from error
         if not isinstance(root, yaml.MappingNode):
-            found = "nothing" if root is None else f"a {root.id}"
+            found = "nothing" if root is None else f"a {_kind(root)}"
             raise self._error(f"{found} found, keys and values as YAML expected")
         self.root = root
         if self._size(root) > MOST_NODES:
@@ -102,7 +107,7 @@ class _Text:
             section = cfg.get(key.value)
             if isinstance(section, CfgNode):
                 if not isinstance(value, yaml.MappingNode):
-                    raise self._error(f"{key.value}: a {value.id} found, keys expected", key)
+                    raise self._error(f"{key.value}: a {_kind(value)} found, keys expected", key)
                 self.check_sections(value, section)
             elif key.value == "VERSION" and value.tag != "tag:yaml.org,2002:int":
                 raise self._error(f"VERSION: {shown(value.value)} given, a number expected", key)

@@ -13,8 +13,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-from spatialflow.utils.files import errors_name
-
 MAX_SEGMENT_ID = 2**24 - 1
 
 # Encode this many masks at once: a large image with hundreds of segments would need gigabytes.
@@ -29,8 +27,7 @@ def write_panoptic_png(path: str | Path | IO[bytes], ids: np.ndarray) -> None:
         ids: (H, W) integers from 0 to `MAX_SEGMENT_ID`.
     """
     channels = np.stack([ids & 255, (ids >> 8) & 255, (ids >> 16) & 255], axis=-1)
-    with errors_name(path):
-        Image.fromarray(channels.astype(np.uint8)).save(path, format="PNG")
+    Image.fromarray(channels.astype(np.uint8)).save(path, format="PNG")
 
 
 def index_map(ids: np.ndarray, segment_ids: Sequence[int]) -> np.ndarray:

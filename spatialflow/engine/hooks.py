@@ -1,4 +1,4 @@
-"""The evaluation hook of the trainer."""
+"""The evaluation hook of the trainer, and the wrapper of its writers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.utils.errors import DataError
-from spatialflow.utils.files import read_json, write_json
+from spatialflow.utils.files import errors_name, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,25 @@ RECORD_FILE = "last_evaluation.json"
 
 KEYS_OF_AN_EVALUATION = ("MODEL", "DATASETS", "INPUT", "TEST")
 """Keys of the config that can change the result of an evaluation."""
+
+
+class NamingWriter(EventWriter):
+    """Writes by one of Detectron2's writers; the errors of the operating system name its file."""
+
+    def __init__(self, writer: EventWriter, path: Path) -> None:
+        """Keep the writer, and the file or the folder that it writes to."""
+        self.writer = writer
+        self.path = path
+
+    def write(self) -> None:
+        """Write what the event storage has."""
+        with errors_name(self.path):
+            self.writer.write()
+
+    def close(self) -> None:
+        """Close the file."""
+        with errors_name(self.path):
+            self.writer.close()
 
 
 class EvaluationHook(hooks.EvalHook):
