@@ -15,7 +15,6 @@ Letters: N pyramids, C channels, H and W the size of a level.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable
@@ -39,7 +38,7 @@ from spatialflow.modeling.flow_graph import FlowGraph, spatialflow_topology
 from spatialflow.search.settings import learner_settings
 from spatialflow.search.space import human_genotype, relaxation_from_config
 from spatialflow.search.supernet import relaxed_flow_graph
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recovery"
@@ -267,7 +266,7 @@ def run(args: argparse.Namespace) -> None:
             if path.is_file():
                 continue
             result = run_one(contestant, seed, args.opts)
-            write_atomically(path, lambda file: file.write(json.dumps(result).encode()))  # noqa: B023
+            write_json(path, result, indent=None)
             edge, operation, others = score(result)
             print(
                 f"{path.name}: edge {edge}, operation {operation}, {others} others, "
@@ -278,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Print the table, and complete pages with it."""
-    results = [json.loads(path.read_text()) for path in sorted(args.results.glob("*.json"))]
+    results = [read_json(path, dict) for path in sorted(args.results.glob("*.json"))]
     rows = []
     for contestant in CONTESTANTS:
         mine = [r for r in results if r["contestant"] == contestant]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,10 @@ from darts.operations import OPERATIONS
 
 VERSION = 1
 PORTS = ("input", "gate", "offset")
+INDEX = re.compile(r"[1-9][0-9]{0,5}")
+"""Number of a node in its branch."""
+MOST_LETTERS = 200
+"""Length from which a flow is cut in messages."""
 
 
 class GenotypeError(ValueError):
@@ -27,6 +33,24 @@ class GenotypeError(ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise GenotypeError(message)
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise GenotypeError(f"key {twice!r:.80} is given twice")
+    return found
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,17 +78,18 @@ class Flow:
         for value in (self.source, self.target):
             branch, _, index = value.rpartition(".") if isinstance(value, str) else ("", "", "")
             _require(
-                bool(branch) and index.isdecimal() and int(index) > 0,
-                f"flow {self}: a node is written 'branch.index' such as 'box.4', got {value!r}",
+                bool(branch) and INDEX.fullmatch(index) is not None,
+                f"flow {self}: a node is written 'branch.index' such as 'box.4', got {value!r:.80}",
             )
         _require(self.port in PORTS, f"flow {self}: port must be one of {PORTS}")
         _require(
-            self.operation in OPERATIONS,
+            isinstance(self.operation, str) and self.operation in OPERATIONS,
             f"flow {self}: unknown operation; the known ones are {', '.join(OPERATIONS)}",
         )
 
     def __str__(self) -> str:
-        return f"{self.source} -> {self.target} [{self.port}: {self.operation}]"
+        text = f"{self.source} -> {self.target} [{self.port}: {self.operation}]"
+        return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} …"
 
     @property
     def edge(self) -> tuple[str, str, str]:
@@ -92,11 +117,11 @@ class Flow:
         Raises:
             GenotypeError: If a key is missing, unknown, or has a value that is not allowed.
         """
-        _require(isinstance(data, Mapping), f"a flow must be an object, got {data!r}")
+        _require(isinstance(data, Mapping), f"a flow must be an object, got {data!r:.80}")
         expected = {"from", "to", "port", "operation"}
         _require(
             set(data) == expected,
-            f"flow {dict(data)}: expected exactly the keys {sorted(expected)}",
+            f"flow {dict(data)!r:.200}: expected exactly the keys {sorted(expected)}",
         )
         return cls(data["from"], data["to"], data["port"], data["operation"])
 
@@ -130,7 +155,8 @@ class Genotype:
         for key, value in self.choices.items():
             _require(
                 isinstance(key, str) and isinstance(value, str),
-                f"genotype {self.name!r}: choices map strings to strings, got {key!r}: {value!r}",
+                f"genotype {self.name!r}: choices map strings to strings, got "
+                f"{key!r:.80}: {value!r:.80}",
             )
 
     @property
@@ -143,14 +169,17 @@ class Genotype:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
-        """Return the JSON form as text, with one flow per line so that a diff is easy to read."""
+        """Return the JSON form as text, with one flow per line so that a diff is easy to read.
+
+        NaN and infinity in the provenance, which JSON does not have, become null.
+        """
         flows = ",\n".join(f"    {json.dumps(flow.to_dict())}" for flow in self.flows)
         lines = [
             f'  "version": {VERSION}',
             f'  "name": {json.dumps(self.name)}',
             f'  "flows": [\n{flows}\n  ]' if flows else '  "flows": []',
             f'  "choices": {json.dumps(dict(self.choices))}',
-            f'  "provenance": {json.dumps(dict(self.provenance))}',
+            f'  "provenance": {json.dumps(_finite(self.provenance), allow_nan=False)}',
         ]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -166,8 +195,16 @@ class Genotype:
             GenotypeError: If the text is not JSON, has another version, or is not a valid genotype.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = json.loads(
+                text.removeprefix("\ufeff"),  # the mark with which some editors begin a file
+                parse_constant=lambda _: None,
+                object_pairs_hook=_unique,
+            )
+        except RecursionError as error:
+            raise GenotypeError(f"{origin}: nested too deeply") from error
+        except GenotypeError as error:
+            raise GenotypeError(f"{origin}: {error}") from error
+        except ValueError as error:
             raise GenotypeError(f"{origin}: not JSON: {error}") from error
         try:
             return cls._from_dict(data)
@@ -178,8 +215,8 @@ class Genotype:
     def _from_dict(cls, data: Any) -> Genotype:
         _require(isinstance(data, Mapping), "a genotype must be a JSON object")
         _require(
-            data.get("version") == VERSION,
-            f"genotype version {data.get('version')!r} given, {VERSION} expected",
+            data.get("version") == VERSION and type(data["version"]) is int,
+            f"genotype version {data.get('version')!r:.80} given, {VERSION} expected",
         )
         required, optional = {"version", "name", "flows"}, {"choices", "provenance"}
         missing, unknown = required - set(data), set(data) - required - optional
@@ -213,5 +250,8 @@ class Genotype:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON form to a file; an interrupted write leaves the file unchanged."""
         beside = Path(path).with_suffix(".json.partial")
-        beside.write_text(self.to_json(), encoding="utf-8")
-        beside.replace(path)
+        try:
+            beside.write_text(self.to_json(), encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:  # that of a write names no file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -19,14 +19,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
+from PIL import Image
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.data import ensure_metadata, panoptic_ground_truth, read_image
 from spatialflow.engine import Predictor, Trainer, setup
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import check_outputs
+from spatialflow.utils.files import check_outputs, write_atomically
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
+from spatialflow_cli.commands import Parser, path_argument
 
 SCENES_CONFIG = "generated/spatialflow.yaml"
 FOLDER_CONFIG = "Base-Small.yaml"
@@ -36,22 +38,27 @@ PICTURE_FILE = "predictions.png"
 def main() -> None:
     """Run the demo."""
     args = parse_arguments()
+    with errors_in_one_line():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, evaluate, draw and print."""
     opts = ["OUTPUT_DIR", args.output, *args.opts]
     if args.data:
-        opts += ["DATASETS.FOLDER.PATH", str(args.data)]
+        opts += ["DATASETS.FOLDER.PATH", args.data]
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
     show_progress_only(args.output)
-    with errors_in_one_line():
-        if args.pictures < 1:
-            raise ConfigError(f"--pictures: {args.pictures} given, 1 or more expected")
-        cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
-        check_outputs(cfg.OUTPUT_DIR, [PICTURE_FILE])
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=False)
-        iterations = cfg.SOLVER.MAX_ITER
-        print(f"Training for {iterations} iterations; the whole log is in {args.output}/log.txt")
-        start = time.perf_counter()
-        trainer.train()
+    if args.pictures < 1:
+        raise ConfigError(f"--pictures: {args.pictures} given, 1 or more expected")
+    cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
+    check_outputs(cfg.OUTPUT_DIR, [PICTURE_FILE])
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    iterations = cfg.SOLVER.MAX_ITER
+    print(f"Training for {iterations} iterations; the whole log is in {args.output}/log.txt")
+    start = time.perf_counter()
+    trainer.train()
     minutes = (time.perf_counter() - start) / 60
     results = trainer._last_eval_results["panoptic_seg"]
     train, test = cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0]
@@ -71,9 +78,11 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder in COCO panoptic layout")
-    parser.add_argument("--output", default="output/demo", help="folder for results")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data", type=path_argument, help="folder in COCO panoptic layout")
+    parser.add_argument(
+        "--output", type=path_argument, default="output/demo", help="folder for results"
+    )
     parser.add_argument("--pictures", type=int, default=6, help="number of images to draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     return parser.parse_args()
@@ -125,7 +134,7 @@ def draw_examples(cfg: CfgNode, name: str, path: Path, count: int) -> Path:
         truth = draw_panoptic(rgb, *panoptic_ground_truth(item, metadata), metadata)
         rows.append((rgb, truth, draw_panoptic(rgb, ids.cpu(), segments, metadata)))
     picture = side_by_side(rows, titles=("image", "ground truth", "prediction"))
-    cv2.imwrite(str(path), picture[:, :, ::-1])
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, format="PNG"))
     return path
 
 

@@ -18,6 +18,7 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, setup
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.files import check_outputs
+from spatialflow_cli.commands import Parser, path_argument
 
 SEARCH_CONFIG = "search/demo.yaml"
 
@@ -25,17 +26,22 @@ SEARCH_CONFIG = "search/demo.yaml"
 def main() -> None:
     """Search, derive a genotype, train and evaluate it."""
     args = parse_arguments()
+    with errors_in_one_line():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Search, train what is found, and print."""
     folder = Path(args.output)
     show_progress_only(args.output)
     start = time.perf_counter()
-    with errors_in_one_line():
-        opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
-        check_outputs(folder / "trained", [PICTURE_FILE])
-        search = SearchTrainer(config(folder, opts, SearchTrainer))
-        print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
-        search.resume_or_load(resume=False)
-        search.train()
-        path = search.write_genotype()
+    opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
+    check_outputs(folder / "trained", [PICTURE_FILE])
+    search = SearchTrainer(config(folder, opts, SearchTrainer))
+    print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
+    search.resume_or_load(resume=False)
+    search.train()
+    path = search.write_genotype()
     searched = time.perf_counter()
     genotype = Genotype.load(path)
     trained = folder / "trained"
@@ -46,11 +52,10 @@ def main() -> None:
     for name in ("detectron2", "fvcore", "spatialflow", "darts"):
         logging.getLogger(name).handlers.clear()
     show_progress_only(str(trained))
-    with errors_in_one_line():
-        cfg = config(trained, opts, Trainer)
-        trainer = Trainer(cfg)
-        print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
-        trainer.train()
+    cfg = config(trained, opts, Trainer)
+    trainer = Trainer(cfg)
+    print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
+    trainer.train()
     picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / PICTURE_FILE, 6)
     trained_at = time.perf_counter()
     flows = "\n".join(f"  {flow}" for flow in genotype.flows) or "  none"
@@ -76,8 +81,10 @@ def config(folder: Path, opts: list[str], trainer: type[Trainer]) -> CfgNode:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/search_demo", help="folder for results")
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--output", type=path_argument, default="output/search_demo", help="folder for results"
+    )
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     return parser.parse_args()
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -12,8 +15,17 @@ from typing import NoReturn
 Group = argparse._ActionsContainer
 """What arguments are added to: a parser or one of its groups."""
 
+MOST_LETTERS = 500
+"""Length from which an error is cut."""
+
 COLUMNS = 80
 """Width of ``--help``."""
+
+KEY = re.compile(
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SEARCH|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION"
+)
+"""The form of a key of a config."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +47,41 @@ class Command:
     notes: str = ""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Report a wrong command line in one line."""
+class Parser(argparse.ArgumentParser):
+    """Parser that takes KEY VALUE pairs at any place, and reports a wrong line in one line.
+
+    An option with several values, such as ``--input``, would take pairs after it for its values.
+    """
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the words, and add the pairs among them to ``opts``."""
+        words, pairs = self._without_pairs(list(sys.argv[1:] if args is None else args))
+        found, extra = super().parse_known_args(words, namespace)
+        if pairs:
+            found.opts = [*found.opts, *pairs]
+        return found, extra
+
+    def _without_pairs(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Return the words without KEY VALUE pairs, and the pairs."""
+        if not any(action.dest == "opts" for action in self._actions):
+            return words, []
+        others: list[str] = []
+        pairs: list[str] = []
+        while words:
+            option = self._option_string_actions.get(others[-1]) if others else None
+            wants_value = option is not None and option.nargs != 0 and option.dest != "opts"
+            # A file of such a name is a file.
+            if KEY.fullmatch(words[0]) and not wants_value and not os.path.exists(words[0]):
+                pairs, words = pairs + words[:2], words[2:]
+            else:
+                others, words = [*others, words[0]], words[1:]
+        return others, pairs
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {one_line(message)}; try --help\n")
+        """End with status 2 and one line."""
+        self.exit(2, f"{self.prog}: {one_line(message)[:MOST_LETTERS]}; try --help\n")
 
 
 def one_line(text: str) -> str:
@@ -54,7 +96,7 @@ def parser_of(command: Command, program: str) -> argparse.ArgumentParser:
         command: The command.
         program: Name of the program in messages, such as ``spatialflow train``.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         usage=f"%(prog)s {command.usage}".rstrip(),
         description=f"{command.summary}.",
@@ -78,7 +120,9 @@ def _pairs(group: Group) -> None:
 
 def _config_file(group: Group, *, required: bool = True) -> None:
     help_text = "path of a config, or name of one that comes along"
-    group.add_argument("--config-file", metavar="FILE", required=required, help=help_text)
+    group.add_argument(
+        "--config-file", type=path_argument, metavar="FILE", required=required, help=help_text
+    )
 
 
 def add_run_arguments(group: Group) -> None:
@@ -104,16 +148,34 @@ def _evaluate(group: Group) -> None:
 
 
 def _search(group: Group) -> None:
-    group.add_argument("--derive-only", metavar="CKPT", help="derive from a search's checkpoint")
+    group.add_argument(
+        "--derive-only",
+        type=path_argument,
+        metavar="CKPT",
+        help="derive from a search's checkpoint",
+    )
     group.add_argument("--random", type=int, metavar="N", help="write N random genotypes instead")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random ones")
     add_run_arguments(group)
 
 
-def _input_file(word: str) -> str:
-    if word.startswith(("MODEL.", "TEST.", "INPUT.")):
-        raise argparse.ArgumentTypeError(f"{word} is taken for a file; give KEY VALUE pairs last")
-    return word
+def path_argument(word: str) -> str:
+    """Return a path with its home folder; a shell expands ``~`` only where a word begins."""
+    path = os.path.expanduser(word)
+    if path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{word!r}: no home folder {word.partition('/')[0]!r}")
+    return path
+
+
+def _count(word: str) -> int:
+    """Return a number of things, 1 or more."""
+    if not (word.isdecimal() and len(word) < 10 and int(word) > 0):
+        raise argparse.ArgumentTypeError(f"{word!r} given, a number from 1 on expected")
+    return int(word)
+
+
+def _file(word: str) -> Path:
+    return Path(path_argument(word))
 
 
 def _predict(group: Group) -> None:
@@ -122,11 +184,13 @@ def _predict(group: Group) -> None:
         "--input",
         required=True,
         nargs="+",
-        type=_input_file,
+        type=path_argument,
         metavar="FILE_OR_FOLDER",
         help="images, and folders of images",
     )
-    group.add_argument("--output", required=True, metavar="FOLDER", help="folder to write to")
+    group.add_argument(
+        "--output", required=True, type=path_argument, metavar="FOLDER", help="folder to write to"
+    )
     _pairs(group)
 
 
@@ -144,12 +208,19 @@ def _check(group: Group) -> None:
     group.add_argument(
         "target",
         nargs="?",
+        type=path_argument,
         metavar="NAME_OR_FOLDER",
         help="a built-in data set, or a folder with images/, panoptic/ and panoptic.json",
     )
-    group.add_argument("--images", metavar="DIR", help="the images, where they lie elsewhere")
-    group.add_argument("--json", metavar="FILE", help="the JSON, where it lies elsewhere")
-    group.add_argument("--panoptic", metavar="DIR", help="the PNGs, where they lie elsewhere")
+    group.add_argument(
+        "--images", type=path_argument, metavar="DIR", help="the images, where they lie elsewhere"
+    )
+    group.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="the JSON, where it lies elsewhere"
+    )
+    group.add_argument(
+        "--panoptic", type=path_argument, metavar="DIR", help="the PNGs, where they lie elsewhere"
+    )
     group.add_argument(
         "--white-level",
         type=_above_zero,
@@ -159,7 +230,7 @@ def _check(group: Group) -> None:
 
 
 def _threads(group: Group) -> None:
-    group.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch")
+    group.add_argument("--threads", type=_count, metavar="N", help="threads of PyTorch")
 
 
 def _analyze_model(group: Group) -> None:
@@ -167,23 +238,23 @@ def _analyze_model(group: Group) -> None:
     group.add_argument(
         "--size",
         nargs=2,
-        type=int,
+        type=_count,
         default=[800, 1344],
         metavar=("H", "W"),
         help="size of the image in pixels (default: 800 1344)",
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
-    group.add_argument("--write", type=Path, metavar="PAGE", help="page to complete")
+    group.add_argument("--json", type=_file, metavar="FILE", help="JSON file to write")
+    group.add_argument("--write", type=_file, metavar="PAGE", help="page to complete")
     _threads(group)
     _pairs(group)
 
 
 def _import_weights(group: Group) -> None:
     group.add_argument(
-        "--input", required=True, type=Path, metavar="FILE", help="checkpoint of their code"
+        "--input", required=True, type=_file, metavar="FILE", help="checkpoint of their code"
     )
     group.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="checkpoint to write"
+        "--output", required=True, type=_file, metavar="FILE", help="checkpoint to write"
     )
     _config_file(group)
     group.add_argument(
@@ -198,7 +269,12 @@ def _import_weights(group: Group) -> None:
 def _trials(group: Group) -> None:
     _config_file(group)
     group.add_argument(
-        "--genotypes", nargs="+", required=True, metavar="NAME_OR_FILE", help="what to train"
+        "--genotypes",
+        nargs="+",
+        required=True,
+        type=path_argument,
+        metavar="NAME_OR_FILE",
+        help="what to train",
     )
     group.add_argument(
         "--seeds",
@@ -209,11 +285,11 @@ def _trials(group: Group) -> None:
         help="seeds to train with (default: 0 1 2)",
     )
     group.add_argument(
-        "--output", type=Path, default=Path("output/comparison"), metavar="DIR", help="results"
+        "--output", type=_file, default=Path("output/comparison"), metavar="DIR", help="results"
     )
     group.add_argument("--no-speed", action="store_true", help="measure no FLOPs and no times")
     group.add_argument(
-        "--write", type=Path, nargs="*", default=[], metavar="PAGE", help="pages to complete"
+        "--write", type=_file, nargs="*", default=[], metavar="PAGE", help="pages to complete"
     )
     group.add_argument(
         "--mark", default="comparison", metavar="NAME", help="name of the table in those pages"

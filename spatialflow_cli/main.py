@@ -6,12 +6,15 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from spatialflow_cli.commands import COMMANDS, one_line, parser_of
 
 PROGRAM = "spatialflow"
 HELP = ("-h", "--help")
 OWN_PACKAGES = ("spatialflow", "darts")
+INTERRUPTED = 128 + 2
+"""Exit status after Ctrl-C, as shells have it."""
 DOCTOR = f"`{PROGRAM} doctor` says what is missing and what to do"
 
 
@@ -78,14 +81,22 @@ def run(name: str, words: Sequence[str], program: str) -> int:
     # Errors name the program by this, also in the processes that a run starts.
     sys.argv[0] = program
     try:
-        module = importlib.import_module(command.module)
+        status: int = load(command.module, program).main(arguments)
+    except KeyboardInterrupt:  # while PyTorch is imported, or in the doctor
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+def load(module: str, program: str) -> Any:
+    """Import the module of a command; end in one line where an installed package is to blame."""
+    try:
+        return importlib.import_module(module)
     except ImportError as error:
         if not is_of_environment(error) or os.environ.get("SPATIALFLOW_TRACEBACK", "0") != "0":
             raise
         text = " ".join(str(error).split())
         sys.exit(f"{program}: {text}" if DOCTOR in text else f"{program}: {text}; {DOCTOR}")
-    status: int = module.main(arguments)
-    return status
 
 
 def is_of_environment(error: ImportError) -> bool:

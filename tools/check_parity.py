@@ -14,13 +14,18 @@ from collections.abc import Sequence
 from spatialflow import get_cfg
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.reference.parity import check_parity, format_table, read_fixture
+from spatialflow_cli.commands import Parser, path_argument
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Compare with the authors' code on a fixture.")
-    parser.add_argument("fixture", metavar="FIXTURE_DIR", help="checkpoint.pth and expected.npz")
-    parser.add_argument("--config-file", required=True, help="config of the fixture's model")
+    parser = Parser(description="Compare with the authors' code on a fixture.")
+    parser.add_argument(
+        "fixture", type=path_argument, metavar="FIXTURE_DIR", help="checkpoint.pth and expected.npz"
+    )
+    parser.add_argument(
+        "--config-file", type=path_argument, required=True, help="config of the fixture's model"
+    )
     parser.add_argument(
         "--things-other-index",
         type=int,
@@ -28,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "under the fixture's thing masks; without them 36 of 54 outputs, else the last)",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = get_cfg(arguments.config_file, arguments.opts)
         fixture = read_fixture(arguments.fixture)
         result = check_parity(fixture, cfg, things_other=arguments.things_other_index)
-    print(f"checkpoint: {result.conversion.summary()}")
-    print(f"things-other: index {result.things_other_index} of the authors' stuff classes")
-    if result.compact:
-        print("compact fixture: weights rounded to 16 bits, hence wider tolerances")
-    print()
-    print(format_table(result.rows))
-    failed = [row.key for row in result.rows if not row.holds]
-    print()
-    print(f"FAILED: {', '.join(failed)}" if failed else "all rows hold")
+        print(f"checkpoint: {result.conversion.summary()}")
+        print(f"things-other: index {result.things_other_index} of the authors' stuff classes")
+        if result.compact:
+            print("compact fixture: weights rounded to 16 bits, hence wider tolerances")
+        print()
+        print(format_table(result.rows))
+        failed = [row.key for row in result.rows if not row.holds]
+        print()
+        print(f"FAILED: {', '.join(failed)}" if failed else "all rows hold")
     return 1 if failed else 0
 
 

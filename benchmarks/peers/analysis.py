@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from spatialflow.analysis.intervals import (
 )
 from spatialflow.analysis.tables import complete, table
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import read_json
 
 SPEED_FILE = "speed.json"
 
@@ -143,7 +143,7 @@ def report(args: argparse.Namespace) -> None:
     """
     results = load_results(args.results)
     path = args.results / SPEED_FILE
-    speed = json.loads(path.read_text()) if path.is_file() else {}
+    speed = read_json(path, dict) if path.is_file() else {}
     tables = {}
     for dataset in args.data:
         tables[f"peers {dataset}"] = main_table(results, dataset, speed)

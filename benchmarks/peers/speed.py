@@ -84,7 +84,7 @@ def measure_speed(args: argparse.Namespace) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     write_atomically(
         args.results / SPEED_FILE,
-        lambda file: file.write(json.dumps(content, indent=1).encode()),
+        lambda file: file.write(json.dumps(content, indent=1, allow_nan=False).encode()),
     )
 
 

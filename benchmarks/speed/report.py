@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.speed.machine import describe
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 FIGURES = Path(__file__).parents[2] / "docs" / "images"
@@ -50,7 +50,7 @@ class Report:
             return
         RESULTS.mkdir(parents=True, exist_ok=True)
         content = {"machine": describe(), "table": [self.head, *self.rows], **self.data}
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_json(RESULTS / f"{self.name}.json", content, indent=1)
         if self.bars or self.lines:
             self._plot(FIGURES / f"speed_{self.name}.svg")
         complete(pages, {f"speed {self.name}": text})

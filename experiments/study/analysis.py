@@ -6,7 +6,6 @@ group has runs of several.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from experiments.study.settings import (
 )
 from spatialflow.analysis.intervals import Interval, ResampledPQ, Result
 from spatialflow.config import load_genotype
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import read_json, write_json
 
 FLOPS = "flops.json"
 FIRST_ROUND_ONLY = ("harness", "minus")
@@ -119,7 +118,7 @@ class Outcome:
         """
         folder = self.first if stage in FIRST_ROUND_ONLY else self.folder
         paths = folder.glob(f"{stage}/{prefix}*-seed*.json")
-        found = [json.loads(path.read_text()) for path in paths]
+        found = [read_json(path, dict) for path in paths]
         if stage == "final":
             trained = Counter(run["contestant"] for run in found)
             whole = len(final_seeds(self.round))
@@ -130,7 +129,7 @@ class Outcome:
     def finalist(self) -> dict[str, Any] | None:
         """Content of ``finalist.json``: the choice and its grounds. None before there is one."""
         path = self.folder / "finalist.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path, dict) if path.is_file() else None
 
     @property
     def chosen(self) -> str | None:
@@ -166,7 +165,7 @@ class Outcome:
     def history(self, search: str) -> list[dict[str, Any]]:
         """Return the kept log of a search."""
         path = self.folder / HISTORY / f"{search}.json"
-        return json.loads(path.read_text()) if path.is_file() else []
+        return read_json(path, list) if path.is_file() else []
 
     @cached_property
     def _cost(self) -> Callable[[Genotype], float]:
@@ -182,15 +181,14 @@ class Outcome:
         Counts are kept in ``flops.json`` of the first round, by the hash of the genotype.
         """
         path = self.first / FLOPS
-        kept: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        kept: dict[str, float] = read_json(path, dict) if path.is_file() else {}
         genotype = self.genotype(name)
         if genotype.hash not in kept:
             isthing = [one["isthing"] for one in self.runs("harness")[0]["classes"]]
             things, config = sum(isthing), REPOSITORY / self.data.training
             counted = flops(config, genotype, things, len(isthing) - things)
             kept[genotype.hash] = round(counted / 1e9, 3)
-            content = json.dumps(kept, indent=1, sort_keys=True).encode()
-            write_atomically(path, lambda file: file.write(content))
+            write_json(path, dict(sorted(kept.items())), indent=1)
         return kept[genotype.hash]
 
 

@@ -32,7 +32,10 @@ def keep(folder: Path, kept: Path) -> int:
         target = kept / HISTORY / f"{log.parent.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         lines = [_short(line) for line in read_log(log)]
-        _write(target, "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
+        _write(
+            target,
+            "[\n" + ",\n".join(json.dumps(line, allow_nan=False) for line in lines) + "\n]\n",
+        )
     return len(files)
 
 

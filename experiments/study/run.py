@@ -12,7 +12,6 @@ histories are copied to experiments/study/results, weights and logs are not. A r
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,7 +48,7 @@ from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import prepare_config
 from spatialflow.search.space import random_genotypes, write_genotypes
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.hold import hold
 
 
@@ -280,9 +279,8 @@ class Study:
             most = max(row["runs"] for row in rows.values())
             chosen = [name for name, row in rows.items() if row["runs"] == most]
             best = max(chosen, key=lambda name: rows[name]["selection PQ"])
-            content = json.dumps({"finalist": best, "searched": rows}, indent=1).encode()
-            write_atomically(target, lambda file: file.write(content))
-        return self.genotype(json.loads(target.read_text())["finalist"])
+            write_json(target, {"finalist": best, "searched": rows}, indent=1)
+        return self.genotype(read_json(target, dict)["finalist"])
 
     def genotype(self, name: str) -> str:
         """Return the path of a searched genotype."""
@@ -291,7 +289,7 @@ class Study:
     def results(self, stage: str) -> list[Result]:
         """Return the results of a stage."""
         paths = sorted((self.folder / stage).glob("*-seed*.json"))
-        return [json.loads(path.read_text()) for path in paths]
+        return [read_json(path, dict) for path in paths]
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ that a comparison that was stopped can go on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from spatialflow.analysis.trials import run_trial
 from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.engine import prepare_config
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.hold import held
 
 SPEED_FILE = "speed.json"
@@ -94,7 +93,7 @@ class Comparison:
         path = self._result_file(name, seed)
         if not path.is_file():
             return None
-        content: Result = json.loads(path.read_text())
+        content: Result = read_json(path, dict)
         for key, value in self.identity(name, seed).items():
             if content.get(key) != value:
                 raise ConfigError(
@@ -145,7 +144,7 @@ class Comparison:
         path = self.output / SPEED_FILE
         if not path.is_file():
             return None
-        content: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        content: dict[str, dict[str, Any]] = read_json(path, dict)
         return content if list(content) == list(self.genotypes) else None
 
     def costs(self) -> dict[str, dict[str, Any]]:
@@ -173,7 +172,7 @@ class Comparison:
             }
             for name, model in models.items()
         }
-        write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+        write_json(path, content, indent=1)
         return content
 
     def _result_file(self, name: str, seed: int) -> Path:

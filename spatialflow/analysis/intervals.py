@@ -7,13 +7,13 @@ negatives (Panoptic Segmentation, arXiv 1801.00868, equation 1).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spatialflow.utils.errors import DataError
+from spatialflow.utils.files import read_json
 
 RESAMPLES = 2000
 GROUPS = ("PQ", "PQ_th", "PQ_st")
@@ -24,7 +24,7 @@ Result = dict[str, Any]
 
 def load_results(folder: Path) -> list[Result]:
     """Read the results of all runs, ``folder/*/*.json``, in the order of their paths."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/*.json"))]
+    return [read_json(path, dict) for path in sorted(folder.glob("*/*.json"))]
 
 
 def pq_from_counts(counts: np.ndarray, isthing: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def complete(pages: Iterable[Path], tables: Mapping[str, str]) -> None:
     """
     texts = {page: page.read_text() for page in pages}
     for page, text in texts.items():
-        page.write_text(fill(text, tables, str(page)))
+        write_text(page, fill(text, tables, str(page)))
     missing = set(tables) - {name for text in texts.values() for name in marks(text)}
     if texts and missing:
         logger.warning("no page given has a mark for the tables %s", sorted(missing))

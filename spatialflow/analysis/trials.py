@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -22,7 +21,7 @@ from spatialflow.analysis.costs import count_parameters
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
 from spatialflow.utils.errors import ConfigError, ProcessError
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.randomness import seed_generators
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
         **read_evaluation(cfg),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda file: file.write(json.dumps(content).encode()))
+    write_json(target, content, indent=None)
 
 
 def read_evaluation(cfg: CfgNode) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def read_evaluation(cfg: CfgNode) -> dict[str, Any]:
         false negatives.
     """
     path = Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], RESULTS_FILE)
-    results = json.loads(path.read_text())
+    results = read_json(path, dict)
     classes = [c["id"] for c in results["per_class"]]
     nothing = {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0}
     counts = [

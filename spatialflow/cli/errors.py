@@ -1,25 +1,33 @@
 """End a program with one line for a user's mistake, and with a stack trace for a bug.
 
-Bad data, broken weights, a full disk and numbers that are no longer finite count as mistakes, too:
-the user can mend them. ``SPATIALFLOW_TRACEBACK=1`` in the environment prints their stack traces.
+Bad data, broken weights, a full disk, too little memory, a signal and numbers that are no longer
+finite count as mistakes, too: the user can mend them. ``SPATIALFLOW_TRACEBACK=1`` in the
+environment prints their stack traces.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
+import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
 from darts.genotype import GenotypeError
+from darts.space import SpaceError
+from spatialflow.data.validation.defects import printable
 from spatialflow.utils.errors import (
     CheckpointError,
     ConfigError,
@@ -32,6 +40,7 @@ TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
 USER_ERRORS = (
     ConfigError,
     GenotypeError,
+    SpaceError,
     DataError,
     CheckpointError,
     NonFiniteError,
@@ -43,32 +52,34 @@ USER_ERRORS = (
 OWN_PACKAGES = ("spatialflow", "darts")
 """Packages in which an import that fails is a bug."""
 USER_ERRNOS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 }
-"""Codes of an ``OSError`` that a user can mend; one with another code is a bug."""
+"""Codes of an ``OSError`` that a user can mend though it names no file; another one is a bug."""
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "unable to allocate shared memory")
+"""Parts of the messages of PyTorch where memory is short; it has no class for a CPU's."""
+KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*?(?=\. It is possible|$)")
+"""PyTorch's message where a signal has ended a process that loads data."""
+INTERRUPTED = 128 + 2
+"""Exit status after Ctrl-C, as shells have it."""
 LOST_PEER_MESSAGES = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
 """Parts of the messages of gloo and NCCL where another process has ended."""
 REPORT_SECONDS = 3.0
 """Time that other processes leave the first one of a machine to report an error, in seconds."""
+MOST_LETTERS = 1000
+"""Length from which a line is cut."""
+_HANDLE_ERROR = logging.Handler.handleError
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Exit with status 1 and one line on the console where a user's error is raised inside.
 
-    Those are :data:`USER_ERRORS`; others pass through. Detectron2's training loop does not log the
-    stack trace of such an error either. Among several processes, an error in a collective because
-    another process has ended is one line, too.
+    Those are :data:`USER_ERRORS`, short memory, and a worker or another process that was killed;
+    others pass through. Detectron2's training loop does not log the stack trace of such an error
+    either. Ctrl-C is one line, too, with status 130. What is printed can hold any name, and a log
+    that cannot be written is an error.
     """
     training_loop = logging.getLogger("detectron2.engine.train_loop")
     wants_trace = os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
@@ -78,8 +89,20 @@ def errors_in_one_line() -> Iterator[None]:
         return wants_trace or error is None or _describe(error) is None
 
     training_loop.addFilter(keeps_trace)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handle_error = logging.Handler.handleError
+    logging.Handler.handleError = _raise_error_of_log  # type: ignore[method-assign,assignment]
     try:
         yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        if wants_trace:
+            traceback.print_exc()
+        # The terminal interrupts all processes; that which has started the others reports.
+        if multiprocessing.parent_process() is None and not _is_further_process():
+            print(f"{program_name()}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         line = _describe(error)
         if line is None:
@@ -88,13 +111,47 @@ def errors_in_one_line() -> Iterator[None]:
         # the processes ends the others before they repeat it.
         if _has_lost_a_peer(error):
             time.sleep(2 * REPORT_SECONDS)
-        elif comm.get_local_rank() != 0 or os.environ.get("LOCAL_RANK", "0") != "0":
+        elif _is_further_process():
             time.sleep(REPORT_SECONDS)
         if wants_trace:
             traceback.print_exc()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _divert(sys.stdout)
         sys.exit(f"{program_name()}: {line}")
     finally:
+        logging.Handler.handleError = handle_error  # type: ignore[method-assign]
         training_loop.removeFilter(keeps_trace)
+
+
+def _is_further_process() -> bool:
+    """Return whether this is not the first process of its machine."""
+    return comm.get_local_rank() != 0 or os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _raise_error_of_log(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Raise what went wrong while a line was logged; Python would print a stack trace and go on.
+
+    A line that the stream cannot hold, such as a name of bytes that are not UTF-8, gets escapes.
+    """
+    error = sys.exc_info()[1]
+    stream = getattr(handler, "stream", None)
+    if isinstance(error, UnicodeEncodeError):
+        record.msg, record.args = ascii(record.getMessage())[1:-1], None
+        handler.emit(record)
+    elif isinstance(error, OSError):
+        _divert(stream)
+        name = "standard output" if stream is sys.stdout else str(getattr(stream, "name", "log"))
+        raise OSError(error.errno, error.strerror, name) from error
+    else:
+        _HANDLE_ERROR(handler, record)
+
+
+def _divert(stream: Any) -> None:
+    """Let a stream that cannot be written end in nothing: it is flushed again at the very end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def program_name() -> str:
@@ -104,19 +161,49 @@ def program_name() -> str:
 
 def _describe(error: BaseException) -> str | None:
     """Return an error that a user can mend as one line, None for a bug."""
-    text = " ".join(str(error).split())
+    text = _reason(error)
+    if text is None:
+        return None
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} …"
+
+
+def _reason(error: BaseException) -> str | None:
+    """Return what a user can mend, in the words of the error or in clearer ones."""
+    text = str(error)
+    killed = KILLED_WORKER.search(text) if isinstance(error, RuntimeError) else None
     if _has_lost_a_peer(error):
         return f"another process has ended: {text}"
-    if not isinstance(error, USER_ERRORS):
-        return None
+    if killed:
+        return (
+            f"{killed[0]}; fewer of DATALOADER.NUM_WORKERS, 0 for none, more memory, or more of "
+            "/dev/shm expected"
+        )
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
+    ):
+        return (
+            f"out of memory: {text or type(error).__name__}; a lower SOLVER.IMS_PER_BATCH, smaller "
+            "images (INPUT), a smaller model or more memory expected"
+        )
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return f"--dist-url: the processes cannot meet: {text}"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object}: a name of bytes that are not UTF-8; another one expected"
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in OWN_PACKAGES:
         return None
     if isinstance(error, OSError):
-        if error.errno not in USER_ERRNOS:
-            return None
-        if error.filename:
-            return f"{error.filename}: {error.strerror}"
-    return text
+        return _reason_of_system(error)
+    return text if isinstance(error, USER_ERRORS) else None
+
+
+def _reason_of_system(error: OSError) -> str | None:
+    """Return the file and the reason of an error of the operating system, None for a bug."""
+    if isinstance(error.filename, str | bytes | os.PathLike) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, BrokenPipeError):
+        return f"standard output: {error.strerror}"
+    return str(error) if error.errno in USER_ERRNOS else None
 
 
 def _has_lost_a_peer(error: BaseException) -> bool:

@@ -6,7 +6,9 @@ import argparse
 import atexit
 import functools
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,10 +18,13 @@ from detectron2.engine import launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from spatialflow.cli.errors import errors_in_one_line, program_name
+from spatialflow.cli.errors import INTERRUPTED, errors_in_one_line, program_name
 from spatialflow.utils.errors import ConfigError
+
+ADDRESS = re.compile(r"tcp://[^/?#\s]+:\d{1,5}|file:///.+")
+"""Addresses where processes can meet."""
 
 Work = Callable[[], Any]
 Prepare = Callable[[argparse.Namespace], Work]
@@ -33,8 +38,8 @@ TORCHRUN_VARIABLES = {
     "MASTER_PORT",
 }
 """Environment variables that ``torchrun`` sets for each process that it starts."""
-FREE_PORT = "auto"
-"""Address for which Detectron2's ``launch`` takes a free port of this machine."""
+CANNOT_MEET = re.compile(r"^torch\.distributed\.Dist(?:Network|Store)Error: (.+)", re.MULTILINE)
+"""The line of a stack trace by which a process says that it does not meet the others."""
 
 
 def run(prepare: Prepare, args: argparse.Namespace) -> None:
@@ -52,21 +57,45 @@ def run(prepare: Prepare, args: argparse.Namespace) -> None:
     with errors_in_one_line():
         _check_processes(args, torchrun=torchrun)
     if torchrun:
-        _join_torchrun()
+        with errors_in_one_line():
+            _join_torchrun()
         _run_and_exit(prepare, args)
-    several = args.num_gpus * args.num_machines > 1
-    try:
+    if args.num_gpus * args.num_machines == 1:
+        _run(prepare, args)
+        return
+    with errors_in_one_line():
+        try:
+            _launch(prepare, args)
+        except ProcessExitedException as error:
+            if error.exit_code == INTERRUPTED:
+                raise KeyboardInterrupt from error
+            # A process that exits has reported why; one that a signal ends could not.
+            sys.exit(f"{program_name()}: {error}" if error.exit_code < 0 else error.exit_code)
+        except ProcessRaisedException as error:
+            # Detectron2 sets up the process group before the work; all else reports by itself.
+            unmet = CANNOT_MEET.search(str(error))
+            if unmet is None:
+                raise
+            raise ConfigError(
+                f"--dist-url {args.dist_url}: the processes cannot meet there: {unmet[1]}"
+            ) from error
+
+
+def _launch(prepare: Prepare, args: argparse.Namespace) -> None:
+    """Start the processes of this machine, and wait for them.
+
+    Those of one machine meet in a file. A free port, which Detectron2's ``launch`` would look for,
+    can be taken by another run before the processes listen on it.
+    """
+    with tempfile.TemporaryDirectory(prefix="spatialflow-") as folder:
         launch(
-            functools.partial(_run_and_exit if several else _run, prepare),
+            functools.partial(_run_and_exit, prepare),
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
-            dist_url=args.dist_url or FREE_PORT,
+            dist_url=args.dist_url or f"file://{folder}/processes",
             args=(args,),
         )
-    except ProcessExitedException as error:
-        # A process that exits has reported why; one that a signal ends could not.
-        sys.exit(f"{program_name()}: {error}" if error.exit_code < 0 else error.exit_code)
 
 
 def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
@@ -80,8 +109,19 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
             f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines} given, but torchrun "
             "has started the processes; leave both out"
         )
-    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else args.num_gpus
+    try:
+        processes = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else args.num_gpus
+    except ValueError as error:
+        raise ConfigError(f"LOCAL_WORLD_SIZE in the environment: {error}") from error
     gpus = torch.cuda.device_count()
+    if min(args.num_gpus, args.num_machines) < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--num-gpus {args.num_gpus}, --num-machines {args.num_machines}, --machine-rank "
+            f"{args.machine_rank} given; 1 or more, 1 or more, and a number from 0 below that of "
+            "the machines expected"
+        )
+    if args.dist_url and not ADDRESS.fullmatch(args.dist_url):
+        raise ConfigError(f"--dist-url {args.dist_url!r} given, tcp://HOST:PORT expected")
     if processes > 1 and 0 < gpus < processes:
         name = "torchrun --nproc-per-node" if torchrun else "--num-gpus"
         raise ConfigError(f"{name}: {processes} given, but this machine has {gpus} GPU(s)")
@@ -126,8 +166,9 @@ def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
             dist.barrier()  # a process that ends earlier would be a lost peer to the others
             dist.destroy_process_group()
     except SystemExit as mistake:
-        status = 1
-        sys.stderr.write(f"{mistake.code}\n")
+        status = mistake.code if isinstance(mistake.code, int) else 1
+        if isinstance(mistake.code, str):
+            sys.stderr.write(f"{mistake.code}\n")
     # os._exit skips what the interpreter does at its end.
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +14,7 @@ from PIL import Image
 
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import category_ids
-from spatialflow.utils.files import check_outputs, write_atomically
+from spatialflow.utils.files import check_outputs, write_atomically, write_json
 from spatialflow.utils.visualize import draw_panoptic
 
 RESULT_FILE = "panoptic.json"
@@ -138,5 +137,4 @@ class ResultWriter:
             "annotations": [annotation for _, annotation in self.results],
             "categories": sorted(categories, key=lambda category: category["id"]),
         }
-        text = json.dumps(content)
-        write_atomically(self.folder / RESULT_FILE, lambda file: file.write(text.encode()))
+        write_json(self.folder / RESULT_FILE, content, indent=None)

@@ -12,7 +12,7 @@ from spatialflow.analysis.tables import complete, fill
 from spatialflow.analysis.trials import run_in_subprocess
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import check_outputs
+from spatialflow.utils.files import check_outputs, write_text
 from spatialflow.utils.hold import hold
 
 TABLE_FILE = "comparison.md"
@@ -53,7 +53,7 @@ def compare(comparison: Comparison, args: argparse.Namespace) -> None:
         run_in_subprocess(f"{name}, seed {seed}", words_of_one(name, seed, args))
     text = comparison_table(comparison.results(), None if args.no_speed else comparison.costs())
     print(text)
-    (args.output / TABLE_FILE).write_text(text + "\n")
+    write_text(args.output / TABLE_FILE, text + "\n")
     complete(args.write, {args.mark: text})
 
 

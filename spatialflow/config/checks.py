@@ -24,16 +24,19 @@ from spatialflow.config.rules import (
     at_least,
     check_rules,
     in_range,
+    names,
     one_of,
     only_with,
     rising,
-    value_of,
 )
+from spatialflow.config.values import items, value_of
 from spatialflow.utils.precision import AMP_DTYPES
 
 OWN_BACKBONE = "build_spatialflow_fpn_backbone"
 LEVEL_NAMES = "names of p3 to p7, finest first and without a gap,"
 CLASSES = "1 or more, or -1 for spatialflow.engine.prepare_config to take from the data,"
+MOST_CONVS = 100
+"""Number of convolutions in a row from which building a network would take too long."""
 TRUNK_NORMS = ("EvalBN", "FrozenBN", "BN")
 
 
@@ -174,10 +177,19 @@ MODEL_RULES: tuple[Rule, ...] = (
         "MODEL.ANCHOR_GENERATOR.SIZES",
         "MODEL.SPATIALFLOW.MASK_CANONICAL_BOX_SIZE",
     ),
+    *in_range(1, MOST_CONVS, "MODEL.RETINANET.NUM_CONVS"),
+    *in_range(0, MOST_CONVS, "MODEL.ROI_MASK_HEAD.NUM_CONV"),
+    one_of("MODEL.ROI_MASK_HEAD.POOLER_TYPE", "ROIAlign", "ROIAlignV2", "ROIPool"),
+    # Other boxes are infinite or empty in 32 bits.
+    ("MODEL.ANCHOR_GENERATOR.SIZES", "at most 1e6", lambda v, _: max(items(v)) <= 1e6),
+    (
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+        "1e-6 to 1e6",
+        lambda v, _: all(1e-6 <= ratio <= 1e6 for ratio in items(v)),
+    ),
     *at_least(
         1,
         "MODEL.FPN.OUT_CHANNELS",
-        "MODEL.RETINANET.NUM_CONVS",
         "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
         "MODEL.ROI_MASK_HEAD.CONV_DIM",
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
@@ -186,7 +198,6 @@ MODEL_RULES: tuple[Rule, ...] = (
     ),
     *at_least(
         0,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV",
         "MODEL.RETINANET.FOCAL_LOSS_GAMMA",
         "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA",
         "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
@@ -302,6 +313,12 @@ BACKBONE_RULES: tuple[Rule, ...] = (
 )
 
 TRAINING_RULES: tuple[Rule, ...] = (
+    names("DATASETS.TRAIN"),
+    names("DATASETS.TEST"),
+    *at_least(0, "DATASETS.FOLDER.SPLIT_SEED", "DATASETS.FOLDER.LIMIT"),
+    *at_least(1, "DATASETS.SCENES.TRAIN", "DATASETS.SCENES.VAL"),
+    *in_range(64, 4096, "DATASETS.SCENES.SIZE"),
+    *in_range(0, 1024, "DATALOADER.NUM_WORKERS"),
     one_of("INPUT.FORMAT", "RGB", "BGR", "L", "YUV-BT.601"),
     one_of("INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice", "range"),
     (

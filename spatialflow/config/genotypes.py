@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from detectron2.config import CfgNode
 from darts.genotype import Genotype
 from spatialflow.config.loading import configs_root
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+from spatialflow.config.values import shown
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.paths import absolute_path
 
 
 def builtin_genotypes() -> list[str]:
@@ -27,11 +30,14 @@ def load_genotype(name: str) -> Genotype:
     Raises:
         ConfigError: If there is no such genotype, or it is not valid.
     """
-    for path in (configs_root() / "genotypes" / f"{name}.json", Path(name).expanduser()):
-        if path.is_file():
+    given = Path(absolute_path(name, "MODEL.SPATIALFLOW.GENOTYPE"))
+    for path in (configs_root() / "genotypes" / f"{name}.json", given):
+        if name and os.path.isfile(path):
             return Genotype.load(path)
     known = ", ".join(builtin_genotypes())
-    raise ConfigError(f"MODEL.SPATIALFLOW.GENOTYPE: {name!r} is neither a file nor one of {known}")
+    raise ConfigError(
+        f"MODEL.SPATIALFLOW.GENOTYPE: {shown(name)} is neither a file nor one of {known}"
+    )
 
 
 def genotype_of(cfg: CfgNode) -> Genotype:
@@ -53,7 +59,7 @@ def genotype_of(cfg: CfgNode) -> Genotype:
         if choice not in ATTENTION_SITES or option not in ATTENTION_OPTIONS:
             sites = [known.rpartition(".")[2] for known in ATTENTION_SITES]
             raise ConfigError(
-                f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {own.STUFF_ATTENTION!r} given, "
+                f"MODEL.SPATIALFLOW.STUFF_ATTENTION: {shown(own.STUFF_ATTENTION)} given, "
                 f"'from_genotype' or '<site>=<option>' expected, sites {sites}, options "
                 f"{list(ATTENTION_OPTIONS)}"
             )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from detectron2.config import CfgNode
 
 from spatialflow.config.loading import get_cfg
 from spatialflow.config.options import SUPERNET
+from spatialflow.config.values import leaves
 
 SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
 """Keys that change the speed of a run and not its result."""
@@ -20,7 +20,7 @@ def config_hash(cfg: CfgNode) -> str:
     ``OUTPUT_DIR`` and :data:`SPEED_KEYS` do not count. A key that a later version adds does not
     change the hash while it has its default.
     """
-    defaults, given = _leaves(get_cfg()), _leaves(cfg)
+    defaults, given = leaves(get_cfg()), leaves(cfg)
     for name in ("OUTPUT_DIR", *SPEED_KEYS):
         given.pop(name, None)
     # Version 0.1 said so by another key, and hashes of its searches are kept.
@@ -29,13 +29,3 @@ def config_hash(cfg: CfgNode) -> str:
         given["SEARCH.ENABLED"] = True
     changed = {n: v for n, v in given.items() if n not in defaults or defaults[n] != v}
     return hashlib.sha256(repr(sorted(changed.items())).encode()).hexdigest()[:12]
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return found

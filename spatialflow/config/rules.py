@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterable
-from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from spatialflow.config.values import shown, value_of
 from spatialflow.utils.errors import ConfigError
 
 Test = Callable[[Any, CfgNode], bool]
@@ -30,15 +29,9 @@ def check_rules(cfg: CfgNode, rules: Iterable[Rule]) -> None:
     for key, expected, test in rules:
         value = value_of(cfg, key)
         if key not in problems and not _holds(test, value, cfg):
-            given = textwrap.shorten(repr(value), 100, placeholder=" …")
-            problems[key] = f"{key}: {given} given, {expected} expected"
+            problems[key] = f"{key}: {shown(value)} given, {expected} expected"
     if problems:
         raise ConfigError("; also ".join(problems.values()))
-
-
-def value_of(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a key such as ``"MODEL.FPN.NORM"``."""
-    return reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
 def _holds(test: Test, value: Any, cfg: CfgNode) -> bool:
@@ -68,6 +61,11 @@ def _is_above_zero(value: Any, cfg: CfgNode) -> bool:
     if isinstance(value, list | tuple):
         return len(value) > 0 and all(_is_above_zero(item, cfg) for item in value)
     return bool(0 < value < math.inf)
+
+
+def names(key: str) -> Rule:
+    """Return the rule that a key has a list of texts, or an empty one."""
+    return key, "a list of texts", lambda v, _: all(isinstance(name, str) for name in v)
 
 
 def one_of(key: str, *options: Any) -> Rule:

@@ -17,6 +17,7 @@ from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.defects import Defect, DefectError, enumeration
 from spatialflow.data.validation.json_rules import Listing, check_categories
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.paths import absolute_path
 
 SUPERCATEGORIES = "supercategories"
 
@@ -102,7 +103,8 @@ class DatasetSpec:
         """Return the description with the value that `root_variable` has at this moment."""
         if not self.root_variable:
             return self
-        root = Path(os.environ.get(self.root_variable, "datasets")).expanduser().absolute()
+        given = os.environ.get(self.root_variable, "datasets")
+        root = Path(absolute_path(given, self.root_variable))
         return replace(
             self,
             images=str(root / self.images),

@@ -30,6 +30,7 @@ from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_atomically
+from spatialflow.utils.paths import absolute_path
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _VERSION = 2
 def cache_root() -> Path:
     """Return the cache folder; it need not exist yet."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "spatialflow"
+    return Path(absolute_path(named or "~/.cache/spatialflow", CACHE_VARIABLE))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""The evaluation hook of the trainer."""
+"""The evaluation hook of the trainer, and the wrapper of its writers."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
-from spatialflow.utils.files import write_json
+from spatialflow.utils.errors import DataError
+from spatialflow.utils.files import errors_name, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,25 @@ RECORD_FILE = "last_evaluation.json"
 
 KEYS_OF_AN_EVALUATION = ("MODEL", "DATASETS", "INPUT", "TEST")
 """Keys of the config that can change the result of an evaluation."""
+
+
+class NamingWriter(EventWriter):
+    """Writes by one of Detectron2's writers; the errors of the operating system name its file."""
+
+    def __init__(self, writer: EventWriter, path: Path) -> None:
+        """Keep the writer, and the file or the folder that it writes to."""
+        self.writer = writer
+        self.path = path
+
+    def write(self) -> None:
+        """Write what the event storage has."""
+        with errors_name(self.path):
+            self.writer.write()
+
+    def close(self) -> None:
+        """Close the file."""
+        with errors_name(self.path):
+            self.writer.close()
 
 
 class EvaluationHook(hooks.EvalHook):
@@ -130,9 +151,11 @@ class EvaluationHook(hooks.EvalHook):
         """
         record = None
         if comm.is_main_process() and self._record_path().is_file():
-            found = json.loads(self._record_path().read_text())
-            if (found["iterations"], found["config"]) == (iterations, self._config_digest()):
-                record = found
+            with contextlib.suppress(DataError):  # a broken record is none
+                found = read_json(self._record_path(), dict)
+                known = found.get("iterations"), found.get("config")
+                if known == (iterations, self._config_digest()):
+                    record = found
         record = comm.all_gather(record)[0]
         if record is None:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
+from darts.genotype import GenotypeError
 from spatialflow.config.checks import check_config, check_training_config
+from spatialflow.config.genotypes import genotype_of
+from spatialflow.config.options import SUPERNET
+from spatialflow.config.values import expand_paths, shown
 from spatialflow.data import ensure_metadata
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import unusable_classes
 from spatialflow.data.registration import is_own, own_name, register_own
 from spatialflow.data.synthetic.registration import register_scenes
+from spatialflow.modeling.flow_graph import check_choices, topology_from_config
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.utils.errors import ConfigError
 
@@ -43,17 +49,36 @@ def prepare_config(cfg: CfgNode) -> None:
         ValueError: If the numbers do not fit the data, if data sets have different classes, or if
             a key has a value that is not allowed.
     """
+    expand_paths(cfg)
     check_training_config(cfg, comm.get_world_size())
     _register_own_data(cfg)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     _fill_in_class_counts(cfg, names)
     if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE!r} given, a registered one "
-            "expected, such as 'SpatialFlow'"
+            f"MODEL.META_ARCHITECTURE: {shown(cfg.MODEL.META_ARCHITECTURE)} given, a registered "
+            "one expected, such as 'SpatialFlow'"
         )
     if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow):
         check_config(cfg)
+        # A search has flows of its own, and reads a genotype only to start from its network.
+        if cfg.MODEL.META_ARCHITECTURE != SUPERNET:
+            _check_genotype(cfg)
+
+
+def _check_genotype(cfg: CfgNode) -> None:
+    """Check that the network has the nodes that the genotype's flows and choices are about.
+
+    Raises:
+        GenotypeError: Naming the key, the file, and the flow or choice.
+    """
+    topology, genotype = topology_from_config(cfg), genotype_of(cfg)
+    try:
+        topology.check(genotype)
+        check_choices(genotype, topology)
+    except GenotypeError as error:
+        name = cfg.MODEL.SPATIALFLOW.GENOTYPE
+        raise GenotypeError(f"MODEL.SPATIALFLOW.GENOTYPE: {name}: {error}") from error
 
 
 def for_checkpoint(cfg: CfgNode) -> CfgNode:
@@ -189,9 +214,9 @@ def _register_folder(folder: CfgNode) -> dict[str, str]:
     """
     if not folder.PATH:
         return {}
-    root = Path(folder.PATH).expanduser()
-    if not root.is_dir():
-        raise ConfigError(f"DATASETS.FOLDER.PATH: {folder.PATH!r} is not a folder")
+    root = Path(folder.PATH)
+    if not os.path.isdir(root):
+        raise ConfigError(f"DATASETS.FOLDER.PATH: {shown(folder.PATH)} is not a folder")
     if folder.REMAP not in ("", "supercategories"):
         raise ConfigError(
             f"DATASETS.FOLDER.REMAP: {folder.REMAP!r} given, '' or 'supercategories' expected"

@@ -15,6 +15,7 @@ from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +24,7 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
-from spatialflow.engine.hooks import EvaluationHook
+from spatialflow.engine.hooks import EvaluationHook, NamingWriter
 from spatialflow.engine.output import RUN_FILES, check_free_space, in_main_process, output_held
 from spatialflow.engine.preparation import check_classes, for_checkpoint
 from spatialflow.engine.rehearsal import rehearse_evaluation
@@ -254,6 +255,12 @@ class Trainer(DefaultTrainer):
             f"{prefix}panoptic_seg/PQ",
         )
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Return Detectron2's writers; the error of a full disk names their files."""
+        folder = Path(self.cfg.OUTPUT_DIR)
+        files = {JSONWriter: folder / "metrics.json"}
+        return [NamingWriter(w, files.get(type(w), folder)) for w in super().build_writers()]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -33,7 +33,7 @@ from spatialflow.data.validation.file_rules import read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,8 @@ class PanopticEvaluator(DatasetEvaluator):
         results["per_image"] = per_image
         logger.info("panoptic quality on %s:\n%s", self._dataset_name, results_table(results))
         if self._output_dir is not None:
-            text = _as_json(results)
-            write_atomically(self._output_dir / RESULTS_FILE, lambda f: f.write(text.encode()))
+            path = self._output_dir / RESULTS_FILE
+            write_text(path, _as_json(results))
         returned = {k: math.nan if v is None else v for k, v in results["summary"].items()}
         return OrderedDict(panoptic_seg=returned)
 

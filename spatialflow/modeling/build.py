@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from torch import nn
 
+from darts.genotype import GenotypeError
 from spatialflow.config.checks import check_config
 from spatialflow.config.genotypes import genotype_of
 from spatialflow.config.options import ATTENTION_SITES
@@ -108,12 +109,16 @@ def genotype_parts(cfg: CfgNode) -> FlowParts:
         ValueError: If the genotype does not exist, or cannot be built.
     """
     genotype = genotype_of(cfg)
-    graph = FlowGraph.from_genotype(
-        genotype,
-        channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        topology=topology_from_config(cfg),
-        norm=cfg.MODEL.RETINANET.NORM,
-    )
+    try:
+        graph = FlowGraph.from_genotype(
+            genotype,
+            channels=cfg.MODEL.FPN.OUT_CHANNELS,
+            topology=topology_from_config(cfg),
+            norm=cfg.MODEL.RETINANET.NORM,
+        )
+    except GenotypeError as error:
+        name = cfg.MODEL.SPATIALFLOW.GENOTYPE
+        raise GenotypeError(f"MODEL.SPATIALFLOW.GENOTYPE: {name}: {error}") from error
     attention = {
         site.rpartition(".")[2]: build_attention(
             genotype.choices.get(site, "none"), attention_channels(cfg, site)

@@ -33,7 +33,7 @@ from spatialflow.search.settings import PERTURBATION
 from spatialflow.search.space import flow_costs
 from spatialflow.search.supernet import SpatialFlowSupernet
 from spatialflow.search.weights import inherit
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import write_atomically, write_text
 from spatialflow.utils.randomness import seeded
 
 logger = logging.getLogger(__name__)
@@ -177,15 +177,15 @@ class Derivation:
         if not comm.is_main_process():
             return path
         genotype.save(path)
-        path.with_suffix(".svg").write_text(to_svg(genotype, topology))
-        path.with_suffix(".dot").write_text(to_dot(genotype, topology))
+        write_text(path.with_suffix(".svg"), to_svg(genotype, topology))
+        write_text(path.with_suffix(".dot"), to_dot(genotype, topology))
         log = folder / LOG_FILE
         lines = read_log(log) if log.is_file() else []
         history = ""
         if lines:
             title = f"{genotype.name}: history of the search"
             history = history_svg(self.architecture, lines, title=title)
-            (folder / HISTORY_FILE).write_text(history)
+            write_text(folder / HISTORY_FILE, history)
         for flow in genotype.flows:
             logger.info("%s", flow)
         logger.info("%d flows, written to %s", len(genotype.flows), path)

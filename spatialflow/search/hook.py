@@ -24,7 +24,7 @@ from spatialflow.utils.randomness import mix_seeds, seed_generators
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
-"""Iterations between two lines of the log."""
+"""Iterations between two lines of the log; the file has one for each of the first ones, too."""
 
 
 class ArchitectureHook(HookBase):
@@ -57,7 +57,8 @@ class ArchitectureHook(HookBase):
             learner: Learner of the supernet's architecture.
             loader: Batches of held-out images.
             seed: Seed of the random numbers in a step.
-            log: Log that a line is written to every :data:`LOG_PERIOD` iterations.
+            log: Log that a line is written to in each of the first :data:`LOG_PERIOD` iterations,
+                and then once in as many.
             non_finite: What happens to a step that is not finite, as ``SOLVER.NON_FINITE``.
             eigenvalue_period: Iterations between measurements of the dominant eigenvalue; 0 for
                 none.
@@ -135,8 +136,11 @@ class ArchitectureHook(HookBase):
         self._compare_processes()
         if self.eigenvalue_period and (iteration + 1) % self.eigenvalue_period == 0:
             self._watch_curvature(iteration, batch)
-        if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.trainer.max_iter:
-            self._write(iteration)
+        done = iteration + 1
+        # A short search has a course, too, which the first lines show.
+        shown = done % LOG_PERIOD == 0 or done == self.trainer.max_iter
+        if shown or done < LOG_PERIOD:
+            self._write(iteration, shown=shown)
 
     def _compare_processes(self) -> None:
         """Note whether the processes' parameters differ: whether a maximum is above a minimum.
@@ -175,8 +179,8 @@ class ArchitectureHook(HookBase):
             WINDOW,
         )
 
-    def _write(self, iteration: int) -> None:
-        """Measure the search, and log it.
+    def _write(self, iteration: int, *, shown: bool) -> None:
+        """Measure the search, and log it; ``shown`` says whether on the console, too.
 
         Raises:
             RuntimeError: If the processes' architectures have differed since the last time.
@@ -186,7 +190,7 @@ class ArchitectureHook(HookBase):
         measured = self.learner.measure()
         if self._eigenvalue is not None:
             measured["eigenvalue"] = self._eigenvalue
-        self.log.write(iteration, measured, self.trainer.storage)
+        self.log.write(iteration, measured, self.trainer.storage, shown=shown)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of learner, curvature and data loader, for a checkpoint."""

@@ -35,7 +35,14 @@ class SearchLog:
         self.architecture = architecture
         self.path = path
 
-    def write(self, iteration: int, measured: Mapping[str, float], storage: EventStorage) -> None:
+    def write(
+        self,
+        iteration: int,
+        measured: Mapping[str, float],
+        storage: EventStorage,
+        *,
+        shown: bool = True,
+    ) -> None:
         """Write one line; only the main process writes the file.
 
         Args:
@@ -43,8 +50,10 @@ class SearchLog:
             measured: Numbers of :meth:`darts.ArchitectureLearner.measure`, and ``eigenvalue`` where
                 it is known.
             storage: Event storage of the trainer.
+            shown: Whether the console gets a line, too.
         """
-        self._log(iteration, measured)
+        if shown:
+            self._log(iteration, measured)
         scalars = {f"search/{name}": value for name, value in measured.items()}
         storage.put_scalars(smoothing_hint=False, **scalars)
         if not comm.is_main_process():
@@ -92,7 +101,7 @@ class SearchLog:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the lines of ``search.jsonl``, one for each iteration, the last that was written."""
-    lines = {line["iteration"]: line for line in read_json_lines(path)}
+    lines = {line["iteration"]: line for line in read_json_lines(path) if "iteration" in line}
     return [line for _, line in sorted(lines.items())]
 
 

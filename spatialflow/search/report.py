@@ -58,9 +58,10 @@ def write_report(
     page.section("Flows", _flows(cfg, genotype, architecture))
     page.section("How the search went", *_history(cfg, genotype, lines, history))
     page.section("Held-out images", *_samples(cfg, supernet, genotype))
+    provenance = json.loads(genotype.to_json())["provenance"]
     page.section(
         "Settings",
-        details("Provenance of the genotype", json.dumps(genotype.provenance, indent=1)),
+        details("Provenance of the genotype", json.dumps(provenance, indent=1)),
         details("The whole config", cfg.dump()),
     )
     return page.save(Path(cfg.OUTPUT_DIR) / REPORT_FILE)
@@ -148,7 +149,9 @@ def _history(cfg: CfgNode, genotype: Genotype, lines: Lines, history: str) -> It
         ("entropy", "nats", "Entropy of the architecture, averaged over edges"),
         ("eigenvalue", "eigenvalue", "Dominant eigenvalue of the architecture's loss"),
     ):
-        points = [(line["iteration"] + 1, line[name]) for line in lines if name in line]
+        points = [
+            (line["iteration"] + 1, line[name]) for line in lines if line.get(name) is not None
+        ]
         if points:
             svg = charts.lines({name.replace("_", " "): points}, x="iteration", y=label)
             yield drawing(svg, alt=alt, caption=f"{alt}.", width="fits")
@@ -162,7 +165,7 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
     found: dict[str, list[charts.Point]] = {}
     for line in read_json_lines(path):
         for name in ("total_loss", "loss_cls", "loss_box", "loss_mask", "loss_stuff"):
-            if name in line:
+            if line.get(name) is not None and "iteration" in line:
                 found.setdefault(name, []).append((line["iteration"] + 1, line[name]))
     return found
 

@@ -7,7 +7,15 @@ from detectron2.config import CfgNode
 from darts.derive import RULES
 from darts.learner import LearnerSettings
 from spatialflow.config.options import SUPERNET
-from spatialflow.config.rules import Rule, above_zero, at_least, check_rules, one_of, only_with
+from spatialflow.config.rules import (
+    Rule,
+    above_zero,
+    at_least,
+    check_rules,
+    names,
+    one_of,
+    only_with,
+)
 
 PERTURBATION = "perturbation"
 """Rule of derivation that measures losses; those of :data:`darts.derive.RULES` read parameters."""
@@ -47,8 +55,11 @@ SEARCH_RULES: tuple[Rule, ...] = (
         lambda v, c: v == 1 or not (c.SEARCH.WEIGHTS or c.SEARCH.INHERIT),
     ),
     *at_least(1, "SEARCH.PERTURBATION_BATCHES"),
+    names("SEARCH.SPACE.PAIRS"),
+    names("SEARCH.SPACE.CHOICES"),
     *at_least(
         0,
+        "SEARCH.SPLIT_SEED",
         "SEARCH.REPORT_IMAGES",
         "SEARCH.EIGENVALUE_PERIOD",
         "SEARCH.STOP_RATIO",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn, TypeVar
 
-from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.errors import ConfigError, DataError
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -46,6 +47,9 @@ def why_no_file(path: str | os.PathLike[str]) -> str | None:
     return f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
 
 
+Json = TypeVar("Json", dict[str, Any], list[Any])
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
     """Write a hidden file beside ``path``, flush it to the disk, and rename it to ``path``.
 
@@ -75,8 +79,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         finally:
             Path(beside).unlink(missing_ok=True)
     except OSError as error:
-        # The error of a write names no file, and the error of a rename names the hidden file.
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        raise _named(error, path) from error
     _flush_folder(path.parent)
 
 
@@ -109,6 +112,27 @@ def check_outputs(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
             )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{folder}: results go there, and it may not be written")
+@contextlib.contextmanager
+def errors_name(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error of the operating system inside name a file: that of a write names none."""
+    try:
+        yield
+    except OSError as error:
+        raise _named(error, path) from error
+
+
+def _named(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    # The error of a rename names the hidden file.
+    return OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text as UTF-8, atomically.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; the error names ``path``.
+    """
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def remove_partial_files(folder: str | os.PathLike[str]) -> None:
@@ -121,26 +145,55 @@ def remove_partial_files(folder: str | os.PathLike[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write nested dicts as JSON, atomically; NaN, which JSON does not have, becomes null.
+def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 2) -> None:
+    """Write JSON atomically; NaN and infinity, which JSON does not have, become null.
 
     Args:
         path: Path of the file; its folder must exist.
-        content: Numbers and texts in nested dicts.
+        content: Numbers and texts in nested dicts and lists.
+        indent: Spaces before an element, for each dict or list around it; None for one line.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written.
     """
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    text = json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
+    write_text(path, text)
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, float) and math.isnan(value):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def read_json(path: str | os.PathLike[str], kind: type[Json]) -> Json:
+    """Read a file that this project has written.
+
+    Args:
+        path: JSON file.
+        kind: What it holds: ``dict`` or ``list``.
+
+    Raises:
+        DataError: If it is not JSON, or holds something else; the error names the file.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{os.fspath(path)}: not JSON: {reason}") from error
+    if not isinstance(content, kind):
+        found = type(content).__name__
+        raise DataError(f"{os.fspath(path)}: a {found} found, a {kind.__name__} expected")
+    return content
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None:
@@ -148,12 +201,12 @@ def append_json_line(path: str | os.PathLike[str], line: dict[str, Any]) -> None
 
     If a killed process left an incomplete line at the end, the object goes on a new line.
     """
-    with open(path, "a+b") as file:
+    with errors_name(path), open(path, "a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(json.dumps(line).encode() + b"\n")
+        file.write(json.dumps(_finite(line), allow_nan=False).encode() + b"\n")
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -162,7 +215,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for text in Path(path).read_text(errors="replace").splitlines():
         try:
             found.append(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return [line for line in found if isinstance(line, dict)]
 

@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 
 from spatialflow_cli.commands import COMMANDS, parser_of
 from spatialflow_cli.main import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, parse
 
 HELP = [
     ("-m spatialflow_cli", "commands:"),
@@ -159,3 +159,37 @@ def test_a_mistake_is_all_that_is_printed(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("spatialflow train: config file 'absent.yaml' not found")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--config-file c --input a.png b --output out SEED 3 MODEL.WEIGHTS w",
+        "--output out --config-file c --input a.png b SEED 3 MODEL.WEIGHTS w",
+        "SEED 3 --input a.png b MODEL.WEIGHTS w --output out --config-file c",
+    ],
+)
+def test_pairs_are_taken_at_any_place(words):
+    args = parse("predict", words.split())
+    assert (args.input, args.output, args.config_file) == (["a.png", "b"], "out", "c")
+    assert args.opts == ["SEED", "3", "MODEL.WEIGHTS", "w"]
+
+
+def test_values_like_options_and_files_like_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "TEST.PNG").touch()
+    words = ["--input", "MODEL.X", "TEST.PNG", "--output", "o", "--config-file", "c", "SEED", "-1"]
+    args = parse("predict", words)
+    assert (args.input, args.opts) == (["MODEL.X", "TEST.PNG"], ["SEED", "-1"])
+    args = parse("trials", ["--config-file", "c", "--seeds", 0, 1, "--genotypes", "a", "SEED", 3])
+    assert (args.seeds, args.genotypes, args.opts) == ([0, 1], ["a"], ["SEED", "3"])
+
+
+def test_paths_of_a_command_line_begin_at_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = parse("predict", ["--config-file=~/c", "--input", "~/i", "--output=~/o"])
+    assert [args.config_file, *args.input, args.output] == [f"{tmp_path}/{n}" for n in "cio"]
+    assert parse("check", ["--json=~/j"]).json == f"{tmp_path}/j"
+    with pytest.raises(SystemExit):
+        parse("check", ["~nobody-here/x"])
+    assert "'~nobody-here/x': no home folder '~nobody-here'" in capsys.readouterr().err

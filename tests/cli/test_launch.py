@@ -1,5 +1,6 @@
 """One process, several processes of ours, and those of torchrun."""
 
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,9 @@ def lines_of(done, program):
     ("words", "gpus", "torchrun", "line"),
     [
         (["--num-machines", "2"], 0, None, "--num-machines 2 needs --dist-url"),
+        (["--num-gpus", "0"], 0, None, "--num-gpus 0, .* given; 1 or more"),
+        (["--machine-rank", "1"], 0, None, "--machine-rank 1 given; .* below that of the mach"),
+        (["--dist-url", "there"], 0, None, "--dist-url 'there' given, tcp://HOST:PORT expected"),
         (["--num-gpus", "3"], 2, None, "--num-gpus: 3 given, but this machine has 2 GPU"),
         (["--num-gpus", "2"], 0, "2", "torchrun has started the processes"),
         ([], 2, "3", "torchrun --nproc-per-node: 3 given, but this machine has 2 GPU"),
@@ -44,7 +48,7 @@ def test_a_wrong_number_of_processes_is_one_line(monkeypatch, words, gpus, torch
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_runs_of_two_processes_at_once(program, tmp_path):
-    """Each run finds a free port."""
+    """The processes of each run meet each other."""
     (tmp_path / "meeting").mkdir()
 
     def start(name):
@@ -128,3 +132,14 @@ def test_torchrun_trains_as_num_gpus_does(program, tmp_path):
         assert torch.equal(value, theirs[name]), name
     log = (tmp_path / "torchrun" / "log.txt").read_text()
     assert "World size: 2" in log
+
+
+@pytest.mark.distributed
+def test_an_address_that_is_taken_is_one_line(program):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        done = program("tests/engine/ending.py", "--num-gpus", 2, "--dist-url", url, "done")
+    assert done.returncode == 1
+    (line,) = lines_of(done, "ending.py")
+    assert f"--dist-url {url}: the processes cannot meet there: " in line
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """Configs load, wrong keys and values are named, and each config of ours works."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -217,6 +218,7 @@ def test_detectron2s_users_add_all_keys_at_once():
     add_spatialflow_config(cfg)
     cfg.merge_from_file(find_config("search/demo.yaml"))
     cfg.MODEL.DEVICE = "cpu"
+    cfg.OUTPUT_DIR = os.path.abspath(cfg.OUTPUT_DIR)
     assert cfg == get_cfg("search/demo.yaml", ["MODEL.DEVICE", "cpu"])
 
 

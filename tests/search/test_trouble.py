@@ -45,7 +45,8 @@ def test_a_held_out_image_that_is_not_finite_is_named_or_left_out(scenes_cfg, ca
 def test_a_search_that_was_killed_in_its_log_is_finished(scenes_cfg, tmp_path):
     cfg = scenes_cfg({**SEARCH, "OUTPUT_DIR": str(tmp_path)})
     search(cfg)
-    whole = (tmp_path / "search.jsonl").read_text()
+    *before, whole = (tmp_path / "search.jsonl").read_text().splitlines(keepends=True)
+    assert len(before) > 1  # a short search has a course, too
     (tmp_path / "search.jsonl").write_text(whole[:-100])
     (tmp_path / "metrics.json").open("a").write('{"iteration": 4, "tot')
     trainer = search(cfg, resume=True)

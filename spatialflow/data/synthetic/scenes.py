@@ -10,7 +10,6 @@ H, W: height and width of a scene in pixels.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from PIL import Image
 from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.data.synthetic.textures import SHAPES, STUFF_TEXTURES, THING_TEXTURES
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import errors_name, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ def generate_scenes(
     for index in range(count):
         scene = generate_scene(seed, index, size)
         file_name = f"{index:06d}.png"
-        Image.fromarray(scene.image).save(root / "images" / file_name)
+        with errors_name(root / "images" / file_name):
+            Image.fromarray(scene.image).save(root / "images" / file_name)
         write_panoptic_png(root / "panoptic" / file_name, scene.ids)
         images.append(
             {"id": index + 1, "file_name": file_name, "height": size[0], "width": size[1]}
@@ -140,7 +141,7 @@ def generate_scenes(
         "annotations": annotations,
         "categories": SCENE_CATEGORIES,
     }
-    (root / "panoptic.json").write_text(json.dumps(content))
+    write_json(root / "panoptic.json", content, indent=None)
     logger.info("wrote %d scenes to %s", count, root)
 
 

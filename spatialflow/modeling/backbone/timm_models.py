@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.paths import absolute_path
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ def weights_options(timm: ModuleType, model: str, file: str = "") -> dict[str, A
     """
     key = "MODEL.SPATIALFLOW.TRUNK_WEIGHTS"
     if file:
-        if not Path(file).expanduser().is_file():
+        file = absolute_path(file, key)
+        if not os.path.isfile(file):
             raise ConfigError(f"{key}: no such file: {file!r}")
         return {
             "pretrained": True,
-            "pretrained_cfg_overlay": {"file": str(Path(file).expanduser())},
+            "pretrained_cfg_overlay": {"file": file},
         }
     config = timm.get_pretrained_cfg(model)
     if config is None or not (config.hf_hub_id or config.url):
