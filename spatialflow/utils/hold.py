@@ -39,6 +39,7 @@ LOCK_FILE = ".lock"
 ADVICE = "wait until it has ended, or give another folder"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """Codes of an error on a file system without locks."""
+UNNOTICED = "a second run in this folder would not be noticed"
 
 
 @dataclass
@@ -163,10 +164,11 @@ def _lock(path: Path, folder: str | os.PathLike[str], key: str, advice: str) -> 
         before = _read(descriptor)
         _write(descriptor)
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            os.close(descriptor)
+            return _Hold(None, f"{path}: no locks here ({error.strerror}): {UNNOTICED}")
         holder = _read(descriptor)
         os.close(descriptor)
-        if error.errno in NO_LOCKS:
-            return _Hold(None, f"{path}: no locks here ({error.strerror}): {UNNOTICED}")
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ConfigError(_refusal(folder, key, _described(holder), advice)) from error
         raise OSError(error.errno, error.strerror, str(path / LOCK_FILE)) from error
@@ -177,9 +179,6 @@ def _lock(path: Path, folder: str | os.PathLike[str], key: str, advice: str) -> 
             f"system shares no locks between machines: {UNNOTICED}"
         )
     return _Hold(descriptor, remark)
-
-
-UNNOTICED = "a second run in this folder would not be noticed"
 
 
 def _lock_file(descriptor: int) -> None:

@@ -180,6 +180,7 @@ def test_a_model_and_a_trainer_check_their_configs(tiny_cfg):
     assert "MAX_ITER: 0 given" in problem_of(Trainer, put(tiny_cfg(), wrong))
 
 
+EXPECTED = ["panoptic_seg", "PQ", 50.0, 1.0]
 COSINE = {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
 
 
@@ -194,6 +195,17 @@ COSINE = {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
         ({"SOLVER.REFERENCE_WORLD_SIZE": 3}, {"SOLVER.IMS_PER_BATCH": 6}),
         ({"MODEL.PIXEL_MEAN": [0.0], "MODEL.PIXEL_STD": [1.0]}, {"INPUT.FORMAT": "L"}),
         ({"MODEL.RESNETS.DEPTH": 20}, {"MODEL.SPATIALFLOW.TRUNK": "mobilenet_v2"}),
+        (
+            {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": []},
+            {"TEST.AUG.MIN_SIZES": [0, 480]},
+        ),
+        (
+            {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 0},
+            {"TEST.PRECISE_BN.ENABLED": False},
+        ),
+        ({"TEST.EXPECTED_RESULTS": [EXPECTED]}, {"DATASETS.TEST": ("scenes_val",)}),
+        ({"TEST.EXPECTED_RESULTS": [EXPECTED[:3]]}, {"TEST.EXPECTED_RESULTS": []}),
+        ({"TEST.EXPECTED_RESULTS": [["sem_seg", *EXPECTED[1:]]]}, {"TEST.EXPECTED_RESULTS": []}),
     ],
     ids=short,
 )
