@@ -127,7 +127,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "half and back": lambda m: m.bfloat16().float(),
     "half": lambda m: m.bfloat16(),
     "double": lambda m: m.double(),
-    "meta": lambda m: m.to("meta"),
     "mkldnn tensor": lambda m: setattr(m, "weight", nn.Parameter(m.weight.to_mkldnn())),
     "NaN": lambda m: m.weight[0, 0, 0, 0].fill_(float("nan")),
     "infinite": lambda m: m.weight[0, 0, 0, 0].fill_(float("inf")),
