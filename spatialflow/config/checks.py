@@ -82,6 +82,8 @@ def check_training_config(cfg: CfgNode, processes: int) -> None:
 
 def _device_exists(value: Any, _: CfgNode) -> bool:
     try:
+        if torch.device(value).type == "meta":  # has no numbers
+            return False
         torch.empty(0, device=value)
     except (AssertionError, RuntimeError, NotImplementedError):  # PyTorch has no common error.
         return False
@@ -128,7 +130,8 @@ def _numbers_of_levels(value: Any, cfg: CfgNode) -> list[Sequence[float]]:
     """Return a list for each level, from one for each level or one for all."""
     levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
     lists = list(value) if isinstance(value[0], list | tuple) else [value]
-    if len(lists) not in (1, levels):
+    numbers = all(isinstance(x, int | float) for of_level in lists for x in of_level)
+    if len(lists) not in (1, levels) or not numbers:
         raise ValueError
     return lists * levels if len(lists) == 1 else lists
 
@@ -367,14 +370,41 @@ TRAINING_RULES: tuple[Rule, ...] = (
     one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
     one_of("SOLVER.AMP.DTYPE", *AMP_DTYPES),
     *above_zero("SOLVER.BASE_LR"),
-    *at_least(
+    *at_least(0, "SOLVER.WARMUP_ITERS", "DATALOADER.REPEAT_THRESHOLD"),
+    # Larger factors of a learning rate do not fit 32 bits.
+    *in_range(
         0,
-        "SOLVER.WARMUP_ITERS",
+        1e6,
+        "SOLVER.BASE_LR",
         "SOLVER.WARMUP_FACTOR",
         "SOLVER.GAMMA",
         "SOLVER.BIAS_LR_FACTOR",
         "SOLVER.TRUNK_MULTIPLIER",
-        "DATALOADER.REPEAT_THRESHOLD",
+        "SOLVER.WEIGHT_DECAY",
+    ),
+    *in_range(0, 1, "SOLVER.MOMENTUM"),
+    *at_least(1, "SOLVER.NUM_DECAYS"),
+    one_of(
+        "SOLVER.LR_SCHEDULER_NAME",
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    one_of("SOLVER.WARMUP_METHOD", "linear", "constant"),
+    (
+        "TEST.EXPECTED_RESULTS",
+        "lists of task, metric, value and tolerance",
+        lambda v, _: all(isinstance(row, list | tuple) and len(row) in (4, 5) for row in v),
+    ),
+    *only_with(
+        "TEST.AUG.ENABLED",
+        True,
+        (
+            "TEST.AUG.MIN_SIZES",
+            "whole numbers from 1 on",
+            lambda v, _: len(v) > 0 and all(isinstance(x, int) and x >= 1 for x in v),
+        ),
+        *at_least(64, "TEST.AUG.MAX_SIZE"),
     ),
     ("SOLVER.WEIGHT_DECAY_NORM", "None, or 0 or more,", lambda v, _: v is None or v >= 0),
     ("SOLVER.WEIGHT_DECAY_BIAS", "None, or 0 or more,", lambda v, _: v is None or v >= 0),
@@ -387,6 +417,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     *only_with(
         "SOLVER.CLIP_GRADIENTS.ENABLED",
         True,
+        one_of("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "norm"),
         *above_zero("SOLVER.CLIP_GRADIENTS.CLIP_VALUE"),
         # Infinity is the norm of the largest value.
         ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "more than 0", lambda v, _: v > 0),

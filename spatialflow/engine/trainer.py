@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter
@@ -30,6 +31,8 @@ from spatialflow.engine.preparation import check_classes, for_checkpoint
 from spatialflow.engine.rehearsal import rehearse_evaluation
 from spatialflow.engine.step import StepTrainer
 from spatialflow.evaluation import build_evaluator
+from spatialflow.modeling.build import built_from_keys
+from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, remove_partial_files, write_json
@@ -255,6 +258,17 @@ class Trainer(DefaultTrainer):
             f"{prefix}panoptic_seg/PQ",
         )
         return built
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model of ``MODEL.META_ARCHITECTURE``, SpatialFlow's or another.
+
+        Raises:
+            ConfigError: If another one cannot be built from the config.
+        """
+        own = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), SpatialFlow)
+        with built_from_keys(cfg, own=own):
+            return super().build_model(cfg)
 
     def build_writers(self) -> list[EventWriter]:
         """Return Detectron2's writers; the error of a full disk names their files."""

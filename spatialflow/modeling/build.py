@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from darts.genotype import GenotypeError
-from spatialflow.config.checks import check_config
+from darts.space import SpaceError
+from spatialflow.config.checks import OWN_BACKBONE, check_config
 from spatialflow.config.genotypes import genotype_of
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.backbone import FeaturePyramid
@@ -22,6 +24,7 @@ from spatialflow.modeling.heads.attention import attention_channels, build_atten
 from spatialflow.modeling.initialization import RandomTape
 from spatialflow.modeling.layers.packed_conv import pack_convolutions
 from spatialflow.modeling.losses import LossNormalizer
+from spatialflow.utils.errors import CheckpointError, ConfigError
 from spatialflow.utils.precision import amp_dtype
 
 
@@ -56,12 +59,13 @@ def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
     """
     check_config(cfg)
     own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
-    if cfg.SEED < 0:
-        modules = _modules(cfg, build_flow_parts)
-    else:
-        with RandomTape() as tape:
+    with built_from_keys(cfg, own=cfg.MODEL.BACKBONE.NAME == OWN_BACKBONE):
+        if cfg.SEED < 0:
             modules = _modules(cfg, build_flow_parts)
-        tape.draw_again(modules, cfg.SEED)
+        else:
+            with RandomTape() as tape:
+                modules = _modules(cfg, build_flow_parts)
+            tape.draw_again(modules, cfg.SEED)
     if own.PACK_CONVOLUTIONS and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         for module in modules.values():
             pack_convolutions(module)
@@ -80,6 +84,31 @@ def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
         "inference_dtype": amp_dtype(cfg.TEST.AMP),
         "input_format": cfg.INPUT.FORMAT,
     }
+
+
+@contextlib.contextmanager
+def built_from_keys(cfg: CfgNode, *, own: bool) -> Iterator[None]:
+    """Raise a ConfigError where a part of Detectron2 or of a user cannot be built from a config.
+
+    Such a part does not check its keys, and raises whatever comes of them.
+
+    Args:
+        cfg: Config of the model.
+        own: Whether all parts are SpatialFlow's, which check theirs: another error is a bug then.
+    """
+    try:
+        yield
+    except (ConfigError, CheckpointError, GenotypeError, SpaceError, OSError, ImportError):
+        raise
+    except Exception as error:
+        if own:
+            raise
+        model = cfg.MODEL
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE!r} with MODEL.BACKBONE.NAME "
+            f"{model.BACKBONE.NAME!r} cannot be built from the other keys of MODEL: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _modules(

@@ -147,7 +147,7 @@ class Killed:
 
 
 def test_a_killed_worker_is_one_line_with_a_remedy():
-    line = r"Killed; fewer of DATALOADER\.NUM_WORKERS"
+    line = r"DataLoader worker .*; fewer of DATALOADER\.NUM_WORKERS"
     with pytest.raises(SystemExit, match=line), errors_in_one_line():
         list(DataLoader(Killed(), num_workers=1))
 

@@ -84,10 +84,16 @@ WITH_IT: dict[str, tuple[tuple[str, Any], ...]] = {
 """Beginning of keys → keys with which these have an effect."""
 
 
+UNREAD = ("MODEL.RPN.", "MODEL.ROI_HEADS.", "MODEL.ROI_BOX_", "MODEL.ROI_KEYPOINT_")
+"""Beginning of keys of parts that only other networks have: they are read, and no step is done."""
+
+
 def one_step(changes: dict[str, Any], *, trainer: type[Trainer] = Trainer) -> None:
     """Read a config, train one step, and predict one image."""
     file = "generated/spatialflow.yaml" if trainer is Trainer else "search/demo.yaml"
     cfg = get_cfg(file, [word for pair in {**RUN, **changes}.items() for word in pair])
+    if any(key.startswith(UNREAD) for key in changes):
+        return
     check_weights_file(cfg.MODEL.WEIGHTS)
     trainer.check(cfg)
     prepare_config(cfg)

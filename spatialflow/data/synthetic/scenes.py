@@ -128,7 +128,8 @@ def generate_scenes(
         file_name = f"{index:06d}.png"
         with errors_name(root / "images" / file_name):
             Image.fromarray(scene.image).save(root / "images" / file_name)
-        write_panoptic_png(root / "panoptic" / file_name, scene.ids)
+        with errors_name(root / "panoptic" / file_name):
+            write_panoptic_png(root / "panoptic" / file_name, scene.ids)
         images.append(
             {"id": index + 1, "file_name": file_name, "height": size[0], "width": size[1]}
         )
