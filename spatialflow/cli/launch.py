@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import functools
 import os
 import sys
@@ -20,6 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.signals import Stopped, StopSignals, signals_for_children
 
 Work = Callable[[], Any]
 Prepare = Callable[[argparse.Namespace], Work]
@@ -56,14 +58,15 @@ def run(prepare: Prepare, args: argparse.Namespace) -> None:
         _run_and_exit(prepare, args)
     several = args.num_gpus * args.num_machines > 1
     try:
-        launch(
-            functools.partial(_run_and_exit if several else _run, prepare),
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url or FREE_PORT,
-            args=(args,),
-        )
+        with signals_for_children() if several else contextlib.nullcontext():
+            launch(
+                functools.partial(_run_and_exit if several else _run, prepare),
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url or FREE_PORT,
+                args=(args,),
+            )
     except ProcessExitedException as error:
         # A process that exits has reported why; one that a signal ends could not.
         sys.exit(f"{program_name()}: {error}" if error.exit_code < 0 else error.exit_code)
@@ -105,11 +108,20 @@ def _run(prepare: Prepare, args: argparse.Namespace) -> None:
     """Prepare the work and do it in this process.
 
     ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
+
+    Raises:
+        SystemExit: With the status of a shell, 130 or 143, after SIGINT or SIGTERM.
     """
     with errors_in_one_line():
-        work = record(prepare)(args)
-        assert work is not None
-        record(work)()
+        try:
+            with StopSignals():
+                work = record(prepare)(args)
+                assert work is not None
+                record(work)()
+        except Stopped as stop:
+            if comm.is_main_process():
+                sys.stderr.write(f"{program_name()}: {stop}\n")
+            raise SystemExit(stop.status) from None
 
 
 def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
@@ -126,8 +138,9 @@ def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
             dist.barrier()  # a process that ends earlier would be a lost peer to the others
             dist.destroy_process_group()
     except SystemExit as mistake:
-        status = 1
-        sys.stderr.write(f"{mistake.code}\n")
+        status = mistake.code if isinstance(mistake.code, int) else 1
+        if mistake.code is not status:
+            sys.stderr.write(f"{mistake.code}\n")
     # os._exit skips what the interpreter does at its end.
     atexit._run_exitfuncs()
     sys.stdout.flush()

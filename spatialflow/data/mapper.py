@@ -71,7 +71,7 @@ class PanopticMapper:
         self.stuff_labels = dict(stuff_labels)
         self.ignore_label = ignore_label
         mode = "training" if is_train else "inference"
-        logger.info("augmentations in %s: %s", mode, self.augmentations)
+        logger.debug("augmentations in %s: %s", mode, self.augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:

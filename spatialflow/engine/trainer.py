@@ -21,14 +21,16 @@ from spatialflow.config.checks import check_training_config
 from spatialflow.config.options import SUPERNET
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
-from spatialflow.engine.hooks import EvaluationHook
+from spatialflow.engine.hooks import EvaluationHook, ProgressHook, StopHook, Writer
 from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.engine.step import StepTrainer
+from spatialflow.engine.summary import describe_ap, describe_files, describe_model, describe_start
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_json
 from spatialflow.utils.precision import amp_dtype
+from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.stop_signals = StopSignals(wait=True)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -110,6 +113,53 @@ class Trainer(DefaultTrainer):
         """Inner trainer, which takes the steps of the weights (``_trainer`` in Detectron2)."""
         return self._trainer
 
+    def train(self) -> Any:
+        """Train from the present iteration on, evaluate, and return what Detectron2 returns.
+
+        SIGINT and SIGTERM stop it after the present step, with a checkpoint; a second signal, and
+        one in an evaluation, stop it at once.
+
+        Raises:
+            Stopped: After such a signal; it is a ``KeyboardInterrupt`` that says how to go on.
+        """
+        logger.info("model: %s", describe_model(self.cfg, self.model))
+        logger.info(
+            "training: iterations %d to %d of %d images each, from %d images; %s",
+            self.start_iter + 1,
+            self.max_iter,
+            self.cfg.SOLVER.IMS_PER_BATCH * self.cfg.SOLVER.ACCUMULATION_STEPS,
+            self.step_trainer.data_loader.num_images,
+            f"the whole log is in {self.cfg.OUTPUT_DIR}/log.txt",
+        )
+        with self.stop_signals:
+            try:
+                results = super().train()
+            except Stopped as stop:
+                stopped = self._after_stop(stop)
+                logger.debug("%s", stopped)
+                raise stopped from None
+        if comm.is_main_process():
+            logger.info("%s", describe_files(self.cfg.OUTPUT_DIR))
+        return results
+
+    def _after_stop(self, stop: Stopped) -> Stopped:
+        """Write a checkpoint where the training can go on from, and return how to go on."""
+        hook = next(hook for hook in self._hooks if isinstance(hook, StopHook))
+        done = self.start_iter if hook.done is None else hook.done + 1
+        # Before the first step there is nothing to keep, and after the last one it is kept.
+        if stop.between_steps and hook.done is not None and done < self.max_iter:
+            self.stop_signals.ignore()
+            self.checkpointer.save(f"model_{hook.done:07d}", iteration=hook.done)
+        if stop.agreed:
+            comm.synchronize()  # what started the processes ends all when the first one ends
+        last = "there is no checkpoint"
+        if self.checkpointer.has_checkpoint():
+            last = f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
+        return Stopped(
+            stop.signum,
+            f"stopped by {stop.name} after iteration {done} of {self.max_iter}; {last}",
+        )
+
     def run_step(self) -> None:
         """Take one step of the weights, and call the hooks' ``after_backward`` in the middle.
 
@@ -134,7 +184,8 @@ class Trainer(DefaultTrainer):
             ConfigError: If a part of the trunk is frozen and random, or the processes find
                 checkpoints of different iterations.
         """
-        if not (resume and self.checkpointer.has_checkpoint()):
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if not resumes:
             self._check_frozen_trunk()
         super().resume_or_load(resume=resume)
         starts = comm.all_gather(self.start_iter)
@@ -143,6 +194,11 @@ class Trainer(DefaultTrainer):
                 f"OUTPUT_DIR: {self.cfg.OUTPUT_DIR!r} given, from which the processes go on at "
                 f"iterations {starts}; a folder that all machines share expected"
             )
+        start = describe_start(self.cfg, self.starting_weights(self.cfg))
+        if resumes:
+            last = self.checkpointer.get_checkpoint_file()
+            start = f"those of {last}, after {self.start_iter} iterations"
+        logger.info("weights: %s", start)
 
     def _check_frozen_trunk(self) -> None:
         """Check that a new training does not keep random weights in its trunk for ever."""
@@ -163,18 +219,28 @@ class Trainer(DefaultTrainer):
         return str(cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, with an :class:`EvaluationHook` that keeps the best PQ."""
+        """Return Detectron2's hooks, with those of :mod:`spatialflow.engine.hooks`."""
         built = super().build_hooks()
         test = self.cfg.DATASETS.TEST
         prefix = f"{test[0]}/" if len(test) > 1 else ""
+        # By type, since only the main process has hooks that write.
         position = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[position] = EvaluationHook(
-            self.cfg.TEST.EVAL_PERIOD,
-            built[position]._func,
-            self.checkpointer,
-            f"{prefix}panoptic_seg/PQ",
-        )
-        return built
+        evaluate = built[position]._func
+        built[position : position + 1] = [
+            ProgressHook() if comm.is_main_process() else None,
+            # After the checkpoint of a step, and before its evaluation, which a resumed run makes.
+            StopHook(self.stop_signals),
+            EvaluationHook(
+                self.cfg.TEST.EVAL_PERIOD,
+                self.stop_signals.interrupting(evaluate),
+                self.checkpointer,
+                f"{prefix}panoptic_seg/PQ",
+            ),
+        ]
+        return [
+            Writer(hook._writers, self.max_iter) if isinstance(hook, hooks.PeriodicWriter) else hook
+            for hook in built
+        ]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -241,7 +307,8 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             path = Path(cfg.OUTPUT_DIR) / "results.json"
             write_json(path, results)
-            logger.info("Results written to %s", path)
+            logger.info("%s", describe_ap(results) or "no AP")
+            logger.info("results: %s", path)
         return results
 
 
