@@ -27,6 +27,7 @@ from spatialflow.utils.errors import (
     NonFiniteError,
     ProcessError,
 )
+from spatialflow.utils.signals import Stopped
 
 TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
 USER_ERRORS = (
@@ -80,6 +81,11 @@ def errors_in_one_line() -> Iterator[None]:
     training_loop.addFilter(keeps_trace)
     try:
         yield
+    except Stopped as stop:
+        # All processes stop alike, with the exit status of a shell: 130 or 143.
+        if comm.is_main_process():
+            sys.stderr.write(f"{program_name()}: {stop}\n")
+        sys.exit(stop.status)
     except Exception as error:
         line = _describe(error)
         if line is None:

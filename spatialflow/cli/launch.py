@@ -21,7 +21,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.signals import Stopped, StopSignals, signals_for_children
+from spatialflow.utils.signals import StopSignals, signals_for_children
 
 Work = Callable[[], Any]
 Prepare = Callable[[argparse.Namespace], Work]
@@ -108,20 +108,11 @@ def _run(prepare: Prepare, args: argparse.Namespace) -> None:
     """Prepare the work and do it in this process.
 
     ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
-
-    Raises:
-        SystemExit: With the status of a shell, 130 or 143, after SIGINT or SIGTERM.
     """
-    with errors_in_one_line():
-        try:
-            with StopSignals():
-                work = record(prepare)(args)
-                assert work is not None
-                record(work)()
-        except Stopped as stop:
-            if comm.is_main_process():
-                sys.stderr.write(f"{program_name()}: {stop}\n")
-            raise SystemExit(stop.status) from None
+    with errors_in_one_line(), StopSignals():
+        work = record(prepare)(args)
+        assert work is not None
+        record(work)()
 
 
 def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:

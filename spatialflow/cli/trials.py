@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from detectron2.utils.logger import setup_logger
 
 from spatialflow.analysis.comparison import Comparison, comparison_table, load_genotypes
 from spatialflow.analysis.tables import complete, fill
 from spatialflow.analysis.trials import run_in_subprocess
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError
 
 TABLE_FILE = "comparison.md"
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
 
 def compare(comparison: Comparison, args: argparse.Namespace) -> None:
     """Train what is missing in processes of their own, then print and write the tables."""
-    setup_logger(name="spatialflow")
+    start_logging()
     for page in args.write:
         # A page without the mark is refused before hours of training.
         fill(page.read_text(), {args.mark: ""}, str(page))
