@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,23 +121,35 @@ class StopSignals:
 def signals_for_children() -> Iterator[None]:
     """Pass SIGINT and SIGTERM on to the child processes, for whose end this process waits.
 
-    Children inherit that the signals are held back, until they enter :class:`StopSignals`.
+    Children inherit that the signals are held back, until they enter :class:`StopSignals`. Since
+    the main thread waits, another one passes them on; Python wakes it by a socket.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-    def forward() -> None:
-        while True:
-            number = signal.sigwait(STOP_SIGNALS)
-            for child in multiprocessing.active_children():
-                if child.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(child.pid, number)
-
-    threading.Thread(target=forward, daemon=True).start()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    thread = threading.Thread(target=_pass_on, args=(receiver,), daemon=True)
+    thread.start()
+    handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    wakeup = signal.set_wakeup_fd(sender.fileno())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sender.close()
+        thread.join()
+        receiver.close()
+
+
+def _pass_on(receiver: socket.socket) -> None:
+    """Send each signal whose number is received to all children, until the other end closes."""
+    while numbers := receiver.recv(1):
+        for child in multiprocessing.active_children():
+            if numbers[0] in STOP_SIGNALS and child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, numbers[0])
 
 
 def outlive_signals(_: int = 0) -> None:
