@@ -47,7 +47,7 @@ def test_a_short_training_has_a_curve_and_says_what_it_does(scenes_cfg, metrics,
 
 
 @pytest.mark.parametrize(
-    ("length", "lines"), [(19, 19), (60, 20 + 13), (90_000, 20 + 4499)], ids=str
+    ("length", "lines"), [(19, 19), (60, 20 + 14), (90_000, 20 + 4499)], ids=str
 )
 def test_metrics_are_written_at_first_always_and_later_now_and_then(length, lines):
     class Counter(EventWriter):
