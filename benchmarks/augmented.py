@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 
 from spatialflow.analysis.intervals import ResampledPQ, Result

@@ -12,10 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.data import generate_scenes, register_panoptic
+from spatialflow.utils.console import start_logging
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--train-scenes", type=int, default=200)
     parser.add_argument("--test-scenes", type=int, default=40)
     args = parser.parse_args()
-    setup_logger(name="spatialflow")
+    start_logging()
     for seed, (part, count) in enumerate(
         (("train", args.train_scenes), ("test", args.test_scenes))
     ):

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
-from detectron2.utils.logger import setup_logger
 
 from benchmarks.peers.analysis import report
 from benchmarks.peers.contestants import (
@@ -35,6 +35,7 @@ from benchmarks.peers.contestants import (
 from benchmarks.peers.speed import measure_speed
 from spatialflow.analysis.trials import run_in_subprocess, run_trial
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,7 +145,7 @@ def main() -> None:
     """Run a command."""
     args = parse_arguments()
     if args.command != "one":
-        setup_logger(name="spatialflow")
+        start_logging()
     work = {
         "run": run_all,
         "flows": run_all,

@@ -14,6 +14,7 @@ import argparse
 import json
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader

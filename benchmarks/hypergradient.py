@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage

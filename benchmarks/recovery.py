@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

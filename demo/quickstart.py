@@ -9,17 +9,14 @@ panoptic layout: images/, panoptic/ and panoptic.json.
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 import time
 from pathlib import Path
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.utils.logger import setup_logger
-from PIL import Image
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import errors_in_one_line
@@ -48,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
     if args.data:
         opts += ["DATASETS.FOLDER.PATH", args.data]
     config = FOLDER_CONFIG if args.data else SCENES_CONFIG
-    show_progress_only(args.output)
     if args.pictures < 1:
         raise ConfigError(f"--pictures: {args.pictures} given, 1 or more expected")
     cfg = setup(argparse.Namespace(config_file=config, opts=opts, eval_only=False))
@@ -56,7 +52,6 @@ def run(args: argparse.Namespace) -> None:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     iterations = cfg.SOLVER.MAX_ITER
-    print(f"Training for {iterations} iterations; the whole log is in {args.output}/log.txt")
     start = time.perf_counter()
     trainer.train()
     minutes = (time.perf_counter() - start) / 60
@@ -86,23 +81,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=6, help="number of images to draw")
     parser.add_argument("opts", nargs="*", help="config KEY VALUE pairs")
     return parser.parse_args()
-
-
-def show_progress_only(output: str) -> None:
-    """Show only progress and results on the console. The whole log goes to ``log.txt``.
-
-    Args:
-        output: Folder of the log.
-    """
-    shown = ("detectron2.utils.events", "spatialflow")
-    for name in ("detectron2", "fvcore"):
-        # The cache of setup_logger makes the training use the same handlers.
-        arguments = {} if name == "detectron2" else {"name": name}
-        for handler in setup_logger(output, distributed_rank=0, **arguments).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
-                handler.addFilter(
-                    lambda record: record.levelno > logging.INFO or record.name.startswith(shown)
-                )
 
 
 def row(results: dict[str, float]) -> str:

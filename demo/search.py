@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from pathlib import Path
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from detectron2.config import CfgNode
-from quickstart import PICTURE_FILE, draw_examples, row, show_progress_only  # beside this file
+from quickstart import PICTURE_FILE, draw_examples, row  # beside this file
 
 from darts.genotype import Genotype
 from spatialflow.cli.errors import errors_in_one_line
@@ -33,12 +33,10 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Search, train what is found, and print."""
     folder = Path(args.output)
-    show_progress_only(args.output)
     start = time.perf_counter()
     opts = ["MODEL.META_ARCHITECTURE", SUPERNET, *args.opts]
     check_outputs(folder / "trained", [PICTURE_FILE])
     search = SearchTrainer(config(folder, opts, SearchTrainer))
-    print(f"Searching for {search.max_iter} iterations; the whole log is in {folder}/log.txt")
     search.resume_or_load(resume=False)
     search.train()
     path = search.write_genotype()
@@ -48,13 +46,8 @@ def run(args: argparse.Namespace) -> None:
     opts = ["MODEL.SPATIALFLOW.GENOTYPE", str(path), "SOLVER.IMS_PER_BATCH", "4"]
     opts += ["SOLVER.MAX_ITER", "320"]
     opts += ["DATASETS.TEST", "('scenes_val',)", *args.opts]
-    # The second run has its own log. Without this the console would show each line twice.
-    for name in ("detectron2", "fvcore", "spatialflow", "darts"):
-        logging.getLogger(name).handlers.clear()
-    show_progress_only(str(trained))
     cfg = config(trained, opts, Trainer)
     trainer = Trainer(cfg)
-    print(f"\nTraining {genotype.name} for {cfg.SOLVER.MAX_ITER} iterations")
     trainer.train()
     picture = draw_examples(cfg, cfg.DATASETS.TEST[0], trained / PICTURE_FILE, 6)
     trained_at = time.perf_counter()

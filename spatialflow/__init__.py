@@ -4,7 +4,7 @@ Importing the package registers the meta-architectures, the backbone and the dat
 the geospatial package of the same import name.
 """
 
-from spatialflow.utils.environment import require_detectron2
+from spatialflow.utils.environment import let_threads_sleep, require_detectron2
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "register_panoptic",
 ]
 
+let_threads_sleep()
 require_detectron2()
 
 import spatialflow.search.supernet  # noqa: F401

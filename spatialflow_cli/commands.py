@@ -134,6 +134,9 @@ def add_run_arguments(group: Group) -> None:
     number("--num-machines", default=1, help="number of machines")
     number("--machine-rank", default=0, help="number of this machine, from 0")
     group.add_argument("--dist-url", metavar="URL", help="address of machine 0: tcp://HOST:PORT")
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="show all that log.txt gets on the console"
+    )
     _pairs(group)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog

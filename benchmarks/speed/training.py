@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from detectron2.utils.events import EventStorage
 from torch import nn

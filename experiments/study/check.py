@@ -14,13 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 
 from experiments.study.analysis import outcomes
 from experiments.study.keep import keep, restore
 from experiments.study.settings import HUMAN, PARALLEL, REPOSITORY, RESULTS
 from spatialflow.analysis.tables import program_parser
 from spatialflow.analysis.trials import run_in_subprocess
+from spatialflow.utils.console import start_logging
 
 NAME = "coco27"
 SEEDS = range(3)
@@ -50,7 +51,7 @@ def finalists(kept: Path) -> list[str]:
 def main() -> None:
     """Train what is missing, and write the table."""
     args = parse_arguments()
-    setup_logger(name="spatialflow")
+    start_logging()
     folder, kept = args.output.absolute() / NAME, args.kept / NAME
     try:
         chosen = finalists(args.kept)

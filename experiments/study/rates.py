@@ -15,12 +15,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 
 from experiments.study.keep import restore
 from experiments.study.run import Study
 from experiments.study.settings import DATA, HUMAN, PARALLEL, RESULTS
 from spatialflow.analysis.tables import program_parser
+from spatialflow.utils.console import start_logging
 
 STAGE = "rate_"
 SEEDS = range(3)
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/study"))
     parser.add_argument("--kept", type=Path, default=RESULTS)
     args = parser.parse_args()
-    setup_logger(name="spatialflow")
+    start_logging()
     try:
         study = Study(argparse.Namespace(**vars(args), round=2))
         restore(study.kept, study.folder)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 from detectron2.data import DatasetCatalog
 
 from darts.relaxation import Architecture

@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 
 from darts.genotype import Genotype
 from experiments.study.images import on_images, pq
@@ -48,6 +48,7 @@ from spatialflow.config import config_hash, get_cfg, load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import prepare_config
 from spatialflow.search.space import random_genotypes, write_genotypes
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.hold import hold
 
@@ -309,7 +310,7 @@ def main() -> None:
         "--keep", action="store_true", help="copy the results that there are, and stop"
     )
     args = parser.parse_args()
-    setup_logger(name="spatialflow")
+    start_logging()
     try:
         study = Study(args)
         if args.keep:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 from darts.drawing import to_svg
 from darts.genotype import Genotype
 from experiments.study.analysis import (

@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
 import torch
 from torch import nn
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.utils.logger import setup_logger
 
 from spatialflow.analysis.costs import count_parameters
 from spatialflow.engine import Trainer
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError, ProcessError
 from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.randomness import seed_generators
@@ -67,7 +67,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a trial counts by its PQ, on the first of them")
-    setup_logger(cfg.OUTPUT_DIR, name="spatialflow")
+    start_logging(cfg.OUTPUT_DIR)
     seed_generators(cfg.SEED)
     trainer = PQTrainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -35,6 +35,7 @@ from spatialflow.utils.errors import (
     NonFiniteError,
     ProcessError,
 )
+from spatialflow.utils.signals import Stopped
 
 TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
 USER_ERRORS = (
@@ -96,6 +97,11 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except Stopped as stop:
+        # All processes stop alike, with the exit status of a shell: 130 or 143.
+        if comm.is_main_process():
+            sys.stderr.write(f"{program_name()}: {stop}\n")
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         if wants_trace:
             traceback.print_exc()

@@ -20,8 +20,9 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from spatialflow.cli.errors import INTERRUPTED, errors_in_one_line, program_name
+from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.signals import StopSignals, signals_for_children
 
 ADDRESS = re.compile(r"tcp://[^/?#\s]+:\d{1,5}|file:///.+")
 """Addresses where processes can meet."""
@@ -67,8 +68,6 @@ def run(prepare: Prepare, args: argparse.Namespace) -> None:
         try:
             _launch(prepare, args)
         except ProcessExitedException as error:
-            if error.exit_code == INTERRUPTED:
-                raise KeyboardInterrupt from error
             # A process that exits has reported why; one that a signal ends could not.
             sys.exit(f"{program_name()}: {error}" if error.exit_code < 0 else error.exit_code)
         except ProcessRaisedException as error:
@@ -87,7 +86,10 @@ def _launch(prepare: Prepare, args: argparse.Namespace) -> None:
     Those of one machine meet in a file. A free port, which Detectron2's ``launch`` would look for,
     can be taken by another run before the processes listen on it.
     """
-    with tempfile.TemporaryDirectory(prefix="spatialflow-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="spatialflow-") as folder,
+        signals_for_children(),
+    ):
         launch(
             functools.partial(_run_and_exit, prepare),
             args.num_gpus,
@@ -146,7 +148,7 @@ def _run(prepare: Prepare, args: argparse.Namespace) -> None:
 
     ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
     """
-    with errors_in_one_line():
+    with errors_in_one_line(), StopSignals():
         work = record(prepare)(args)
         assert work is not None
         record(work)()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from detectron2.utils.logger import setup_logger
 
 from spatialflow.analysis.comparison import Comparison, comparison_table, load_genotypes
 from spatialflow.analysis.tables import complete, fill
 from spatialflow.analysis.trials import run_in_subprocess
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, write_text
 from spatialflow.utils.hold import hold
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
 def compare(comparison: Comparison, args: argparse.Namespace) -> None:
     """Train what is missing in processes of their own, then print and write the tables."""
-    setup_logger(name="spatialflow")
+    start_logging()
     hold(args.output, "--output")
     check_outputs(args.output, [TABLE_FILE])
     if not args.no_speed:

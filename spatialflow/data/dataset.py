@@ -140,7 +140,11 @@ class PanopticDataset:
                     defects += error.defects
         if not dicts:
             raise self.error(defects)
-        logger.info("%s: %d images, %d classes", spec.name, len(dicts), len(classes))
+        kinds = [category.isthing for category in classes]
+        logger.info(
+            "data: %s, %d images, %d thing and %d stuff classes",
+            *(spec.name, len(dicts), sum(kinds), len(kinds) - sum(kinds)),
+        )
         return dicts, defects
 
     def __call__(self) -> list[dict]:

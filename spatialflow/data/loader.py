@@ -22,8 +22,10 @@ from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.mapper import PanopticMapper
 from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.sampler import ResumableBatchSampler, Sample
+from spatialflow.utils.console import report_progress
 from spatialflow.utils.errors import ConfigError, DataError
 from spatialflow.utils.randomness import seeded
+from spatialflow.utils.signals import outlive_signals
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class TrainLoader:
 
     Attributes:
         sampler: Sampler of the batches; its position advances with each yielded batch.
+        num_images: Number of different images.
         num_workers: Number of worker processes.
         skip_bad: Whether another image replaces a bad one.
         bad_images: Number of images that were replaced since the start of this process.
@@ -75,6 +78,7 @@ class TrainLoader:
                 f"DATALOADER.BAD_DATA: {bad_data!r} given, one of {POLICIES} expected"
             )
         self.sampler = sampler
+        self.num_images = len(dataset_dicts)
         self.num_workers = num_workers
         self.skip_bad = bad_data == "skip"
         self.bad_images = 0
@@ -96,6 +100,7 @@ class TrainLoader:
             batch_sampler=self.sampler,
             num_workers=self.num_workers,
             collate_fn=_identity,
+            worker_init_fn=outlive_signals,
             # Without a generator of its own it would draw a seed from the global generator.
             generator=torch.Generator(),
         )
@@ -180,6 +185,7 @@ class EvaluationLoader:
         Raises:
             DataError: If the JSON is wrong or a file is missing.
         """
+        self._name = name
         self._batches = build_detection_test_loader(
             DatasetCatalog.get(name),
             mapper=_ErrorsAsValues(PanopticMapper(cfg, is_train=False)),
@@ -196,11 +202,20 @@ class EvaluationLoader:
         Raises:
             DataError: If an image is bad.
         """
-        for batch in self._batches:
-            for item in batch:
-                if isinstance(item, DataError):
-                    raise item
-            yield batch
+        total = len(self)
+        logger.info("evaluation: %s, %d images", self._name, len(self._batches.dataset))
+        report_progress("evaluation", 0, total)
+        done = 0
+        try:
+            for batch in self._batches:
+                for item in batch:
+                    if isinstance(item, DataError):
+                        raise item
+                yield batch
+                done += 1
+                report_progress("evaluation", done, total)
+        finally:
+            report_progress("evaluation", done, total, ended=True)
 
 
 class _ErrorsAsValues:

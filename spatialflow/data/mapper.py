@@ -72,7 +72,7 @@ class PanopticMapper:
         self.ignore_label = ignore_label
         self.white_level = white_level
         mode = "training" if is_train else "inference"
-        logger.info("augmentations in %s: %s", mode, self.augmentations)
+        logger.debug("augmentations in %s: %s", mode, self.augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:

@@ -156,6 +156,8 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: If the file is missing, cannot be read, or does not fit.
         """
+        if not path:
+            return {}  # Detectron2 would log that the model is initialised from scratch
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         self._wanted = wanted
         try:

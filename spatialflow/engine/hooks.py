@@ -1,4 +1,4 @@
-"""The evaluation hook of the trainer, and the wrapper of its writers."""
+"""The hooks of the trainer: evaluation, progress, the end by a signal, and writers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.data import DatasetCatalog
-from detectron2.engine import hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.evaluation_json import panoptic_json
 from spatialflow.engine.checkpoint import Checkpointer
+from spatialflow.utils.console import report_progress
 from spatialflow.utils.errors import DataError
 from spatialflow.utils.files import errors_name, read_json, write_json
+from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "last_evaluation.json"
 """File in ``OUTPUT_DIR`` of the last evaluation that was finished."""
+
+WRITE_PERIOD = 20
+"""Iterations between two lines of ``metrics.json`` in a long training, as in Detectron2."""
+
+SHOWN = {"total_loss": "loss", "search/entropy": "entropy"}
+"""Name in the event storage → name in the progress."""
 
 KEYS_OF_AN_EVALUATION = ("MODEL", "DATASETS", "INPUT", "TEST")
 """Keys of the config that can change the result of an evaluation."""
@@ -199,3 +208,82 @@ def _with_nan(results: Any) -> Any:
     if isinstance(results, dict):
         return {name: _with_nan(value) for name, value in results.items()}
     return math.nan if results is None else results
+
+
+class ProgressHook(HookBase):
+    """Reports progress to the console."""
+
+    def before_train(self) -> None:
+        """Report where the training starts."""
+        report_progress("training", self.trainer.start_iter, self.trainer.max_iter)
+
+    def after_step(self) -> None:
+        """Report the iteration and its loss."""
+        latest = self.trainer.storage.latest()
+        found = {name: latest[key][0] for key, name in SHOWN.items() if key in latest}
+        text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+        report_progress("training", self.trainer.iter + 1, self.trainer.max_iter, text)
+
+    def after_train(self) -> None:
+        """Report the end, also of a training that failed."""
+        done, total = self.trainer.iter, self.trainer.max_iter
+        report_progress("training", done, total, ended=True)
+
+
+class StopHook(HookBase):
+    """Ends a training after a step if a signal has asked one of its processes for it.
+
+    Attributes:
+        done: Last iteration that was finished; None before the first.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        """Keep the signals.
+
+        Args:
+            signals: The signals of this process.
+        """
+        self.signals = signals
+        self.done: int | None = None
+
+    def after_step(self) -> None:
+        """Agree with the other processes whether to stop.
+
+        Raises:
+            Stopped: If one of them has received a signal.
+        """
+        self.done = self.trainer.iter
+        received = self.signals.received or 0
+        if comm.get_world_size() > 1:
+            device = next(self.trainer.model.parameters()).device
+            largest = torch.tensor(received, device=device)
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            received = int(largest)
+        if received:
+            raise Stopped(received, between_steps=True, agreed=True)
+
+
+class Writer(hooks.PeriodicWriter):
+    """Detectron2's hook that writes events, from the first iterations on.
+
+    It writes after each of the first twenty iterations, and at least twenty times in a training, so
+    that short trainings have a curve, too.
+    """
+
+    def __init__(self, writers: list[EventWriter], max_iter: int) -> None:
+        """Keep the writers, and choose the period.
+
+        Args:
+            writers: Detectron2's writers.
+            max_iter: Number of iterations of the training.
+        """
+        period = min(WRITE_PERIOD, max(1, max_iter // WRITE_PERIOD))
+        super().__init__(writers, period=period)
+
+    def after_step(self) -> None:
+        """Write what is due."""
+        if self.trainer.iter < WRITE_PERIOD:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()

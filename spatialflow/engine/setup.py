@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
@@ -20,6 +19,7 @@ from spatialflow.engine.checkpoint import check_weights_file, has_checkpoint
 from spatialflow.engine.output import hold_output
 from spatialflow.engine.preparation import check_classes, prepare_config
 from spatialflow.engine.trainer import Trainer
+from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -71,12 +71,9 @@ def setup(
     saved = cfg.clone()
     saved.defrost()
     saved.OUTPUT_DIR = str(log_folder)
-    # Detectron2 lists the environment, and PyTorch warns of a missing compiler meanwhile.
-    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    everything = getattr(args, "verbose", False)
+    start_logging(log_folder, rank=comm.get_rank(), everything=everything)
     default_setup(saved, args)
-    for name in ("spatialflow", "darts"):
-        setup_logger(str(log_folder), distributed_rank=comm.get_rank(), name=name)
     if remark:
         logger.warning("%s", remark)
     replaced = genotype_of(cfg).provenance.get("choices_replaced_by_config")

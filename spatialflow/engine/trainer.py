@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from collections import OrderedDict
@@ -25,11 +26,18 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
-from spatialflow.engine.hooks import EvaluationHook, NamingWriter
+from spatialflow.engine.hooks import (
+    EvaluationHook,
+    NamingWriter,
+    ProgressHook,
+    StopHook,
+    Writer,
+)
 from spatialflow.engine.output import RUN_FILES, check_free_space, in_main_process, output_held
 from spatialflow.engine.preparation import check_classes, for_checkpoint
 from spatialflow.engine.rehearsal import rehearse_evaluation
 from spatialflow.engine.step import StepTrainer
+from spatialflow.engine.summary import describe_ap, describe_files, describe_model, describe_start
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.build import built_from_keys
 from spatialflow.modeling.meta_arch import SpatialFlow
@@ -37,6 +45,7 @@ from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, remove_partial_files, write_json
 from spatialflow.utils.precision import amp_dtype
+from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +100,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.stop_signals = StopSignals(wait=True)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -121,22 +131,60 @@ class Trainer(DefaultTrainer):
         return self._trainer
 
     def train(self) -> Any:
-        """Train to the end; no other process may write into ``OUTPUT_DIR`` meanwhile.
+        """Train from the present iteration on, evaluate, and return what Detectron2 returns.
 
-        Returns:
-            The results of the evaluation at the end, where the config expects some; else None.
+        No other process may write into ``OUTPUT_DIR`` meanwhile. SIGINT and SIGTERM stop it after
+        the present step, with a checkpoint; a second signal, and one in an evaluation, stop it at
+        once.
 
         Raises:
             ConfigError: If another run works in ``OUTPUT_DIR``, or something that the evaluation or
                 a checkpoint needs is missing; nothing is trained then.
             DataError: If a file of the data is missing, broken or contradicts another one.
+            Stopped: After such a signal; it is a ``KeyboardInterrupt`` that says how to go on.
         """
         with output_held(self.cfg) as locked:
             if locked:
                 remove_partial_files(self.cfg.OUTPUT_DIR)
+            logger.info("model: %s", describe_model(self.cfg, self.model))
             if self.start_iter < self.max_iter:
                 self.rehearse_end()
-            return super().train()
+            logger.info(
+                "training: iterations %d to %d of %d images each, from %d images; %s",
+                self.start_iter + 1,
+                self.max_iter,
+                self.cfg.SOLVER.IMS_PER_BATCH * self.cfg.SOLVER.ACCUMULATION_STEPS,
+                self.step_trainer.data_loader.num_images,
+                f"the whole log is in {self.cfg.OUTPUT_DIR}/log.txt",
+            )
+            with self.stop_signals:
+                try:
+                    results = super().train()
+                except Stopped as stop:
+                    stopped = self._after_stop(stop)
+                    logger.debug("%s", stopped)
+                    raise stopped from None
+        if comm.is_main_process():
+            logger.info("%s", describe_files(self.cfg.OUTPUT_DIR))
+        return results
+
+    def _after_stop(self, stop: Stopped) -> Stopped:
+        """Write a checkpoint where the training can go on from, and return how to go on."""
+        hook = next(hook for hook in self._hooks if isinstance(hook, StopHook))
+        done = self.start_iter if hook.done is None else hook.done + 1
+        # Before the first step there is nothing to keep, and after the last one it is kept.
+        if stop.between_steps and hook.done is not None and done < self.max_iter:
+            self.stop_signals.ignore()
+            self.checkpointer.save(f"model_{hook.done:07d}", iteration=hook.done)
+        if stop.agreed:
+            comm.synchronize()  # what started the processes ends all when the first one ends
+        last = "there is no checkpoint"
+        if self.checkpointer.has_checkpoint():
+            last = f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
+        return Stopped(
+            stop.signum,
+            f"stopped by {stop.name} after iteration {done} of {self.max_iter}; {last}",
+        )
 
     def rehearse_end(self) -> None:
         """Try what checkpoints and evaluations will need, before the first step.
@@ -220,12 +268,13 @@ class Trainer(DefaultTrainer):
                 f"done {self.start_iter} iterations; as many or more expected, or another "
                 "OUTPUT_DIR"
             )
+        start = describe_start(self.cfg, self.starting_weights(self.cfg))
+        if resumes:
+            last = self.checkpointer.get_checkpoint_file()
+            start = f"those of {last}, after {self.start_iter} iterations"
+        logger.info("weights: %s", start)
         if resumes and self.start_iter == self.max_iter:
-            logger.info(
-                "the run in %s has done its %d iterations; a larger SOLVER.MAX_ITER goes on",
-                self.cfg.OUTPUT_DIR,
-                self.max_iter,
-            )
+            logger.info("its iterations are done; a larger SOLVER.MAX_ITER goes on")
 
     def _check_frozen_trunk(self) -> None:
         """Check that a new training does not keep random weights in its trunk for ever."""
@@ -246,18 +295,28 @@ class Trainer(DefaultTrainer):
         return str(cfg.MODEL.WEIGHTS)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, with an :class:`EvaluationHook` that keeps the best PQ."""
+        """Return Detectron2's hooks, with those of :mod:`spatialflow.engine.hooks`."""
         built = super().build_hooks()
         test = self.cfg.DATASETS.TEST
         prefix = f"{test[0]}/" if len(test) > 1 else ""
+        # By type, since only the main process has hooks that write.
         position = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-        built[position] = EvaluationHook(
-            self.cfg.TEST.EVAL_PERIOD,
-            built[position]._func,
-            self.checkpointer,
-            f"{prefix}panoptic_seg/PQ",
-        )
-        return built
+        evaluate = built[position]._func
+        built[position : position + 1] = [
+            ProgressHook() if comm.is_main_process() else None,
+            # After the checkpoint of a step, and before its evaluation, which a resumed run makes.
+            StopHook(self.stop_signals),
+            EvaluationHook(
+                self.cfg.TEST.EVAL_PERIOD,
+                self.stop_signals.interrupting(evaluate),
+                self.checkpointer,
+                f"{prefix}panoptic_seg/PQ",
+            ),
+        ]
+        return [
+            Writer(hook._writers, self.max_iter) if isinstance(hook, hooks.PeriodicWriter) else hook
+            for hook in built
+        ]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -345,7 +404,8 @@ class Trainer(DefaultTrainer):
             if comm.is_main_process():
                 path = Path(cfg.OUTPUT_DIR) / "results.json"
                 write_json(path, results)
-                logger.info("Results written to %s", path)
+                logger.info("%s", describe_ap(results) or "no AP")
+                logger.info("results: %s", path)
         return results
 
 
@@ -367,9 +427,12 @@ def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
+    # Newer PyTorch has another name, and warns of the old one.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         model,
         device_ids=[comm.get_local_rank()] if on_gpu else None,
-        broadcast_buffers=False,
         find_unused_parameters=unused,
+        **buffers,
     )

@@ -5,6 +5,8 @@ H, W: Height and width of an image in pixels; N: number of instances.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import logging
 from types import ModuleType
@@ -17,6 +19,8 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
+
+logger = logging.getLogger(__name__)
 
 hotcoco: ModuleType | None
 try:
@@ -73,6 +77,13 @@ class InstanceEvaluator(COCOEvaluator):
             for result, mask in zip(self._predictions[-1]["instances"], masks, strict=True):
                 rle = mask_util.encode(cv2.transpose(mask.numpy().astype(np.uint8)).T)
                 result["segmentation"] = {**rle, "counts": rle["counts"].decode()}
+
+    def evaluate(self, img_ids: list[int | str] | None = None) -> Any:
+        """Return Detectron2's results; the tables that pycocotools prints go to the log."""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            results = super().evaluate(img_ids)
+        logger.debug("summary of pycocotools:\n%s", printed.getvalue())
+        return results
 
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: list[int | str] | None = None

@@ -175,7 +175,9 @@ class PanopticEvaluator(DatasetEvaluator):
         results = {"dataset": self._dataset_name, "images": len(per_image), **results}
         results["interval_95"] = bootstrap_pq(per_image)
         results["per_image"] = per_image
-        logger.info("panoptic quality on %s:\n%s", self._dataset_name, results_table(results))
+        groups, _, classes = results_table(results).partition("\n\n")
+        logger.info("panoptic quality on %s:\n%s", self._dataset_name, groups)
+        logger.debug("by class:\n%s", classes)
         if self._output_dir is not None:
             path = self._output_dir / RESULTS_FILE
             write_text(path, _as_json(results))

@@ -1,4 +1,4 @@
-"""The log of a search: how the architecture is doing, on the console, in events and in a file."""
+"""The log of a search: how the architecture is doing, in the log, in events and in a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLLAPSED = 0.5
 
 
 class SearchLog:
-    """Writes what a learner measures to the console, the event storage and ``search.jsonl``."""
+    """Writes what a learner measures to the log, the event storage and ``search.jsonl``."""
 
     def __init__(self, architecture: Architecture, path: Path) -> None:
         """Keep the parts; nothing is written yet.
@@ -75,9 +75,9 @@ class SearchLog:
         append_json_line(self.path, line)
 
     def _log(self, iteration: int, measured: Mapping[str, float]) -> None:
-        """Write a line to the console, and a warning where the search seems to collapse."""
+        """Write a line to the log, and a warning where the search seems to collapse."""
         edges = len(self.architecture.space.edges)
-        logger.info(
+        logger.debug(
             "architecture after iteration %d: entropy %.3f, expected cost %.2f of the budget, "
             "%d of %d edges absent, %d flips, none for %d iterations%s",
             iteration,

@@ -252,3 +252,21 @@ def test_two_processes_search_with_drawn_paths_and_stop_alike(program, options, 
     assert done.returncode == 0, done.stderr[-2000:]
     genotype = Genotype.load(tmp_path / "search" / "genotype.json")
     assert genotype.provenance["rule"] == "perturbation"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_signal_stops_two_processes_after_the_same_step(program, options, tmp_path):
+    """SIGTERM to the process that has started them ends in one line, with a checkpoint."""
+    keys = options(SOLVER__MAX_ITER=500, DATASETS__TEST="()", DATALOADER__NUM_WORKERS=1)
+    done = program("tests/engine/stopping.py", *in_processes(2), *keys)
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("stopping.py: ")]
+    name = (tmp_path / "output" / "last_checkpoint").read_text()
+    iterations = int(name.removesuffix(".pth").removeprefix("model_")) + 1
+    assert line == (
+        f"stopping.py: stopped by SIGTERM after iteration {iterations} of 500; "
+        f"--resume goes on from {tmp_path}/output/{name}"
+    )
+    assert torch.load(tmp_path / "output" / name, weights_only=True)["iteration"] < 500

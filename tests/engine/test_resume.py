@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
 from torch import nn
 
@@ -14,6 +17,7 @@ from spatialflow.data.loader import TrainLoader
 from spatialflow.data.sampler import ResumableBatchSampler
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.hooks import EvaluationHook
+from spatialflow.utils import signals
 from tests.conftest import GROUP_NORM
 
 
@@ -102,6 +106,70 @@ def test_resumed_equals_uninterrupted(scenes_cfg, scenes, tmp_path, case):
             for run in ("stopped", "whole")
         ]
         assert results[0] == results[1]
+
+
+class Signals(HookBase):
+    """Sends signals in a step, with nothing in between."""
+
+    def __init__(self, iteration, numbers):
+        self.iteration, self.numbers = iteration, numbers
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+
+
+def train_until(cfg, number, *hooks, match):
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([*hooks])
+    with pytest.raises(KeyboardInterrupt, match=match) as stopped:
+        trainer.train()
+    assert stopped.value.status == 128 + number
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_training_after_its_step(scenes_cfg, scenes, tmp_path, number):
+    """With a checkpoint, from which it goes on to the same end; the evaluation is made up for."""
+    changes = {"TEST.EVAL_PERIOD": 3, "SOLVER.MAX_ITER": 5, "DATALOADER.NUM_WORKERS": 1}
+    whole = scenes_cfg({**changes, "OUTPUT_DIR": str(tmp_path / "whole")})
+    train(whole)
+    cfg = scenes_cfg({**changes, "OUTPUT_DIR": str(tmp_path / "stopped")})
+    match = (
+        f"^stopped by {number.name} after iteration 3 of 5; "
+        f"--resume goes on from {tmp_path}/stopped/model_0000002.pth$"
+    )
+    train_until(cfg, number, Signals(2, [number, number]), match=match)
+    assert not (tmp_path / "stopped" / "model_final.pth").exists()
+    assert not (tmp_path / "stopped" / "results.json").exists()
+    lines = (tmp_path / "stopped" / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
+    assert train(cfg, resume=True) == 3
+    equal(checkpoint(cfg), checkpoint(whole))
+    equal(checkpoint(cfg, "model_best"), checkpoint(whole, "model_best"))
+
+
+def test_a_signal_ends_an_evaluation_at_once(scenes_cfg, scenes, tmp_path, qualities, monkeypatch):
+    """What was learnt since the last checkpoint is kept, and the evaluation is made up for."""
+    _, evaluated = qualities
+    cfg = scenes_cfg({"TEST.EVAL_PERIOD": 2, "DATASETS.TEST": (scenes,), "SOLVER.MAX_ITER": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        train_until(cfg, signal.SIGTERM, match="after iteration 2 of 3; .*/model_0000001.pth$")
+    assert train(cfg, resume=True) == 2
+    assert evaluated == [50.0, 40.0]
+
+
+def test_a_second_signal_stops_at_once(scenes_cfg, tmp_path, monkeypatch):
+    """Within a step, so that there is nothing to go on from."""
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)
+    cfg = scenes_cfg({"DATASETS.TEST": ()})
+    second = Signals(2, [signal.SIGINT, signal.SIGINT])
+    match = "^stopped by SIGINT after iteration 2 of 6; there is no checkpoint$"
+    train_until(cfg, signal.SIGINT, second, match=match)
+    assert not list((tmp_path / "output").glob("*.pth"))
 
 
 class Random(nn.Module):

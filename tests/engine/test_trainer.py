@@ -1,16 +1,17 @@
 """The real trainer on generated scenes, for a few iterations."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 
 from spatialflow.engine import StepTrainer, Trainer
-from spatialflow.engine.hooks import EvaluationHook
+from spatialflow.engine.hooks import EvaluationHook, Writer
 from tests.conftest import GROUP_NORM
 
 LOSSES = ("loss_cls", "loss_box", "loss_mask", "loss_stuff")
@@ -30,6 +31,37 @@ def metrics(tmp_path):
         return [json.loads(line) for line in lines]
 
     return read
+
+
+def test_a_short_training_has_a_curve_and_says_what_it_does(scenes_cfg, metrics, caplog):
+    """A line of metrics.json for each iteration; the log names model, weights and files."""
+    cfg = scenes_cfg({"SOLVER.MAX_ITER": 3, "DATASETS.TEST": ()})
+    with caplog.at_level("INFO"):
+        run(Trainer(cfg))
+    assert [line["iteration"] for line in metrics() if "total_loss" in line] == [0, 1, 2]
+    assert "weights: random with seed 1" in caplog.text
+    assert "model: SpatialFlow, genotype spatialflow (10 flows), trunk ResNet-18, " in caplog.text
+    assert "training: iterations 1 to 3 of 2 images each, from 6 images; " in caplog.text
+    assert f"written to {cfg.OUTPUT_DIR}:\n  model_final.pth the weights\n" in caplog.text
+    assert "scratch" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("length", "lines"), [(19, 19), (60, 20 + 14), (90_000, 20 + 4499)], ids=str
+)
+def test_metrics_are_written_at_first_always_and_later_now_and_then(length, lines):
+    class Counter(EventWriter):
+        written = 0
+
+        def write(self):
+            self.written += 1
+
+    writer = Counter()
+    hook = Writer([writer], length)
+    for iteration in range(length):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=length)
+        hook.after_step()
+    assert writer.written == lines
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def test_a_search_says_how_it_is_doing(scenes_cfg, tmp_path, caplog):
     with torch.no_grad():
         for logits in trainer.architecture.edges.values():
             logits.copy_(torch.tensor([5.0, 0.0, 0.0]))
-    with caplog.at_level("INFO", logger="spatialflow"):
+    with caplog.at_level("DEBUG", logger="spatialflow"):
         trainer.train()
     assert "the architecture is frozen until iteration 2" in caplog.text
     assert "0 of 36 edges absent, 0 flips, none for 1 iterations, eigenvalue " in caplog.text
