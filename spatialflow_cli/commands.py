@@ -336,7 +336,6 @@ SPATIALFLOW_TRACEBACK=1 in the environment adds a stack trace to an error.""",
   spatialflow search --config-file search/default.yaml OUTPUT_DIR output/search
   spatialflow search --config-file OUTPUT_DIR/config.yaml --resume
   spatialflow search --config-file FILE --derive-only OUTPUT_DIR/model_final.pth
-  spatialflow search --config-file FILE --random 5 --seed 0
   torchrun --standalone --nproc-per-node 4 -m spatialflow_cli search \
       --config-file search/coco_gates.yaml""",
     ),

@@ -82,7 +82,8 @@ class InstanceEvaluator(COCOEvaluator):
         """Return Detectron2's results; the tables that pycocotools prints go to the log."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             results = super().evaluate(img_ids)
-        logger.debug("summary of pycocotools:\n%s", printed.getvalue())
+        if printed.getvalue():
+            logger.debug("summary of pycocotools:\n%s", printed.getvalue())
         return results
 
     def _eval_predictions(
