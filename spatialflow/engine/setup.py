@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.registration import find_dataset
 from spatialflow.engine.checkpoint import check_weights_file, has_checkpoint
 from spatialflow.engine.preparation import prepare_config
 from spatialflow.engine.trainer import Trainer
@@ -59,7 +60,7 @@ def setup(
         cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
     prepare_config(cfg)
-    _check_data_files(cfg, ("TEST",) if evaluation else data)
+    _check_data_files(cfg, ("TEST",) if evaluation else data, trainer)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     if not trainer.writes_genotype:
         if resume:
@@ -112,7 +113,7 @@ def _choose_seed(output_dir: str, *, resume: bool) -> int:
     return seed if seed >= 0 else comm.shared_random_seed()
 
 
-def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
+def _check_data_files(cfg: CfgNode, keys: Sequence[str], trainer: type[Trainer]) -> None:
     """Check that data sets are registered and their files exist.
 
     Without this check a training would notice missing test data only at its first evaluation.
@@ -120,9 +121,10 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
     Args:
         cfg: Config with the data sets' names.
         keys: Keys of ``DATASETS`` to check.
+        trainer: Class of the trainer; its own evaluators may take data that are not panoptic.
 
     Raises:
-        ConfigError: If there is nothing to train on, or a name is unknown.
+        ConfigError: If there is nothing to train on, or a name is unknown or of no panoptic data.
         DataError: If a file or a folder is missing.
     """
     for key in keys:
@@ -138,6 +140,8 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
                     dataset.check_places()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+            elif key == "TEST" and trainer.build_evaluator == Trainer.build_evaluator:
+                find_dataset(name)  # raises: it is not panoptic
     if "TRAIN" in keys and not cfg.DATASETS.TRAIN:
         raise ConfigError(
             "DATASETS.TRAIN is empty: the name of a registered data set expected, as in the config "

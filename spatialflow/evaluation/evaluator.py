@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
 from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
-from spatialflow.data.registration import category_ids, ensure_metadata
+from spatialflow.data.registration import category_ids, ensure_metadata, view_of
 from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
@@ -249,6 +249,7 @@ def build_evaluator(
         Evaluators of PQ and, if the data set has things, of box and mask AP, also by object size.
     """
     folder = Path(cfg.OUTPUT_DIR) / "inference" if output_folder is None else Path(output_folder)
+    dataset_name = view_of(dataset_name)
     has_things = bool(ensure_metadata(dataset_name).thing_classes)
     if comm.is_main_process():
         # Derive the files on one rank; the others find them in the cache.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.data.dataset_spec import DatasetSpec, Selection, read_categories, select
+from spatialflow.data.dataset_spec import DatasetSpec, Selection, select
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_image, read_segments
 from spatialflow.data.validation.json_rules import (
@@ -85,9 +85,7 @@ def _defects(dataset: PanopticDataset, report: Report) -> Iterator[Defect]:
         return
     if not defects:
         try:
-            classes, _ = read_categories(
-                annotations.categories, spec.remap, where=spec.annotations_json
-            )
+            classes, _ = spec.read_classes(annotations.categories)
             report.classes = len(classes)
         except DefectError as error:  # a remap that does not fit the categories
             yield from error.defects
