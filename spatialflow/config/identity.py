@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from spatialflow.config.loading import get_cfg
 from spatialflow.config.options import SUPERNET
 
-SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
+SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS", "MODEL.SPATIALFLOW.CHECK_WEIGHTS")
 """Keys that change the speed of a run and not its result."""
 
 

@@ -140,9 +140,7 @@ class PanopticMapper:
 
     def _segment_labels(self, segments: list[dict]) -> np.ndarray:
         """Return (S + 1,) semantic labels of the segments; the last one is for void."""
-        labels = [
-            0 if self._is_thing(s) else self.stuff_labels[s["category_id"]] for s in segments
-        ]
+        labels = [0 if self._is_thing(s) else self.stuff_labels[s["category_id"]] for s in segments]
         return np.array([*labels, self.ignore_label], dtype=np.int64)
 
     def _is_thing(self, segment: dict) -> bool:

@@ -116,7 +116,7 @@ def register_own(name: str, folder: Path, **options: Any) -> str:
 
 
 def own_name(name: str) -> str:
-    """Return the name of a data set in its config, without the end of `register_own` or `view_of`."""
+    """Return a data set's name in its config, without the end of `register_own` or `view_of`."""
     return re.sub(f"(@[0-9a-f]{{8}}|{VIEW_SUFFIX})$", "", name)
 
 

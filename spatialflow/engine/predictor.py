@@ -39,7 +39,8 @@ class Predictor(DefaultPredictor):
         bare.MODEL.WEIGHTS = ""
         super().__init__(bare)
         self.cfg = cfg.clone()
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        check = cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS
+        Checkpointer(self.model, check_weights=check).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         if cfg.TEST.AUG.ENABLED:
             self.model: nn.Module = TestTimeAugmentation(cfg, self.model).eval()
             self.aug = ResizeShortestEdge(0)  # leaves an image as it is

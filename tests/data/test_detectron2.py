@@ -214,7 +214,9 @@ def test_data_of_detectron2_are_ours(theirs, tmp_path):
         ids = registered.get(f"{kind}_dataset_id_to_contiguous_id")
         known = {c["id"]: c["name"] for c in CATEGORIES if c["isthing"] == (kind == "thing")}
         own = metadata.get(f"{kind}_dataset_id_to_contiguous_id")
-        assert [i for i in sorted(own, key=own.get) if i] == [i for i in sorted(ids, key=ids.get) if i]
+        assert [i for i in sorted(own, key=own.get) if i] == [
+            i for i in sorted(ids, key=ids.get) if i
+        ]
         classes = metadata.get(f"{kind}_classes")
         assert {i: classes[own[i]] for i in known} == known
     assert ensure_metadata(theirs) is registered
@@ -228,7 +230,7 @@ def test_data_of_detectron2_are_ours(theirs, tmp_path):
     assert results["panoptic_seg"]["PQ"] == 100
     assert [results[k]["AP"] for k in ("bbox", "segm")] == pytest.approx([100, 100])
     prepare_config(cfg)  # of a saved config
-    assert cfg.DATASETS.TRAIN == (name,)
+    assert list(cfg.DATASETS.TRAIN) == [name]
 
 
 @pytest.mark.parametrize("theirs", ["standard", "turned around", "stuff first"], indirect=True)
@@ -296,7 +298,9 @@ def test_cityscapes_of_detectron2(write_dataset):
     ],
 )
 def test_data_that_are_not_panoptic_are_refused(name, tmp_path):
-    message = f"data set '{name}' is not panoptic: its metadata have no (image_root, )?panoptic_json"
+    message = (
+        f"data set '{name}' is not panoptic: its metadata have no (image_root, )?panoptic_json"
+    )
     with pytest.raises(ConfigError, match=message):
         build_evaluator(get_cfg(), name, tmp_path)
     if "stuff" not in name:
