@@ -13,9 +13,9 @@ from spatialflow.cli.errors import program_name
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec
 from spatialflow.data.registration import find_dataset, view_of
-from spatialflow.data.validation.defects import printable
 from spatialflow.data.validation.report import Report, find_defects
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.text import printable
 
 
 def main(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from spatialflow.data import ensure_metadata
 from spatialflow.engine import Predictor, prepare_config
 from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.text import printable
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 # Errors of reading a file that is no image, or a part of one.
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
         writer.finish()
     print(f"{len(writer.images)} image(s) in {args.output}")
     for failure in failures:
-        print(f"{program_name()}: {failure}", file=sys.stderr)
+        print(f"{program_name()}: {printable(failure)}", file=sys.stderr)
     if failures:
         print(f"{program_name()}: {len(failures)} input(s) failed", file=sys.stderr)
     return 1 if failures else 0
@@ -55,7 +56,7 @@ def predict(paths: Iterable[Path], predictor: Predictor, writer: ResultWriter) -
             failures.append(f"{path}: not read as an image: {error}")
             continue
         segments = writer.add(path, image_bgr[:, :, ::-1], predictor(image_bgr)["panoptic_seg"])
-        print(f"{path}: {describe(segments, writer.metadata)}")
+        print(printable(f"{path}: {describe(segments, writer.metadata)}"))
     return failures
 
 

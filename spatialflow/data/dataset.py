@@ -37,6 +37,7 @@ from spatialflow.data.panoptic_png import segment_masks
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import check_categories
+from spatialflow.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -194,6 +195,9 @@ def set_metadata(
 ) -> tuple[list[Category], dict[int, int]]:
     """Fill the metadata of a data set.
 
+    Detectron2 writes the names of classes to consoles, logs and pictures: control characters are
+    escaped in them. `category_names` has the names as they are, by class id.
+
     `panoptic_json` and `json_file` are names of evaluation JSONs. `evaluation_json.py` writes these
     when Detectron2's `PathManager` asks for them for the first time.
 
@@ -214,12 +218,13 @@ def set_metadata(
     # Detectron2's Metadata refuses to change a value. But the JSON or the environment variable may
     # have changed since the last load, and the newest values count.
     vars(MetadataCatalog.get(spec.name)).update(
-        thing_classes=[c.name for c in things],
+        thing_classes=[printable(c.name) for c in things],
         thing_colors=[list(c.color) for c in things],
         thing_dataset_id_to_contiguous_id={c.id: i for i, c in enumerate(things)},
-        stuff_classes=[THINGS, *(c.name for c in stuff)],
+        stuff_classes=[THINGS, *(printable(c.name) for c in stuff)],
         stuff_colors=[list(THINGS_COLOR), *(list(c.color) for c in stuff)],
         stuff_dataset_id_to_contiguous_id=numbers,
+        category_names={c.id: c.name for c in classes},
         image_root=spec.images,
         panoptic_root=spec.panoptic_root,
         panoptic_json=f"{EVALUATION_PREFIX}{spec.name}/panoptic.json",

@@ -32,6 +32,7 @@ from spatialflow.data.validation.file_rules import ListedImage, read_panoptic_pn
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
+from spatialflow.utils.text import cell
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ def results_table(results: dict[str, Any]) -> str:
         )
     classes = [
         [
-            c["name"],
+            cell(c["name"]),
             "thing" if c["isthing"] else "stuff",
             *(_number(c[key]) for key in ("PQ", "SQ", "RQ")),
             *(c[key] for key in ("tp", "fp", "fn")),
