@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from html import escape
 
 from darts.genotype import Flow, Genotype
 from darts.space import Topology
@@ -51,12 +51,12 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     title = f"{genotype.name}: {len(genotype.flows)} flows"
     parts = [
         *_head(width, height, title),
-        f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>',
-        f'<text x="{LEFT + 200}" y="24" font-size="12">{escape(_choices(genotype))}</text>',
+        f'<text x="{LEFT}" y="24" font-size="15">{_escape(title)}</text>',
+        f'<text x="{LEFT + 200}" y="24" font-size="12">{_escape(_choices(genotype))}</text>',
         *_markers(used),
     ]
     for branch, rank in ranks.items():
-        parts.append(f'<text x="12" y="{TOP + ROW * rank + 5}">{escape(branch)}</text>')
+        parts.append(f'<text x="12" y="{TOP + ROW * rank + 5}">{_escape(branch)}</text>')
     parts += [
         _chain(centers[f"{node.branch.name}.{node.index - 1}"], centers[node.name])
         for node in topology.nodes
@@ -66,6 +66,17 @@ def to_svg(genotype: Genotype, topology: Topology) -> str:
     parts += [_box(name, *center) for name, center in centers.items()]
     parts += _legend(used, TOP + ROW * len(ranks) - 22)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Return a text for XML, which takes no control characters and no lone surrogates."""
+    return html.escape(_printable(text))
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def _choices(genotype: Genotype) -> str:
@@ -78,11 +89,11 @@ def _head(width: float, height: float, title: str) -> list[str]:
     """Return the head of a document that draws dark on a light page and light on a dark page."""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{escape(title, quote=True)}" class="drawing" '
+        f'height="{height}" role="img" aria-label="{_escape(title)}" class="drawing" '
         'font-family="sans-serif" font-size="13" fill="currentColor">',
         "<style>.drawing{color:#1c2733}"
         "@media (prefers-color-scheme:dark){.drawing{color:#dfe6ee}}</style>",
-        f"<title>{escape(title)}</title>",
+        f"<title>{_escape(title)}</title>",
     ]
 
 
@@ -124,7 +135,7 @@ def _curve(flow: Flow, flows: Sequence[Flow], centers: dict[str, tuple[float, fl
         f'{end[0] + bends[1]:g} {end[1] - down * reach:g} {end[0]:g} {end[1]:g}" fill="none" '
         f'stroke="{color}" stroke-width="{3 if flow.port == "gate" else 2}" '
         f'stroke-dasharray="{dashes}" marker-end="url(#head-{flow.operation})">'
-        f"<title>{escape(str(flow))}</title></path>"
+        f"<title>{_escape(str(flow))}</title></path>"
     )
 
 
@@ -132,7 +143,7 @@ def _box(name: str, x: float, y: float) -> str:
     return (
         f'<rect x="{x - NODE_WIDTH / 2:g}" y="{y - NODE_HEIGHT / 2:g}" width="{NODE_WIDTH}" '
         f'height="{NODE_HEIGHT}" rx="6" fill="#e9eef2" stroke="#556"/>'
-        f'<text x="{x:g}" y="{y + 5:g}" text-anchor="middle" fill="#223">{escape(name)}</text>'
+        f'<text x="{x:g}" y="{y + 5:g}" text-anchor="middle" fill="#223">{_escape(name)}</text>'
     )
 
 
@@ -143,7 +154,7 @@ def _legend(used: Sequence[str], top: float) -> list[str]:
         color, dashes = STYLES[name]
         parts.append(
             f'<path d="M{x} {y}h34" stroke="{color}" stroke-width="2" stroke-dasharray="{dashes}"/>'
-            f'<text x="{x + 44}" y="{y + 5}">{escape(name)}</text>'
+            f'<text x="{x + 44}" y="{y + 5}">{_escape(name)}</text>'
         )
     return parts or [f'<text x="{LEFT}" y="{top + 5}">no flows</text>']
 
@@ -155,7 +166,7 @@ def to_dot(genotype: Genotype, topology: Topology) -> str:
         genotype: The genotype.
         topology: Branches and nodes of the network.
     """
-    name = genotype.name.replace("\\", "\\\\").replace('"', '\\"')
+    name = _printable(genotype.name).replace("\\", "\\\\").replace('"', '\\"')
     lines = [f'digraph "{name}" {{', "  rankdir=LR; node [shape=box];"]
     for node in topology.nodes:
         lines.append(f'  "{node.name}";')

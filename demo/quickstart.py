@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threads
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from spatialflow.analysis.colour_classifier import evaluate_colour_classifier
 from spatialflow.cli.errors import errors_in_one_line

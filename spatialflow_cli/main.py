@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -76,6 +77,9 @@ def run(name: str, words: Sequence[str], program: str) -> int:
     Returns:
         The exit status.
     """
+    # Names of files and classes are printed on every console, also one that knows ASCII only.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = COMMANDS[name]
     arguments = parser_of(command, program).parse_args(words)
     # Errors name the program by this, also in the processes that a run starts.

@@ -80,7 +80,6 @@ def _map(mapper: Any, dicts: Dicts) -> None:
 def _detectron2_dicts(dicts: Dicts, instances: dict[str, Any], folder: Path) -> Dicts:
     metadata = MetadataCatalog.get(NAME)
     things = metadata.thing_dataset_id_to_contiguous_id
-    stuff = metadata.stuff_dataset_id_to_contiguous_id
     by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in instances["annotations"]:
         by_image[annotation["image_id"]].append(
@@ -97,7 +96,7 @@ def _detectron2_dicts(dicts: Dicts, instances: dict[str, Any], folder: Path) -> 
         ids = rgb2id(np.array(Image.open(entry["pan_seg_file_name"])))
         labels = np.full(ids.shape, IGNORE, np.uint8)
         for segment in entry["segments_info"]:
-            labels[ids == segment["id"]] = stuff.get(segment["category_id"], 0)
+            labels[ids == segment["id"]] = 0 if segment["isthing"] else segment["category_id"]
         path = folder / f"{Path(entry['file_name']).stem}.png"
         Image.fromarray(labels).save(path)
         own = {key: entry[key] for key in ("file_name", "image_id", "height", "width")}

@@ -15,6 +15,7 @@ import torch
 
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_text
+from spatialflow.utils.text import cell
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ def program_parser(doc: str | None, *, threads: bool = True) -> argparse.Argumen
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    """Return a Markdown table; cells are text, in which a bar is no end of a cell."""
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines)
 
 

@@ -13,9 +13,10 @@ from spatialflow.cli.console import close_output, print_line
 from spatialflow.cli.errors import program_name
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec
-from spatialflow.data.validation.defects import printable
+from spatialflow.data.registration import find_dataset, view_of
 from spatialflow.data.validation.report import Report, find_defects
 from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.text import printable
 
 
 def main(args: argparse.Namespace) -> int:
@@ -45,9 +46,10 @@ def _check(args: argparse.Namespace) -> int:
 
 def _find_dataset(args: argparse.Namespace) -> PanopticDataset:
     places = {"images": args.images, "json": args.json, "panoptic": args.panoptic}
-    registered = dict(DatasetCatalog).get(args.target)
-    if isinstance(registered, PanopticDataset) and not any(places.values()):
-        return registered
+    if args.target in DatasetCatalog and not any(places.values()):
+        registered = dict(DatasetCatalog)[view_of(args.target)]
+        if isinstance(registered, PanopticDataset) or not Path(args.target).is_dir():
+            return find_dataset(args.target)
     missing = [f"--{name}" for name, place in places.items() if not place]
     if args.target is None:
         if missing:

@@ -37,7 +37,8 @@ def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
         CheckpointError: If the file cannot be read or does not fit the model.
         ConfigError: If the config does not fit the file, or the index is needed.
     """
-    reference = read_reference_checkpoint(source)
+    check = cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS
+    reference = read_reference_checkpoint(source, check_weights=check)
     if things_other is None:
         outputs = stuff_outputs(reference)
         things_other = default_things_other_index(outputs)

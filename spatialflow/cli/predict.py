@@ -25,6 +25,7 @@ from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError
 from spatialflow.utils.files import why_no_file
 from spatialflow.utils.hold import hold
+from spatialflow.utils.text import printable
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Codes of an ``OSError`` of writing that every later image would meet, too."""
@@ -56,7 +57,7 @@ def report(writer: ResultWriter, failures: Sequence[str]) -> None:
     with output_may_close():
         print_line(f"{len(writer.results)} image(s) in {writer.folder}")
     for failure in failures:
-        print_line(f"{program_name()}: {failure}", sys.stderr)
+        print_line(f"{program_name()}: {printable(failure)}", sys.stderr)
     if failures:
         print_line(f"{program_name()}: {len(failures)} input(s) failed", sys.stderr)
 
@@ -94,7 +95,7 @@ def predict(
             failures.append(message if str(path) in message else f"{path}: {message}")
             continue
         with output_may_close():
-            print_line(f"{path}: {describe(segments, writer.metadata)}")
+            print_line(printable(f"{path}: {describe(segments, writer.metadata)}"))
 
 
 def _of_one_image(error: Exception) -> str | None:

@@ -119,10 +119,11 @@ class ResultWriter:
     def finish(self) -> None:
         """Write ``panoptic.json``."""
         metadata = self.metadata
+        own_names = metadata.get("category_names", {})
         categories = [
             {
                 "id": category_id,
-                "name": names[contiguous],
+                "name": own_names.get(category_id, names[contiguous]),
                 "isthing": int(isthing),
                 "color": list(colors[contiguous]),
             }

@@ -17,7 +17,9 @@ def prepare(args: argparse.Namespace) -> Work:
     if args.eval_only:
         model = Trainer.build_model(for_checkpoint(cfg))
         model.eval()  # the checkpointer then expects every tensor in the file
-        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        check = cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, check_weights=check)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.rehearse(cfg, model)
         return functools.partial(Trainer.test, cfg, model)
     resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)

@@ -30,6 +30,9 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     own.TRUNK_PRETRAINED = True
     # File of pretrained weights for "timm:<model>", as timm.create_model reads it.
     own.TRUNK_WEIGHTS = ""
+    # Compare the checksums of files of weights, and look for NaN and infinity in them, before they
+    # are used. It takes less time than the reading itself; types are always checked.
+    own.CHECK_WEIGHTS = True
     # Levels of the mask branch.
     own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
     # A box whose sqrt(area) is MASK_CANONICAL_BOX_SIZE pixels is pooled from the level

@@ -10,7 +10,7 @@ from spatialflow.config.loading import get_cfg
 from spatialflow.config.options import SUPERNET
 from spatialflow.config.values import leaves
 
-SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS",)
+SPEED_KEYS = ("MODEL.SPATIALFLOW.PACK_CONVOLUTIONS", "MODEL.SPATIALFLOW.CHECK_WEIGHTS")
 """Keys that change the speed of a run and not its result."""
 
 

@@ -4,14 +4,17 @@ Each image becomes one dict in Detectron2's format:
 
 - `file_name`, `image_id`, `height`, `width`, `pan_seg_file_name`;
 - `annotations_json`: path of the JSON, for messages;
-- `segments_info`: segments of the PNG with `id`, `category_id` (after a remap), `isthing`,
-  `iscrowd`, `area`, `bbox`;
+- `sem_seg_file_name`: name of the semantic map, which `evaluation_json.py` makes when Detectron2
+  opens it; absent if the classes do not fit into 8 bits;
+- `segments_info`: segments of the PNG with `id`, `category_id` (contiguous: things 0, 1, …, stuff
+  1, 2, …), `isthing`, `iscrowd`, `area`, `bbox`;
 - `annotations`: things only, with contiguous `category_id`, for Detectron2's filter of empty images
   and its class histogram. They have no masks: `PanopticMapper` reads those from the PNG.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shlex
 from collections.abc import Sequence
@@ -23,23 +26,28 @@ from detectron2.structures import BoxMode
 
 from spatialflow.data.annotations import PanopticJson, read_panoptic_json
 from spatialflow.data.dataset_spec import (
+    IGNORE_LABEL,
+    THINGS,
     THINGS_COLOR,
     Category,
     DatasetSpec,
-    read_categories,
     select,
 )
 from spatialflow.data.panoptic_png import segment_masks
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import check_categories
+from spatialflow.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
 CHECK_COMMAND = "spatialflow check"
 
 EVALUATION_PREFIX = "spatialflow://"
-"""Prefix of the names of evaluation JSONs, which Detectron2's `PathManager` can open."""
+"""Prefix of the names of files that are made when Detectron2's `PathManager` opens them."""
+
+SEMANTIC_FOLDER = "/sem_seg/"
+"""What is between the data set and the PNG in the name of a semantic map."""
 
 
 class PanopticDataset:
@@ -130,12 +138,12 @@ class PanopticDataset:
         missing = missing_files(spec.files(pairs), spec.annotations_json)
         defects += missing
         without_files = {defect.image for defect in missing}
-        things = MetadataCatalog.get(spec.name).thing_dataset_id_to_contiguous_id
+        numbers = _numbers(classes)
         dicts = []
         for image, annotation in pairs:
             if image["file_name"] not in without_files:
                 try:
-                    dicts.append(_image_dict(spec, image, annotation, mapping, things))
+                    dicts.append(_image_dict(spec, image, annotation, mapping, numbers))
                 except DefectError as error:
                     defects += error.defects
         if not dicts:
@@ -190,6 +198,9 @@ def set_metadata(
 ) -> tuple[list[Category], dict[int, int]]:
     """Fill the metadata of a data set.
 
+    Detectron2 writes the names of classes to consoles, logs and pictures: control characters are
+    escaped in them. `category_names` has the names as they are, by class id.
+
     `panoptic_json` and `json_file` are names of evaluation JSONs. `evaluation_json.py` writes these
     when Detectron2's `PathManager` asks for them for the first time.
 
@@ -198,22 +209,25 @@ def set_metadata(
         annotations: JSON of the data set.
 
     Returns:
-        Classes, and a mapping of category id to class id, as `read_categories` returns them.
+        Classes, and a mapping of category id to class id, as `DatasetSpec.read_classes` returns
+        them.
     """
-    classes, mapping = read_categories(
-        annotations.categories, spec.remap, where=spec.annotations_json
-    )
+    classes, mapping = spec.read_classes(annotations.categories)
     things = [c for c in classes if c.isthing]
     stuff = [c for c in classes if not c.isthing]
+    numbers = {c.id: i + 1 for i, c in enumerate(stuff)}
+    # As in Detectron2's separated data sets, label 0 of things has a category id.
+    numbers[next(i for i in itertools.count(0, -1) if i not in numbers)] = 0
     # Detectron2's Metadata refuses to change a value. But the JSON or the environment variable may
     # have changed since the last load, and the newest values count.
     vars(MetadataCatalog.get(spec.name)).update(
-        thing_classes=[c.name for c in things],
+        thing_classes=[printable(c.name) for c in things],
         thing_colors=[list(c.color) for c in things],
         thing_dataset_id_to_contiguous_id={c.id: i for i, c in enumerate(things)},
-        stuff_classes=["things", *(c.name for c in stuff)],
+        stuff_classes=[THINGS, *(printable(c.name) for c in stuff)],
         stuff_colors=[list(THINGS_COLOR), *(list(c.color) for c in stuff)],
-        stuff_dataset_id_to_contiguous_id={c.id: i + 1 for i, c in enumerate(stuff)},
+        stuff_dataset_id_to_contiguous_id=numbers,
+        category_names={c.id: c.name for c in classes},
         image_root=spec.images,
         panoptic_root=spec.panoptic_root,
         panoptic_json=f"{EVALUATION_PREFIX}{spec.name}/panoptic.json",
@@ -222,12 +236,18 @@ def set_metadata(
     return classes, mapping
 
 
+def _numbers(classes: Sequence[Category]) -> dict[int, tuple[bool, int]]:
+    """Return class id → whether it is a thing, and its contiguous number."""
+    counts = {True: itertools.count(), False: itertools.count(1)}
+    return {c.id: (c.isthing, next(counts[c.isthing])) for c in classes}
+
+
 def _image_dict(
     spec: DatasetSpec,
     image: dict,
     annotation: dict,
     mapping: dict[int, int],
-    things: dict[int, int],
+    numbers: dict[int, tuple[bool, int]],
 ) -> dict:
     """Return one image in Detectron2's format; see the docstring of the module.
 
@@ -236,7 +256,7 @@ def _image_dict(
         image: Image entry of the JSON.
         annotation: Annotation of the image in the JSON.
         mapping: Mapping of category id to class id.
-        things: Mapping of class id to contiguous id, of things only.
+        numbers: Class id → whether it is a thing, and its contiguous number.
     """
     pan_seg_file_name = spec.png_path(annotation)
     segments, ids = annotation["segments_info"], None
@@ -244,8 +264,8 @@ def _image_dict(
         ids = read_segments(pan_seg_file_name, segments, spec.listed_image(image)).ids
     segments = complete_segments(segments, mapping, ids)
     for segment in segments:
-        segment["isthing"] = segment["category_id"] in things
-    return {
+        segment["isthing"], segment["category_id"] = numbers[segment["category_id"]]
+    found = {
         "file_name": spec.image_path(image),
         "image_id": image["id"],
         "height": image["height"],
@@ -256,7 +276,7 @@ def _image_dict(
         "annotations": [
             {
                 "iscrowd": segment["iscrowd"],
-                "category_id": things[segment["category_id"]],
+                "category_id": segment["category_id"],
                 "bbox": segment["bbox"],
                 "bbox_mode": BoxMode.XYWH_ABS,
             }
@@ -264,6 +284,10 @@ def _image_dict(
             if segment["isthing"]
         ],
     }
+    if sum(not isthing for isthing, _ in numbers.values()) < IGNORE_LABEL:
+        name = f"{spec.name}{SEMANTIC_FOLDER}{annotation['file_name']}"
+        found["sem_seg_file_name"] = EVALUATION_PREFIX + name
+    return found
 
 
 def complete_segments(

@@ -10,7 +10,7 @@ import colorsys
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spatialflow.data.validation.decoding import ListedImage
@@ -20,6 +20,12 @@ from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
 
 SUPERCATEGORIES = "supercategories"
+
+IGNORE_LABEL = 255
+"""Label of void in a semantic map."""
+
+THINGS = "things"
+"""Name of label 0 of a semantic map, the same as Detectron2's."""
 
 THINGS_COLOR = (82, 18, 128)
 """RGB colour of label 0 ("things") in a semantic map, the same as Detectron2's."""
@@ -67,6 +73,8 @@ class DatasetSpec:
         city_folders: Whether the image files have the names and folders of Cityscapes,
             `<city>/<image id>_leftImg8bit.png`.
         own: Whether a config describes the data itself, as in `DATASETS.FOLDER`.
+        given_classes: Classes in their order, in the place of those of the JSON; () for the JSON's,
+            in the order of their ids.
         root_variable: Environment variable with the folder that the three paths are relative to;
             "" for absolute paths.
     """
@@ -80,6 +88,7 @@ class DatasetSpec:
     limit: int | None = None
     city_folders: bool = False
     own: bool = False
+    given_classes: tuple[Category, ...] = ()
     root_variable: str = ""
 
     def __post_init__(self) -> None:
@@ -126,7 +135,38 @@ class DatasetSpec:
     @property
     def content_options(self) -> dict:
         """The options that change which images and classes the data set has."""
-        return {"remap": self.remap, "split": self.split, "limit": self.limit}
+        options: dict = {"remap": self.remap, "split": self.split, "limit": self.limit}
+        if self.given_classes:
+            options["classes"] = [asdict(c) for c in self.given_classes]
+        return options
+
+    def read_classes(self, categories: list[dict]) -> tuple[list[Category], dict[int, int]]:
+        """Return the classes of a JSON, and a mapping of its category ids to class ids.
+
+        Args:
+            categories: The `categories` of the JSON.
+
+        Raises:
+            DefectError: As `read_categories`, or if the JSON has a category that `given_classes`
+                lack or whose kind differs there.
+        """
+        where = self.annotations_json
+        classes, mapping = read_categories(categories, self.remap, where=where)
+        if not self.given_classes:
+            return classes, mapping
+        kinds = {c.id: c.isthing for c in self.given_classes}
+        defects = [
+            Defect(
+                where,
+                f"category {c.id} {c.name!r} is {_kind(c.isthing)}, but {_kind(kinds.get(c.id))} "
+                f"in the metadata of data set {self.name!r}",
+            )
+            for c in classes
+            if kinds.get(c.id) != c.isthing
+        ]
+        if defects:
+            raise DefectError(defects)
+        return list(self.given_classes), {c.id: c.id for c in self.given_classes}
 
     def image_path(self, image: Mapping) -> str:
         """Return the file of an image entry of the JSON."""
@@ -150,6 +190,10 @@ class DatasetSpec:
         """Return the facts of an image entry of the JSON that its files are compared with."""
         size = image["height"], image["width"]
         return ListedImage(image["file_name"], size, self.annotations_json)
+
+
+def _kind(isthing: bool | None) -> str:
+    return "not listed" if isthing is None else "a thing" if isthing else "stuff"
 
 
 def _check_split(name: str, split: Split) -> None:

@@ -1,9 +1,11 @@
-"""The JSONs that an evaluation reads: panoptic truth and instances of a registered data set.
+"""The files that evaluations read: panoptic truth, instances and semantic maps of a data set.
 
-They are written when they are first needed, into a cache folder (environment variable
+The JSONs are written when they are first needed, into a cache folder (environment variable
 `SPATIALFLOW_CACHE`, else `~/.cache/spatialflow`), never beside the user's data. The metadata names
 them `spatialflow://<data set>/panoptic.json` and `…/instances.json`. Detectron2's `PathManager`
 turns such a name into a local file, so Detectron2's own evaluators work on splits and remaps, too.
+A semantic map, `spatialflow://<data set>/sem_seg/<PNG>`, is made when it is opened, and not kept:
+Detectron2's mapper and its evaluator of semantic segmentation read it.
 
 H, W: height and width.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import os
@@ -21,9 +24,11 @@ from typing import IO, Any
 
 import numpy as np
 from detectron2.utils.file_io import PathHandler, PathManager
+from PIL import Image
 
-from spatialflow.data.dataset import EVALUATION_PREFIX, complete_segments
-from spatialflow.data.dataset_spec import Category, DatasetSpec, read_categories, select
+from spatialflow.data.annotations import KEPT_JSONS, read_panoptic_json
+from spatialflow.data.dataset import EVALUATION_PREFIX, SEMANTIC_FOLDER, complete_segments
+from spatialflow.data.dataset_spec import IGNORE_LABEL, Category, DatasetSpec, select
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import find_dataset
 from spatialflow.data.validation.defects import Defect, DefectError
@@ -113,9 +118,7 @@ def _evaluation_json(name: str, file_name: str, make_content: Callable[..., dict
     path = folder / file_name
     if not path.is_file():
         logger.info("writing %s of %s for evaluation, from %d images", file_name, name, len(pairs))
-        classes, mapping = read_categories(
-            truth.categories, spec.remap, where=spec.annotations_json
-        )
+        classes, mapping = spec.read_classes(truth.categories)
         with writing_to_cache():
             folder.mkdir(parents=True, exist_ok=True)
             content = make_content(spec, pairs, classes, mapping, folder)
@@ -269,8 +272,40 @@ def _instances_content(
     }
 
 
-class EvaluationJsonHandler(PathHandler):
-    """Write and open evaluation JSONs by their names, for Detectron2's `PathManager`."""
+def semantic_map(name: str, png: str) -> np.ndarray:
+    """Return the semantic map of an image: 0 for things, 1, 2, … for stuff, and 255 for void.
+
+    Args:
+        name: Name of a registered data set.
+        png: Panoptic PNG of the image, as the JSON names it.
+
+    Returns:
+        (H, W) uint8 labels, those that training uses.
+
+    Raises:
+        DataError: If the JSON does not list the PNG, or the PNG is wrong.
+    """
+    spec, truth = find_dataset(name).read()
+    pair = _pairs_by_png(spec.annotations_json, truth.sha256.hexdigest()).get(png)
+    if pair is None:
+        raise DefectError([Defect(spec.annotations_json, f"does not list the PNG {png!r}")])
+    image, annotation = pair
+    classes, mapping = spec.read_classes(truth.categories)
+    numbers = {c.id: i for i, c in enumerate((c for c in classes if not c.isthing), start=1)}
+    segments = annotation["segments_info"]
+    labels = [numbers.get(mapping[s["category_id"]], 0) for s in segments]
+    index = read_segments(spec.png_path(annotation), segments, spec.listed_image(image)).index
+    return np.array([*labels, IGNORE_LABEL], dtype=np.uint8)[index]
+
+
+@functools.lru_cache(maxsize=KEPT_JSONS)
+def _pairs_by_png(path: str, sha256: str) -> dict[str, tuple[dict, dict]]:
+    """Return the images and annotations of a JSON by PNG; the checksum is part of the key."""
+    return {a["file_name"]: (i, a) for i, a in read_panoptic_json(path).listing.pairs}
+
+
+class DerivedFileHandler(PathHandler):
+    """Make and open evaluation JSONs and semantic maps by name, for Detectron2's `PathManager`."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [EVALUATION_PREFIX]
@@ -283,17 +318,21 @@ class EvaluationJsonHandler(PathHandler):
         return str(functions[file_name](name))
 
     def _isfile(self, path: str, **kwargs: object) -> bool:
-        return Path(self._get_local_path(path)).is_file()
+        return SEMANTIC_FOLDER in path or Path(self._get_local_path(path)).is_file()
 
     def _exists(self, path: str, **kwargs: object) -> bool:
         return self._isfile(path, **kwargs)
 
     def _open(self, path: str, mode: str = "r", **kwargs: Any) -> IO:
         if set(mode) - set("rbt"):
-            raise ValueError(
-                f"{path} is an evaluation JSON: it can be read, not opened with {mode!r}"
-            )
-        return open(self._get_local_path(path), mode, **kwargs)
+            raise ValueError(f"{path} is a derived file: it can be read, not opened with {mode!r}")
+        name, semantic, png = path.removeprefix(EVALUATION_PREFIX).partition(SEMANTIC_FOLDER)
+        if not semantic:
+            return open(self._get_local_path(path), mode, **kwargs)
+        file = io.BytesIO()
+        Image.fromarray(semantic_map(name, png)).save(file, "PNG", compress_level=1)
+        file.seek(0)
+        return file
 
 
-PathManager.register_handler(EvaluationJsonHandler(), allow_override=True)
+PathManager.register_handler(DerivedFileHandler(), allow_override=True)

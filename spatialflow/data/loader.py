@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.mapper import PanopticMapper
-from spatialflow.data.registration import ensure_metadata
+from spatialflow.data.registration import ensure_metadata, find_dataset, view_of
 from spatialflow.data.sampler import ResumableBatchSampler, Sample
 from spatialflow.utils.console import report_progress
 from spatialflow.utils.errors import ConfigError, DataError
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 POLICIES = ("stop", "skip")
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+NEEDED_KEYS = ("image_id", "height", "width", "pan_seg_file_name", "segments_info")
+"""What training needs of the dicts of a data set that other code registered."""
 MAX_ATTEMPTS = 100
 """Bad images in a row, the first and those that replace it, after which a training stops."""
 
@@ -187,7 +189,7 @@ class EvaluationLoader:
         """
         self._name = name
         self._batches = build_detection_test_loader(
-            DatasetCatalog.get(name),
+            DatasetCatalog.get(view_of(name)),
             mapper=_ErrorsAsValues(PanopticMapper(cfg, is_train=False)),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -246,6 +248,7 @@ def build_train_loader(
         DataError: If data are bad and may not be skipped.
         ConfigError: If a key has a value that is not allowed, or no image is left.
     """
+    cfg = _with_views(cfg)
     keys = cfg.DATALOADER
     mapper = PanopticMapper(cfg, is_train=True)
     dicts = [image for image in training_dicts(cfg) if keep is None or keep(image)]
@@ -271,6 +274,14 @@ def build_train_loader(
     return TrainLoader(dicts, mapper, sampler, num_workers=keys.NUM_WORKERS, bad_data=keys.BAD_DATA)
 
 
+def _with_views(cfg: CfgNode) -> CfgNode:
+    """Return a config that names data sets of other code as this package reads them."""
+    clone = cfg.clone()
+    clone.defrost()
+    clone.DATASETS.TRAIN = tuple(map(view_of, cfg.DATASETS.TRAIN))
+    return clone
+
+
 def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
     """Return the images of ``DATASETS.TRAIN`` to train on.
 
@@ -282,8 +293,10 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
         ConfigError: If no image is left.
     """
+    cfg = _with_views(cfg)
     dicts = [image for name in cfg.DATASETS.TRAIN for image in dataset_dicts(name, cfg)]
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    has_annotations = bool(dicts) and "annotations" in dicts[0]  # as in Detectron2
+    if has_annotations and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     if not dicts:
         raise ConfigError(
@@ -291,7 +304,9 @@ def training_dicts(cfg: CfgNode) -> list[dict[str, Any]]:
             "Images without a thing that is not crowd are left out while "
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS is True."
         )
-    print_instances_class_histogram(dicts, ensure_metadata(cfg.DATASETS.TRAIN[0]).thing_classes)
+    if has_annotations:
+        names = ensure_metadata(cfg.DATASETS.TRAIN[0]).thing_classes
+        print_instances_class_histogram(dicts, names)
     return dicts
 
 
@@ -306,11 +321,31 @@ def dataset_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
         DataError: If data are bad and ``DATALOADER.BAD_DATA`` is ``stop``.
     """
     dataset = dict(DatasetCatalog).get(name)
-    if cfg.DATALOADER.BAD_DATA != "skip" or not isinstance(dataset, PanopticDataset):
-        return DatasetCatalog.get(name)
+    if not isinstance(dataset, PanopticDataset):
+        return _checked_dicts(name)
+    if cfg.DATALOADER.BAD_DATA != "skip":
+        return dataset()
     dicts, defects = dataset.load()
     for defect in defects:
         logger.warning("left out: %s", defect)
     if defects:
         logger.warning("%s: %d images with problems are left out", name, len(defects))
+    return dicts
+
+
+def _checked_dicts(name: str) -> list[dict[str, Any]]:
+    """Return the dicts of a data set of other code, if they have what training needs.
+
+    Raises:
+        ConfigError: If they are not those of a panoptic data set, or the name is unknown.
+    """
+    dicts: list[dict[str, Any]] = DatasetCatalog.get(name) if name in DatasetCatalog else []
+    lacking = [key for key in NEEDED_KEYS if not all(key in image for image in dicts)]
+    if lacking and "segments_info" not in lacking:
+        raise ConfigError(
+            f"data set {name!r}: its dicts lack {', '.join(lacking)}; register it with "
+            "spatialflow.register_panoptic"
+        )
+    if lacking or not dicts:
+        find_dataset(name)  # raises: it is unknown, or not panoptic
     return dicts

@@ -6,7 +6,6 @@ and one for things; M: number of instances; S: number of segments in the image.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +19,10 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from spatialflow.data.augmentation import keep_a_pixel
+from spatialflow.data.dataset_spec import IGNORE_LABEL
+from spatialflow.data.foreign import numbered
 from spatialflow.data.images import read_image
-from spatialflow.data.registration import IGNORE_LABEL, ensure_metadata
+from spatialflow.data.registration import ensure_metadata
 from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.file_rules import SegmentMap, read_segments
 from spatialflow.utils.errors import ConfigError
@@ -59,8 +60,9 @@ class PanopticMapper:
             is_train: Whether to return ground truth.
             augmentations: Detectron2's augmentations, applied in this order.
             image_format: "RGB", "BGR" or "L".
-            thing_labels: Mapping of category id to class 0 … K - 1, of things only.
-            stuff_labels: Mapping of category id to label 1 … C - 1, of stuff only.
+            thing_labels: Mapping of the data set's number to class 0 … K - 1, of things only.
+            stuff_labels: Mapping of the data set's number to label 1 … C - 1, of stuff only. The
+                numbers are equal to these labels, unless other code registered the data set.
             ignore_label: Value of the semantic map where the truth is unknown.
             white_level: Value of white in images of more than 8 bits; None refuses them.
         """
@@ -103,7 +105,9 @@ class PanopticMapper:
         is read again with them, for the same message as the check command gives.
 
         Args:
-            dataset_dict: One dict of a registered data set.
+            dataset_dict: One dict of a registered data set, also of other code; `height` and
+                `width` may be missing, and `isthing` where no number is that of a thing and of
+                stuff.
 
         Returns:
             `file_name`, `image_id`, `height`, `width` (of the file) and `image` (3, H, W) uint8; in
@@ -116,6 +120,7 @@ class PanopticMapper:
             DataError: If a file cannot be read, or the sizes or the segments of image, PNG and JSON
                 disagree.
         """
+        dataset_dict = _with_size(dataset_dict)
         mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
         image = read_image(
             mapped["file_name"],
@@ -129,8 +134,8 @@ class PanopticMapper:
             mapped["image"] = _as_tensor(inputs.image)
             return mapped
 
-        segments = dataset_dict["segments_info"]
         index = read_segment_map(dataset_dict).index
+        segments = dataset_dict["segments_info"]
         labels = self._segment_labels(segments)
         # Augmentations that look at the semantic map, such as crops by class area, need it here.
         inputs = T.AugInput(image, sem_seg=labels[index].astype(np.uint8))
@@ -143,8 +148,11 @@ class PanopticMapper:
 
     def _segment_labels(self, segments: list[dict]) -> np.ndarray:
         """Return (S + 1,) semantic labels of the segments; the last one is for void."""
-        labels = [self.stuff_labels.get(s["category_id"], 0) for s in segments]
+        labels = [0 if self._is_thing(s) else self.stuff_labels[s["category_id"]] for s in segments]
         return np.array([*labels, self.ignore_label], dtype=np.int64)
+
+    def _is_thing(self, segment: dict) -> bool:
+        return bool(segment.get("isthing", segment["category_id"] in self.thing_labels))
 
     def _instances(self, index: np.ndarray, segments: list[dict]) -> Instances:
         """Return the things with a pixel in the (H, W) map of positions, without crowds."""
@@ -152,7 +160,7 @@ class PanopticMapper:
         kept = [
             i
             for i, s in enumerate(segments)
-            if s["category_id"] in self.thing_labels and not s["iscrowd"] and areas[i] > 0
+            if self._is_thing(s) and not s.get("iscrowd", 0) and areas[i] > 0
         ]
         masks = index[None] == np.array(kept, dtype=index.dtype)[:, None, None]  # (M, H, W)
         boxes = np.array([mask_box(mask) for mask in masks], dtype=np.float32)
@@ -172,8 +180,15 @@ def read_segment_map(dataset_dict: dict) -> SegmentMap:
         dataset_dict: One dict of `DatasetCatalog.get`.
 
     Raises:
+        ConfigError: If the dict is not one of a panoptic data set.
         DataError: If the PNG cannot be read, or its size or segments differ from the JSON.
     """
+    missing = [k for k in ("pan_seg_file_name", "segments_info") if k not in dataset_dict]
+    if missing:
+        raise ConfigError(
+            f"{dataset_dict['file_name']}: the data set's dict has no {', '.join(missing)}; "
+            "those of a panoptic data set expected, as of spatialflow.register_panoptic"
+        )
     return read_segments(
         dataset_dict["pan_seg_file_name"],
         dataset_dict["segments_info"],
@@ -199,26 +214,24 @@ def panoptic_ground_truth(
     Raises:
         DataError: If the PNG cannot be read, or its size or segments differ from the JSON.
     """
-    ids = read_segment_map(dataset_dict).ids
+    ids = read_segment_map(_with_size(dataset_dict)).ids
+    things = numbered(metadata, isthing=True)
     segments = []
     for segment in dataset_dict["segments_info"]:
-        if segment["iscrowd"]:
+        if segment.get("iscrowd", 0):
             ids[ids == segment["id"]] = 0
             continue
-        contiguous = (
-            metadata.thing_dataset_id_to_contiguous_id
-            if segment["isthing"]
-            else metadata.stuff_dataset_id_to_contiguous_id
-        )
-        segments.append(
-            {
-                "id": segment["id"],
-                "isthing": segment["isthing"],
-                "category_id": contiguous[segment["category_id"]],
-                "area": segment["area"],
-            }
-        )
+        kept = {key: segment[key] for key in ("id", "category_id", "area") if key in segment}
+        segments.append({**kept, "isthing": segment.get("isthing", kept["category_id"] in things)})
     return torch.from_numpy(ids), segments
+
+
+def _with_size(dataset_dict: dict) -> dict:
+    """Return a dict with the `height` and `width` of the image file, if it has none."""
+    if "height" in dataset_dict and "width" in dataset_dict:
+        return dataset_dict
+    height, width = detection_utils.read_image(dataset_dict["file_name"]).shape[:2]
+    return {**dataset_dict, "height": height, "width": width}
 
 
 def _listed_image(dataset_dict: dict) -> ListedImage:
@@ -231,7 +244,7 @@ def _listed_image(dataset_dict: dict) -> ListedImage:
 
 
 def _training_labels(names: Sequence[str]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the labels of things and of stuff by category id, equal in all training sets."""
+    """Return the labels of things and of stuff by number, equal in all training sets."""
     if not names:
         raise ConfigError("DATASETS.TRAIN is empty; the name of a registered data set is expected")
     first, *others = (ensure_metadata(name) for name in names)
@@ -242,7 +255,10 @@ def _training_labels(names: Sequence[str]) -> tuple[dict[int, int], dict[int, in
                 raise ConfigError(
                     f"DATASETS.TRAIN: {first.name!r} and {other.name!r} have different {key}"
                 )
-    thing_labels, stuff_labels = (copy.copy(getattr(first, key)) for key in keys)
+    thing_labels, stuff_labels = (
+        {number: i for i, number in enumerate(numbered(first, isthing=isthing), start=not isthing)}
+        for isthing in (True, False)
+    )
     return thing_labels, stuff_labels
 
 

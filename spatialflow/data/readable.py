@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 from spatialflow.data.dataset_spec import select
 from spatialflow.data.evaluation_json import cache_root
+from spatialflow.data.images import read_image
 from spatialflow.data.registration import find_dataset
+from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.defects import Defect, DefectError
-from spatialflow.data.validation.file_rules import ListedImage, missing_files, read_image
+from spatialflow.data.validation.file_rules import missing_files
 
 logger = logging.getLogger(__name__)
 
 THREADS = 4
 
 
-def check_images(name: str, image_format: str) -> None:
+def check_images(name: str, image_format: str, white_level: float | None) -> None:
     """Read every image of a registered data set, unless the same files were read before.
 
     The cache remembers which files were sound, by their names, sizes and times.
@@ -27,6 +29,7 @@ def check_images(name: str, image_format: str) -> None:
     Args:
         name: Name given to `register_panoptic`, or of a built-in data set.
         image_format: Value of `INPUT.FORMAT`.
+        white_level: Value of `INPUT.WHITE_LEVEL`.
 
     Raises:
         DataError: If an image is missing, broken, or of another size than in the JSON.
@@ -40,7 +43,7 @@ def check_images(name: str, image_format: str) -> None:
     missing = missing_files(((p, i.name) for p, i in files), spec.annotations_json)
     if selection.defects or missing:
         raise dataset.error([*selection.defects, *missing])
-    digest = hashlib.sha256(repr([image_format, spec.annotations_json]).encode())
+    digest = hashlib.sha256(repr([image_format, white_level, spec.annotations_json]).encode())
     for path, image in files:
         status = os.stat(path)
         digest.update(repr([path, image.size, status.st_size, status.st_mtime_ns]).encode())
@@ -51,7 +54,7 @@ def check_images(name: str, image_format: str) -> None:
 
     def defects_of(file: tuple[str, ListedImage]) -> list[Defect]:
         try:
-            read_image(file[0], file[1], image_format)
+            read_image(file[0], image_format, listed=file[1], white_level=white_level)
         except DefectError as error:
             return error.defects
         return []

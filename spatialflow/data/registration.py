@@ -19,11 +19,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from spatialflow.data.dataset import PanopticDataset
-from spatialflow.data.dataset_spec import DatasetSpec, Remap, Split
+from spatialflow.data.dataset_spec import IGNORE_LABEL, DatasetSpec, Remap, Split
+from spatialflow.data.foreign import VIEW_SUFFIX, foreign_spec, has_places, not_panoptic, numbered
 from spatialflow.utils.errors import ConfigError
 
-IGNORE_LABEL = 255
-EVALUATOR_TYPE = "spatialflow_panoptic"
+EVALUATOR_TYPE = "coco_panoptic_seg"
+"""Detectron2's name of the evaluators of a panoptic data set."""
+NEEDED_FIELDS = (
+    "thing_classes",
+    "stuff_classes",
+    "thing_dataset_id_to_contiguous_id",
+    "stuff_dataset_id_to_contiguous_id",
+)
+"""Fields without which metadata are not complete."""
+
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
 
@@ -107,8 +116,8 @@ def register_own(name: str, folder: Path, **options: Any) -> str:
 
 
 def own_name(name: str) -> str:
-    """Return the name of a data set in its config, without the digest of `register_own`."""
-    return re.sub("@[0-9a-f]{8}$", "", name)
+    """Return a data set's name in its config, without the end of `register_own` or `view_of`."""
+    return re.sub(f"(@[0-9a-f]{{8}}|{VIEW_SUFFIX})$", "", name)
 
 
 def is_own(name: str) -> bool:
@@ -196,18 +205,50 @@ def unregister(name: str) -> None:
         MetadataCatalog.remove(name)
 
 
-def find_dataset(name: str) -> PanopticDataset:
-    """Return a registered data set.
+def view_of(name: str) -> str:
+    """Return the name under which this package reads a data set.
+
+    A panoptic data set of other code is registered for this package, too, as `<name>@spatialflow`:
+    with sizes, contiguous numbers as in `register_panoptic`, and metadata that go with them.
+
+    Args:
+        name: Name of a data set.
+
+    Returns:
+        That name, or the given one if it is one of `register_panoptic`, unknown, or not panoptic.
 
     Raises:
-        ConfigError: If the name is unknown, or other code registered it.
+        ConfigError: If the metadata of a panoptic data set contradict themselves.
     """
-    dataset = dict(DatasetCatalog).get(name)
-    if not isinstance(dataset, PanopticDataset):
+    known = dict(DatasetCatalog).get(name)
+    if known is None or isinstance(known, PanopticDataset):
+        return name
+    metadata = MetadataCatalog.get(name)
+    return _register_view(foreign_spec(name, metadata)) if has_places(metadata) else name
+
+
+def _register_view(spec: DatasetSpec) -> str:
+    known = dict(DatasetCatalog).get(spec.name)
+    if not (isinstance(known, PanopticDataset) and known.spec == spec):
+        unregister(spec.name)  # of data that had the name before
+        _add_to_catalogs(PanopticDataset(spec))
+    return spec.name
+
+
+def find_dataset(name: str) -> PanopticDataset:
+    """Return a registered panoptic data set, also of other code.
+
+    Raises:
+        ConfigError: If the name is unknown, or the data set is not panoptic.
+    """
+    dataset = dict(DatasetCatalog).get(view_of(name))
+    if dataset is None:
         raise ConfigError(
-            f"data set {name!r} is not registered with spatialflow.register_panoptic; known are "
+            f"data set {name!r} is not registered; known are "
             f"{[k for k, v in DatasetCatalog.items() if isinstance(v, PanopticDataset)]}"
         )
+    if not isinstance(dataset, PanopticDataset):
+        raise not_panoptic(name, MetadataCatalog.get(name))
     return dataset
 
 
@@ -217,13 +258,7 @@ def category_ids(metadata: Metadata) -> dict[bool, dict[int, int]]:
     Args:
         metadata: Metadata of a data set, complete.
     """
-    return {
-        isthing: {contiguous: category_id for category_id, contiguous in ids.items()}
-        for isthing, ids in (
-            (True, metadata.thing_dataset_id_to_contiguous_id),
-            (False, metadata.stuff_dataset_id_to_contiguous_id),
-        )
-    }
+    return {isthing: numbered(metadata, isthing=isthing) for isthing in (True, False)}
 
 
 def ensure_metadata(name: str) -> Metadata:
@@ -241,9 +276,11 @@ def ensure_metadata(name: str) -> Metadata:
         gives them.
 
     Raises:
-        ValueError: If the JSON is missing, or the name is unknown.
+        ValueError: If the JSON is missing, or the name is unknown or that of no panoptic data set.
     """
     metadata = MetadataCatalog.get(name)
-    if metadata.get("stuff_classes") is None:
-        find_dataset(name).complete_metadata()
-    return metadata
+    if all(metadata.get(field) is not None for field in NEEDED_FIELDS):
+        return metadata
+    dataset = find_dataset(name)
+    dataset.complete_metadata()
+    return MetadataCatalog.get(dataset.spec.name)

@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import why_no_file, write_atomically
+from spatialflow.utils.weights import check_archive, check_state, check_tensors
 
 # A pickle of NumPy arrays needs no other names. Python 3 writes bytes in old pickles by
 # `_codecs.encode`; NumPy 2 renamed `core` to `_core`.
@@ -85,9 +87,33 @@ class Checkpointer(DetectionCheckpointer):
     the old file whole. It runs no code from a file: it reads PyTorch's files as weights only, and
     Detectron2's ``.pkl`` files as NumPy arrays only. It raises an error for a file that does not
     fit the model: a run that resumes or evaluates needs every tensor, a new training needs at
-    least one. A new training may start from a network of Detectron2's model zoo: it takes trunk,
+    least one. Checksums, types and finite numbers are checked before anything is used. A new
+    training may start from a network of Detectron2's model zoo: it takes trunk,
     pyramid and mask head where they fit, and says so.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        check_weights: bool = True,
+        **checkpointables: Any,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            model: Model to save and load.
+            save_dir: Folder of the checkpoints.
+            save_to_disk: Whether to write; None for the main process only.
+            check_weights: Whether to compare checksums and to look for numbers that are not
+                finite, which reads all bytes of a file once more.
+            checkpointables: Further parts of a training, by name.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._thorough = check_weights
+        self._model_is_loaded = False
 
     def save(self, name: str, *, resumable: bool = True, **kwargs: Any) -> None:
         """Write the model and the state of a training to ``<name>.pth``.
@@ -160,6 +186,7 @@ class Checkpointer(DetectionCheckpointer):
             return {}  # Detectron2 would log that the model is initialised from scratch
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         self._wanted = wanted
+        self._model_is_loaded = False
         try:
             return super().load(path, checkpointables=wanted)
         except CheckpointError:
@@ -168,27 +195,46 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(f"{path}: has no {error}") from error
         except (AssertionError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}") from error
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            if not self._model_is_loaded:
+                raise
+            state = ", ".join(wanted)
+            raise CheckpointError(f"{path}: not a state of {state}: {_reason(error)}") from error
         finally:
             # Detectron2 resets it only after a success, and refuses the next file otherwise.
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
+            if self._thorough:
+                check_archive(filename)
             if filename.endswith(".pkl"):
                 loaded = _zoo_format(load_numpy_pickle(filename))
             else:
                 loaded = super()._load_file(filename)
-        except OSError:
+        except (CheckpointError, OSError):
             raise
         except Exception as error:  # broken bytes make an unpickler raise almost anything
-            reason = re.split(r"\n|\. ", str(error).strip())[0]
             raise CheckpointError(
                 f"{filename}: not a whole file of weights, or one that holds more than weights: "
-                f"{reason}"
+                f"{_reason(error)}"
             ) from error
         _check_content(filename, loaded, self._wanted)
+        check_state(filename, {key: loaded[key] for key in self._wanted}, finite=self._thorough)
         self._source = filename
         return loaded
+
+    def _convert_ndarray_to_tensor(self, state_dict: dict[str, Any]) -> None:
+        """Make tensors of arrays, and check those that the model takes.
+
+        Detectron2 calls this before and after it matches names by its heuristics.
+        """
+        try:
+            super()._convert_ndarray_to_tensor(state_dict)
+        except TypeError as error:  # arrays of objects or text
+            raise CheckpointError(f"{self._source}: {error}") from error
+        given = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        check_tensors(self._source, given, self.model.state_dict(), finite=self._thorough)
 
     def _torch_load(self, f: str) -> Any:
         return torch.load(f, map_location="cpu", weights_only=True)
@@ -233,6 +279,7 @@ class Checkpointer(DetectionCheckpointer):
             taken = Counter(map(_part, found))
             counts = ", ".join(f"{part} ({count} tensors)" for part, count in taken.items())
             self.logger.info("Taken from %s: %s", self._source, counts)
+        self._model_is_loaded = True
         return incompatible
 
 
@@ -258,8 +305,13 @@ def _some(what: str, names: list[str]) -> str:
     return f"{what} {', '.join(names[:3])}{more}; "
 
 
+def _reason(error: Exception) -> str:
+    """Return the first sentence of an error of PyTorch."""
+    return re.split(r"\n|\. ", str(error).strip())[0]
+
+
 def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
-    """Check that a file holds named tensors and the state of the wanted parts.
+    """Check that a file holds named tensors, the state of the wanted parts, and an iteration.
 
     Raises:
         CheckpointError: Naming the file and what it lacks.
@@ -270,7 +322,7 @@ def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
     wrong = [
         str(name)
         for name, value in model.items()
-        if not (isinstance(name, str) and (isinstance(value, Tensor) or hasattr(value, "dtype")))
+        if not (isinstance(name, str) and isinstance(value, (Tensor, np.ndarray)))
     ]
     if wrong:
         raise CheckpointError(
@@ -284,6 +336,12 @@ def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
             f"{filename}: no state of {', '.join(absent)}, only weights: a training cannot be "
             "resumed from it; give it as MODEL.WEIGHTS, without --resume"
         )
+    for key in wanted:
+        iteration = loaded[key].get("iteration", 0) if isinstance(loaded[key], dict) else 0
+        if type(iteration) is not int or iteration < 0:
+            raise CheckpointError(
+                f"{filename}: {key}.iteration is {iteration!r:.60}, a number from 0 expected"
+            )
 
 
 def load_numpy_pickle(path: str) -> Any:

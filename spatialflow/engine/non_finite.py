@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from spatialflow.utils.errors import ConfigError, NonFiniteError
+from spatialflow.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def gradients_are_finite(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def _name(image: dict[str, Any]) -> str:
-    return str(image.get("file_name", "an image without file_name"))
+    return printable(str(image.get("file_name", "an image without file_name")))
 
 
 def _pixels_are_finite(image: dict[str, Any]) -> bool:

@@ -42,7 +42,8 @@ class Predictor(DefaultPredictor):
         bare.MODEL.WEIGHTS = ""
         super().__init__(bare)
         self.cfg = cfg.clone()
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        check = cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS
+        Checkpointer(self.model, check_weights=check).load(cfg.MODEL.WEIGHTS, checkpointables=[])
         size = cfg.INPUT.MIN_SIZE_TEST
         if cfg.TEST.AUG.ENABLED:
             self.model: nn.Module = TestTimeAugmentation(cfg, self.model).eval()

@@ -19,7 +19,8 @@ from spatialflow.config.values import expand_paths, shown
 from spatialflow.data import ensure_metadata
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import unusable_classes
-from spatialflow.data.registration import is_own, own_name, register_own
+from spatialflow.data.foreign import VIEW_SUFFIX
+from spatialflow.data.registration import is_own, own_name, register_own, view_of
 from spatialflow.data.synthetic.registration import register_scenes
 from spatialflow.modeling.flow_graph import check_choices, topology_from_config
 from spatialflow.modeling.meta_arch import SpatialFlow
@@ -40,7 +41,7 @@ def prepare_config(cfg: CfgNode) -> None:
     ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` of -1 are replaced by the numbers of the data. A config with
     both numbers and without own data is checked without reading any file. If another config of this
     process has other data under a name such as ``folder_val``, the name in ``DATASETS`` becomes
-    ``folder_val@<digest>``.
+    ``folder_val@<digest>``. A panoptic data set of other code becomes ``<name>@spatialflow``.
 
     Args:
         cfg: Config that is not frozen.
@@ -200,7 +201,9 @@ def _register_own_data(cfg: CfgNode) -> None:
         registered |= register_scenes(train=scenes.TRAIN, val=scenes.VAL, size=scenes.SIZE)
     for key in ("TRAIN", "TEST"):
         names = cfg.DATASETS[key]
-        cfg.DATASETS[key] = type(names)(registered.get(own_name(name), name) for name in names)
+        cfg.DATASETS[key] = type(names)(
+            registered.get(own_name(n)) or view_of(n.removesuffix(VIEW_SUFFIX)) for n in names
+        )
 
 
 def _register_folder(folder: CfgNode) -> dict[str, str]:

@@ -73,4 +73,4 @@ def _check_files(cfg: CfgNode, names: Sequence[str]) -> None:
     for name in names:
         check_outputs(folder / "inference" / name, EVALUATION_FILES)
         if isinstance(datasets.get(name), PanopticDataset):
-            check_images(name, cfg.INPUT.FORMAT)
+            check_images(name, cfg.INPUT.FORMAT, cfg.INPUT.WHITE_LEVEL)

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from darts.genotype import Genotype
 from spatialflow.config import builtin_genotypes, find_config, genotype_of, get_cfg
 from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.registration import find_dataset
 from spatialflow.engine.checkpoint import check_weights_file, has_checkpoint
 from spatialflow.engine.output import hold_output
 from spatialflow.engine.preparation import check_classes, prepare_config
@@ -60,7 +61,7 @@ def setup(
         cfg.SEED = _choose_seed(cfg.OUTPUT_DIR, resume=resume)
     trainer.check(cfg)
     prepare_config(cfg)
-    _check_data_files(cfg, ("TEST",) if evaluation else data)
+    _check_data_files(cfg, ("TEST",) if evaluation else data, trainer)
     remark = hold_output(cfg, evaluation=evaluation)
     log_folder = Path(cfg.OUTPUT_DIR, "inference") if evaluation else Path(cfg.OUTPUT_DIR)
     if not trainer.writes_genotype:
@@ -113,7 +114,7 @@ def _choose_seed(output_dir: str, *, resume: bool) -> int:
     return seed if seed >= 0 else comm.shared_random_seed()
 
 
-def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
+def _check_data_files(cfg: CfgNode, keys: Sequence[str], trainer: type[Trainer]) -> None:
     """Check that data sets are registered and can be read, and that they have the config's classes.
 
     Without this check a training would notice wrong test data only at its first evaluation.
@@ -121,10 +122,11 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
     Args:
         cfg: Config with the data sets' names.
         keys: Keys of ``DATASETS`` to check.
+        trainer: Class of the trainer; its own evaluators may take data that are not panoptic.
 
     Raises:
-        ConfigError: If there is nothing to train or evaluate on, a name is unknown, or classes
-            differ.
+        ConfigError: If there is nothing to train or evaluate on, a name is unknown or of no
+            panoptic data, or classes differ.
         DataError: If a folder is missing, a JSON is missing or wrong, or no image is left.
     """
     for key in keys:
@@ -140,6 +142,8 @@ def _check_data_files(cfg: CfgNode, keys: Sequence[str]) -> None:
                     dataset.check()
                 except DataError as error:
                     raise DataError(f"DATASETS.{key}: {name!r}: {error}") from error
+            elif key == "TEST" and trainer.build_evaluator == Trainer.build_evaluator:
+                find_dataset(name)  # raises: it is not panoptic
     if list(keys) == ["TEST"] and not cfg.DATASETS.TEST:
         raise ConfigError(
             "DATASETS.TEST is empty: the name of a registered data set expected, to evaluate on"

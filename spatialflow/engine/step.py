@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spatialflow.data.loader import TrainLoader
 from spatialflow.engine.non_finite import Batch, NonFiniteSteps, gradients_are_finite
+from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.randomness import mix_seeds, seed_generators
 
 
@@ -202,6 +203,13 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape not in (parameter.shape, ()):
+                    raise CheckpointError(
+                        f"{name} of the optimiser is {tuple(value.shape)}, and its parameter "
+                        f"{tuple(parameter.shape)}; the state of the same model expected"
+                    )
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.data_loader.load_state_dict(state_dict["data"])
         self._data_loader_iter_obj = None

@@ -96,7 +96,12 @@ class Trainer(DefaultTrainer):
             non_finite=cfg.SOLVER.NON_FINITE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            check_weights=cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg

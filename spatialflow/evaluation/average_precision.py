@@ -19,6 +19,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
+from pycocotools.coco import COCO
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ TASKS = ("bbox", "segm")
 
 class InstanceEvaluator(COCOEvaluator):
     """Detectron2's evaluator of box and mask AP, with the same results, messages and files.
+
+    It differs where nothing was found in any image: AP of what the truth has is 0, and NaN where
+    the truth has nothing to find. Detectron2 gives NaN for both.
 
     Detections are matched with the truth by hotcoco, a port of pycocotools to Rust with the same
     results to the last bit; by pycocotools where hotcoco is not installed.
@@ -90,22 +94,44 @@ class InstanceEvaluator(COCOEvaluator):
         self, predictions: list[dict[str, Any]], img_ids: list[int | str] | None = None
     ) -> None:
         """Fill ``_results`` with the metrics of boxes and masks."""
-        if hotcoco is None:
+        found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
+        if hotcoco is None and found:
             super()._eval_predictions(predictions, img_ids)
             return
         # Without tasks Detectron2 only gives the results the data set's categories and saves them.
         self._tasks = ()
         super()._eval_predictions(predictions, img_ids)
-        found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
+        if not found:
+            self._logger.warning("nothing was found in any image: AP is 0 where there is truth")
         for task in TASKS:
-            evaluation = self._match(found, task, img_ids) if found else None
+            match = self._match if found else self._match_nothing
             self._results[task] = self._derive_coco_results(
-                evaluation, task, class_names=self._metadata.get("thing_classes")
+                match(found, task, img_ids), task, class_names=self._metadata.get("thing_classes")
             )
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         """Return no task; Detectron2 asks this if it was given none."""
         return []
+
+    def _match_nothing(
+        self, found: list[dict[str, Any]], task: str, img_ids: list[int | str] | None
+    ) -> COCOevalMaxDets:
+        """Return pycocotools' evaluation of no detection, and print its summary.
+
+        Detectron2 gives NaN for all metrics then, also for those of objects that were missed.
+        """
+        nothing = COCO()
+        nothing.dataset = {**self._coco_api.dataset, "annotations": []}
+        with contextlib.redirect_stdout(io.StringIO()):
+            nothing.createIndex()
+            evaluation = COCOevalMaxDets(self._coco_api, nothing, task)
+            evaluation.params.maxDets = self._max_dets_per_image
+            if img_ids is not None:
+                evaluation.params.imgIds = img_ids
+            evaluation.evaluate()
+            evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation
 
     def _match(
         self, found: list[dict[str, Any]], task: str, img_ids: list[int | str] | None

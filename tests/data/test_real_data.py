@@ -86,8 +86,9 @@ def test_coco_has_27_supercategories(register_real):
     metadata = MetadataCatalog.get(name)
     assert len(metadata.thing_classes) == 12
     assert len(metadata.stuff_classes) == 1 + 15
-    used = {s["category_id"] for d in DatasetCatalog.get(name) for s in d["segments_info"]}
-    assert used == set(range(1, 28))
+    segments = [s for d in DatasetCatalog.get(name) for s in d["segments_info"]]
+    used = {(s["isthing"], s["category_id"]) for s in segments}
+    assert used == {(True, i) for i in range(12)} | {(False, i) for i in range(1, 16)}
 
 
 @pytest.mark.parametrize(("folder", "count", "crowds"), [(COCO, 746, 6), (NUCLEI, 13493, 0)])

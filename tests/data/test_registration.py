@@ -23,7 +23,7 @@ def test_dicts_hold_the_files_and_the_segments(write_dataset, register_folder):
     assert one["segments_info"] == [
         {
             "id": 5,
-            "category_id": 7,
+            "category_id": 1,
             "iscrowd": 0,
             "area": 12,
             "bbox": [0, 0, 3, 4],
@@ -31,7 +31,7 @@ def test_dicts_hold_the_files_and_the_segments(write_dataset, register_folder):
         },
         {
             "id": 70000,
-            "category_id": 15,
+            "category_id": 3,
             "iscrowd": 0,
             "area": 20,
             "bbox": [3, 0, 5, 4],
@@ -47,10 +47,10 @@ def test_metadata_follows_the_separated_convention(write_dataset, register_folde
     assert metadata.thing_classes == ["dog", "cat"]
     assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 7: 1}
     assert metadata.stuff_classes == ["things", "grass", "sand", "sky"]
-    assert metadata.stuff_dataset_id_to_contiguous_id == {9: 1, 12: 2, 15: 3}
+    assert metadata.stuff_dataset_id_to_contiguous_id == {9: 1, 12: 2, 15: 3, 0: 0}
     assert metadata.thing_colors == [[10, 200, 10], [200, 10, 10]]
     assert metadata.stuff_colors[3] == [90, 150, 250]
-    assert metadata.evaluator_type == "spatialflow_panoptic"
+    assert metadata.evaluator_type == "coco_panoptic_seg"
     assert metadata.ignore_label == 255
 
 
@@ -95,7 +95,7 @@ def test_supercategories_become_classes(write_dataset, register_folder):
     assert metadata.stuff_classes == ["things", "ground", "air"]
     assert metadata.thing_colors == [[10, 200, 10]]
     (one,) = DatasetCatalog.get(name)
-    assert [s["category_id"] for s in one["segments_info"]] == [1, 2]
+    assert [s["category_id"] for s in one["segments_info"]] == [0, 1]
 
 
 def test_a_remap_may_name_categories_by_name_or_id(write_dataset, register_folder):

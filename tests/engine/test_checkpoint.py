@@ -153,6 +153,30 @@ def test_states_of_another_optimizer(saved):
         resume(saved, trainer=Other())
 
 
+@pytest.mark.parametrize("iteration", ["3", -1, 2.0, True, None, torch.tensor(3)])
+def test_an_iteration_that_is_no_number_is_named(saved, iteration):
+    path = saved / "model_0000001.pth"
+    content = torch.load(path, weights_only=True)
+    content["trainer"]["iteration"] = iteration
+    torch.save(content, path)
+    with pytest.raises(
+        CheckpointError, match=r"model_0000001.pth: trainer.iteration is .* expected"
+    ):
+        resume(saved)
+
+
+@pytest.mark.parametrize("state", ["text", 3, None, [1, 2], {"value": "text"}])
+def test_a_state_of_another_kind_is_named(saved, state):
+    class Strict(State):
+        def load_state_dict(self, state):
+            self.value = state["value"] + 1
+
+    path = saved / "model_0000001.pth"
+    torch.save({**torch.load(path, weights_only=True), "trainer": state}, path)
+    with pytest.raises(CheckpointError, match=r"model_0000001.pth: not a state of trainer: "):
+        resume(saved, trainer=Strict())
+
+
 class Malicious:
     """Writes a file when it is unpickled."""
 

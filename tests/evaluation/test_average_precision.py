@@ -134,12 +134,43 @@ def test_names_as_image_ids(scenes_root, tmp_path, register_folder, evaluate):
     check_equal(evaluate, register_folder(tmp_path, "named"), 100)
 
 
-def test_nothing_found_at_all(scenes, evaluate):
-    outputs = outputs_of(scenes, copies=0)
-    theirs = COCOEvaluator(scenes, ("bbox", "segm"), output_dir="", use_fast_impl=False)
-    seen = [evaluate(e, scenes, outputs) for e in (InstanceEvaluator(scenes, ""), theirs)]
-    np.testing.assert_equal(seen[0], seen[1])
-    assert all(np.isnan(v) for _, result in seen[0][0][0] for v in result.values())
+@pytest.mark.parametrize("core", ["hotcoco", "pycocotools"])
+def test_nothing_found_at_all_is_an_ap_of_zero(scenes, tmp_path, monkeypatch, core):
+    if core == "pycocotools":
+        monkeypatch.setattr(average_precision, "hotcoco", None)
+    evaluator = InstanceEvaluator(scenes, str(tmp_path))
+    evaluator.reset()
+    evaluator.process(DatasetCatalog.get(scenes), outputs_of(scenes, copies=0))
+    found = evaluator.evaluate()
+    assert [list(r) for r in found.values()] == 2 * [list(found["bbox"])]
+    truth = evaluator._coco_api.dataset["annotations"]
+    for result in found.values():
+        assert result["AP"] == result["AP50"] == result["AP75"] == 0
+        ends = {"APs": (0, 32**2), "APm": (32**2, 96**2), "APl": (96**2, 1e10)}
+        for key, (low, high) in ends.items():
+            there = any(low <= a["area"] <= high for a in truth if not a["iscrowd"])
+            assert there == (result[key] == 0)
+            assert there != np.isnan(result[key])
+        classes = {a["category_id"] for a in truth}
+        ids = evaluator._metadata.thing_dataset_id_to_contiguous_id
+        for category_id, index in ids.items():
+            ap = result[f"AP-{evaluator._metadata.thing_classes[index]}"]
+            assert ap == 0 if category_id in classes else np.isnan(ap)
+
+
+@pytest.mark.parametrize("things", [{3: (7, 1)}, {}])
+def test_without_a_thing_to_find_ap_is_not_a_number(
+    write_dataset, register_folder, tmp_path, things
+):
+    """Only crowds, or no thing at all."""
+    ids = np.ones((8, 8))
+    ids[4:] = 3 if things else 1
+    name = register_folder(write_dataset([(ids, {1: 9, **things})]))
+    evaluator = InstanceEvaluator(name, str(tmp_path))
+    evaluator.reset()
+    evaluator.process(DatasetCatalog.get(name), outputs_of(name, copies=0))
+    found = evaluator.evaluate()
+    assert all(np.isnan(v) for result in found.values() for v in result.values())
 
 
 def test_without_hotcoco_pycocotools_computes_the_same(scenes, evaluate, monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spatialflow.utils.errors import DataError
+from spatialflow.utils.text import printable
 
 # Values of a JSON may have any size and depth; a message is one line.
 _REPR = reprlib.Repr()
@@ -59,15 +60,6 @@ class DefectError(DataError):
         if not more or not self.check_command:
             return first
         return f"{first} … and {more} more; `{printable(self.check_command)}` lists them"
-
-
-def printable(text: str) -> str:
-    """Return a text with line breaks, control characters and lone surrogates as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
 
 
 def shown(value: object) -> str:

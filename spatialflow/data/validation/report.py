@@ -10,15 +10,14 @@ from pathlib import Path
 
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import (
+    IGNORE_LABEL,
     Category,
     DatasetSpec,
     Selection,
-    read_categories,
     select,
     unusable_classes,
 )
 from spatialflow.data.images import read_picture
-from spatialflow.data.registration import IGNORE_LABEL
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import (
@@ -107,9 +106,7 @@ def _defects(
     selection = select(spec, annotations.listing)
     if not defects:
         try:
-            classes, mapping = read_categories(
-                annotations.categories, spec.remap, where=spec.annotations_json
-            )
+            classes, mapping = spec.read_classes(annotations.categories)
         except DefectError as error:  # a remap that does not fit the categories
             yield from error.defects
         else:

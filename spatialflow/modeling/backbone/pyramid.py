@@ -195,7 +195,8 @@ def _other_trunk(cfg: CfgNode) -> Backbone:
     name = cfg.MODEL.SPATIALFLOW.TRUNK
     # A checkpoint contains the trunk's weights.
     pretrained = cfg.MODEL.SPATIALFLOW.TRUNK_PRETRAINED and not cfg.MODEL.WEIGHTS
-    trunk = build_trunk(name, pretrained, cfg.MODEL.SPATIALFLOW.TRUNK_WEIGHTS)
+    own = cfg.MODEL.SPATIALFLOW
+    trunk = build_trunk(name, pretrained, own.TRUNK_WEIGHTS, check_weights=own.CHECK_WEIGHTS)
     preferred = preferred_pixel_statistics(name)
     if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != preferred:
         logger.warning("Trunk %s prefers MODEL.PIXEL_MEAN and PIXEL_STD %s", name, preferred)

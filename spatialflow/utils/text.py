@@ -1,0 +1,21 @@
+"""Show names that come from data: they are text, whatever characters they have."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Return a text with line breaks, control characters and lone surrogates as escapes.
+
+    Marks without a shape of their own count, too: those of zero width, and those that turn the
+    direction of writing around.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def cell(text: str) -> str:
+    """Return a text for a cell of a Markdown table: printable, and without a bar that ends it."""
+    return printable(text).replace("|", "\\|")
