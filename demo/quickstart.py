@@ -25,7 +25,7 @@ from spatialflow.engine import Predictor, Trainer, setup
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, write_atomically
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
-from spatialflow_cli.commands import Parser, path_argument
+from spatialflow_cli.arguments import Parser, path_argument
 
 SCENES_CONFIG = "generated/spatialflow.yaml"
 FOLDER_CONFIG = "Base-Small.yaml"

@@ -18,7 +18,7 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.engine import Trainer, setup
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.files import check_outputs
-from spatialflow_cli.commands import Parser, path_argument
+from spatialflow_cli.arguments import Parser, path_argument
 
 SEARCH_CONFIG = "search/demo.yaml"
 

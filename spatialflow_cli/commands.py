@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-Group = argparse._ActionsContainer
-"""What arguments are added to: a parser or one of its groups."""
-
-MOST_LETTERS = 500
-"""Length from which an error is cut."""
+from spatialflow_cli.arguments import (
+    Group,
+    Parser,
+    above_zero,
+    count_argument,
+    file_argument,
+    path_argument,
+)
 
 COLUMNS = 80
 """Width of ``--help``."""
-
-KEY = re.compile(
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|SEARCH|GLOBAL)(\.[A-Z0-9_]+)+"
-    r"|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION"
-)
-"""The form of a key of a config."""
 
 
 @dataclass(frozen=True)
@@ -45,48 +38,6 @@ class Command:
     module: str
     define: Callable[[Group], None]
     notes: str = ""
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser that takes KEY VALUE pairs at any place, and reports a wrong line in one line.
-
-    An option with several values, such as ``--input``, would take pairs after it for its values.
-    """
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the words, and add the pairs among them to ``opts``."""
-        words, pairs = self._without_pairs(list(sys.argv[1:] if args is None else args))
-        found, extra = super().parse_known_args(words, namespace)
-        if pairs:
-            found.opts = [*found.opts, *pairs]
-        return found, extra
-
-    def _without_pairs(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """Return the words without KEY VALUE pairs, and the pairs."""
-        if not any(action.dest == "opts" for action in self._actions):
-            return words, []
-        others: list[str] = []
-        pairs: list[str] = []
-        while words:
-            option = self._option_string_actions.get(others[-1]) if others else None
-            wants_value = option is not None and option.nargs != 0 and option.dest != "opts"
-            # A file of such a name is a file.
-            if KEY.fullmatch(words[0]) and not wants_value and not os.path.exists(words[0]):
-                pairs, words = pairs + words[:2], words[2:]
-            else:
-                others, words = [*others, words[0]], words[1:]
-        return others, pairs
-
-    def error(self, message: str) -> NoReturn:
-        """End with status 2 and one line."""
-        self.exit(2, f"{self.prog}: {one_line(message)[:MOST_LETTERS]}; try --help\n")
-
-
-def one_line(text: str) -> str:
-    """Return a text with line breaks and control characters as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def parser_of(command: Command, program: str) -> argparse.ArgumentParser:
@@ -162,25 +113,6 @@ def _search(group: Group) -> None:
     add_run_arguments(group)
 
 
-def path_argument(word: str) -> str:
-    """Return a path with its home folder; a shell expands ``~`` only where a word begins."""
-    path = os.path.expanduser(word)
-    if path.startswith("~"):
-        raise argparse.ArgumentTypeError(f"{word!r}: no home folder {word.partition('/')[0]!r}")
-    return path
-
-
-def _count(word: str) -> int:
-    """Return a number of things, 1 or more."""
-    if not (word.isdecimal() and len(word) < 10 and int(word) > 0):
-        raise argparse.ArgumentTypeError(f"{word!r} given, a number from 1 on expected")
-    return int(word)
-
-
-def _file(word: str) -> Path:
-    return Path(path_argument(word))
-
-
 def _predict(group: Group) -> None:
     _config_file(group)
     group.add_argument(
@@ -195,16 +127,6 @@ def _predict(group: Group) -> None:
         "--output", required=True, type=path_argument, metavar="FOLDER", help="folder to write to"
     )
     _pairs(group)
-
-
-def _above_zero(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{word} given, a number above 0 expected")
-    return value
 
 
 def _check(group: Group) -> None:
@@ -226,14 +148,14 @@ def _check(group: Group) -> None:
     )
     group.add_argument(
         "--white-level",
-        type=_above_zero,
+        type=above_zero,
         metavar="N",
         help="INPUT.WHITE_LEVEL of the trainings, for images of more than 8 bits",
     )
 
 
 def _threads(group: Group) -> None:
-    group.add_argument("--threads", type=_count, metavar="N", help="threads of PyTorch")
+    group.add_argument("--threads", type=count_argument, metavar="N", help="threads of PyTorch")
 
 
 def _analyze_model(group: Group) -> None:
@@ -241,23 +163,27 @@ def _analyze_model(group: Group) -> None:
     group.add_argument(
         "--size",
         nargs=2,
-        type=_count,
+        type=count_argument,
         default=[800, 1344],
         metavar=("H", "W"),
         help="size of the image in pixels (default: 800 1344)",
     )
-    group.add_argument("--json", type=_file, metavar="FILE", help="JSON file to write")
-    group.add_argument("--write", type=_file, metavar="PAGE", help="page to complete")
+    group.add_argument("--json", type=file_argument, metavar="FILE", help="JSON file to write")
+    group.add_argument("--write", type=file_argument, metavar="PAGE", help="page to complete")
     _threads(group)
     _pairs(group)
 
 
 def _import_weights(group: Group) -> None:
     group.add_argument(
-        "--input", required=True, type=_file, metavar="FILE", help="checkpoint of their code"
+        "--input",
+        required=True,
+        type=file_argument,
+        metavar="FILE",
+        help="checkpoint of their code",
     )
     group.add_argument(
-        "--output", required=True, type=_file, metavar="FILE", help="checkpoint to write"
+        "--output", required=True, type=file_argument, metavar="FILE", help="checkpoint to write"
     )
     _config_file(group)
     group.add_argument(
@@ -288,11 +214,20 @@ def _trials(group: Group) -> None:
         help="seeds to train with (default: 0 1 2)",
     )
     group.add_argument(
-        "--output", type=_file, default=Path("output/comparison"), metavar="DIR", help="results"
+        "--output",
+        type=file_argument,
+        default=Path("output/comparison"),
+        metavar="DIR",
+        help="results",
     )
     group.add_argument("--no-speed", action="store_true", help="measure no FLOPs and no times")
     group.add_argument(
-        "--write", type=_file, nargs="*", default=[], metavar="PAGE", help="pages to complete"
+        "--write",
+        type=file_argument,
+        nargs="*",
+        default=[],
+        metavar="PAGE",
+        help="pages to complete",
     )
     group.add_argument(
         "--mark", default="comparison", metavar="NAME", help="name of the table in those pages"

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spatialflow_cli.commands import COMMANDS, one_line, parser_of
+from spatialflow_cli.arguments import one_line
+from spatialflow_cli.commands import COMMANDS, parser_of
 
 PROGRAM = "spatialflow"
 HELP = ("-h", "--help")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from spatialflow import get_cfg
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.reference.parity import check_parity, format_table, read_fixture
-from spatialflow_cli.commands import Parser, path_argument
+from spatialflow_cli.arguments import Parser, path_argument
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TextIO
 
-from spatialflow.data.validation.defects import printable
+from spatialflow.utils.text import printable
 
 
 def print_line(line: str, stream: TextIO | None = None) -> None:

@@ -21,21 +21,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
 from darts.genotype import GenotypeError
 from darts.space import SpaceError
-from spatialflow.data.validation.defects import printable
 from spatialflow.utils.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     NonFiniteError,
     ProcessError,
+    is_short_of_memory,
 )
 from spatialflow.utils.signals import Stopped
+from spatialflow.utils.text import printable
 
 TRACEBACK_VARIABLE = "SPATIALFLOW_TRACEBACK"
 USER_ERRORS = (
@@ -58,8 +58,6 @@ USER_ERRNOS = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 }
 """Codes of an ``OSError`` that a user can mend though it names no file; another one is a bug."""
-NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "unable to allocate shared memory")
-"""Parts of the messages of PyTorch where memory is short; it has no class for a CPU's."""
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*?(?=\. It is possible|$)")
 """PyTorch's message where a signal has ended a process that loads data."""
 INTERRUPTED = 128 + 2
@@ -185,9 +183,7 @@ def _reason(error: BaseException) -> str | None:
             f"{killed[0]}; fewer of DATALOADER.NUM_WORKERS, 0 for none, more memory, or more of "
             "/dev/shm expected"
         )
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(part in text for part in NO_MEMORY)
-    ):
+    if is_short_of_memory(error):
         return (
             f"out of memory: {text or type(error).__name__}; a lower SOLVER.IMS_PER_BATCH, smaller "
             "images (INPUT), a smaller model or more memory expected"

@@ -22,15 +22,12 @@ from spatialflow.data import ensure_metadata, read_image
 from spatialflow.data.images import SUFFIXES
 from spatialflow.engine import Predictor, prepare_config
 from spatialflow.engine.checkpoint import check_weights_file
-from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError
+from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError, is_short_of_memory
 from spatialflow.utils.files import why_no_file
 from spatialflow.utils.hold import hold
-from spatialflow.utils.text import printable
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Codes of an ``OSError`` of writing that every later image would meet, too."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Insufficient memory")
-"""Parts of the messages of PyTorch and OpenCV where an image needs more memory than there is."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -57,7 +54,7 @@ def report(writer: ResultWriter, failures: Sequence[str]) -> None:
     with output_may_close():
         print_line(f"{len(writer.results)} image(s) in {writer.folder}")
     for failure in failures:
-        print_line(f"{program_name()}: {printable(failure)}", sys.stderr)
+        print_line(f"{program_name()}: {failure}", sys.stderr)
     if failures:
         print_line(f"{program_name()}: {len(failures)} input(s) failed", sys.stderr)
 
@@ -95,13 +92,13 @@ def predict(
             failures.append(message if str(path) in message else f"{path}: {message}")
             continue
         with output_may_close():
-            print_line(printable(f"{path}: {describe(segments, writer.metadata)}"))
+            print_line(f"{path}: {describe(segments, writer.metadata)}")
 
 
 def _of_one_image(error: Exception) -> str | None:
     """Return the message of an error that other images need not meet, None for any other error."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or any(part in text for part in NO_MEMORY):
+    if is_short_of_memory(error):
         return "is too large for the memory of this machine"
     if isinstance(error, OSError):
         return None if error.errno in FULL_DISK else f"its result is not written: {text}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,26 +14,8 @@ from torch import Tensor, nn
 
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import why_no_file, write_atomically
+from spatialflow.utils.numpy_pickle import load_numpy_pickle
 from spatialflow.utils.weights import check_archive, check_state, check_tensors
-
-# A pickle of NumPy arrays needs no other names. Python 3 writes bytes in old pickles by
-# `_codecs.encode`; NumPy 2 renamed `core` to `_core`.
-NUMPY_NAMES = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-}
-
 
 ZOO_NAMES = {"roi_heads.mask_head.": "mask_head.fcn."}
 """Prefix of names in Detectron2's Mask R-CNN and Panoptic FPN → prefix of the same part here."""
@@ -342,26 +323,6 @@ def _check_content(filename: str, loaded: Any, wanted: list[str]) -> None:
             raise CheckpointError(
                 f"{filename}: {key}.iteration is {iteration!r:.60}, a number from 0 expected"
             )
-
-
-def load_numpy_pickle(path: str) -> Any:
-    """Read a pickle of NumPy arrays, the format of Detectron2's model zoo, without running code.
-
-    Raises:
-        pickle.UnpicklingError: If the pickle names anything but arrays.
-        OSError: If the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        return _NumpyUnpickler(file, encoding="latin1").load()
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays, and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in NUMPY_NAMES:
-            raise pickle.UnpicklingError(f"{module}.{name} is not an array's")
-        return super().find_class(module, name)
 
 
 def _zoo_format(data: Any) -> Any:

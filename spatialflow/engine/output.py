@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from spatialflow.utils.errors import ConfigError, ProcessError
+from spatialflow.utils.files import check_outputs
 from spatialflow.utils.hold import ADVICE, held, hold
 
 RUN_FILES = (
@@ -89,6 +90,25 @@ def output_held(cfg: CfgNode) -> Iterator[bool]:
             lambda: locked.append(stack.enter_context(held(cfg.OUTPUT_DIR, "OUTPUT_DIR")))
         )
         yield locked[-1]
+
+
+def check_run_outputs(
+    cfg: CfgNode, files: Iterable[str], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Check that a training can write its files into ``OUTPUT_DIR``, and that a checkpoint fits.
+
+    Args:
+        cfg: Config of the run.
+        files: Names of the files.
+        model: Model of the run.
+        optimizer: Its optimiser.
+
+    Raises:
+        ConfigError: If a file cannot be written, or there is less space than a checkpoint takes.
+    """
+    numbered = [path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")]
+    check_outputs(cfg.OUTPUT_DIR, [*files, *numbered])
+    check_free_space(cfg.OUTPUT_DIR, model, optimizer)
 
 
 def check_free_space(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

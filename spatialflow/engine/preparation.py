@@ -12,9 +12,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
 from darts.genotype import GenotypeError
-from spatialflow.config.checks import check_config, check_training_config
+from spatialflow.config.checks import check_config
 from spatialflow.config.genotypes import genotype_of
 from spatialflow.config.options import SUPERNET
+from spatialflow.config.training_checks import check_training_config
 from spatialflow.config.values import expand_paths, shown
 from spatialflow.data import ensure_metadata
 from spatialflow.data.dataset import PanopticDataset

@@ -30,7 +30,7 @@ EVALUATION_FILES = (
 
 
 def rehearse_evaluation(
-    trainer: type[DefaultTrainer], cfg: CfgNode, model: nn.Module, names: Sequence[str]
+    trainer: type[DefaultTrainer], cfg: CfgNode, model: nn.Module, *, all_data: bool = True
 ) -> None:
     """Try an evaluation with one image of each data set.
 
@@ -41,12 +41,18 @@ def rehearse_evaluation(
         trainer: Class of the trainer, whose loaders and evaluators are tried.
         cfg: Config of the run.
         model: Model as it is evaluated; nothing of it changes.
-        names: Names of the data sets.
+        all_data: Whether to try the data sets of other code, too, beside panoptic ones.
 
     Raises:
         DataError: If a file of the data is missing, broken or contradicts another one.
         ConfigError: If data, cache or output cannot be used, or a key of ``TEST`` is wrong.
     """
+    datasets = dict(DatasetCatalog)
+    names = [
+        name
+        for name in cfg.DATASETS.TEST
+        if all_data or isinstance(datasets.get(name), PanopticDataset)
+    ]
     in_main_process(lambda: _check_files(cfg, names))
     cfg = cfg.clone()
     cfg.defrost()

@@ -11,19 +11,16 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spatialflow.config.checks import check_training_config
 from spatialflow.config.options import SUPERNET
-from spatialflow.data.dataset import PanopticDataset
+from spatialflow.config.training_checks import check_training_config
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
 from spatialflow.engine.hooks import (
@@ -33,7 +30,8 @@ from spatialflow.engine.hooks import (
     StopHook,
     Writer,
 )
-from spatialflow.engine.output import RUN_FILES, check_free_space, in_main_process, output_held
+from spatialflow.engine.optimizer import build_optimizer
+from spatialflow.engine.output import RUN_FILES, check_run_outputs, in_main_process, output_held
 from spatialflow.engine.preparation import check_classes, for_checkpoint
 from spatialflow.engine.rehearsal import rehearse_evaluation
 from spatialflow.engine.step import StepTrainer
@@ -43,7 +41,7 @@ from spatialflow.modeling.build import built_from_keys
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import check_outputs, remove_partial_files, write_json
+from spatialflow.utils.files import remove_partial_files, write_json
 from spatialflow.utils.precision import amp_dtype
 from spatialflow.utils.signals import Stopped, StopSignals
 
@@ -200,13 +198,8 @@ class Trainer(DefaultTrainer):
             DataError: If a file of the data is missing, broken or contradicts another one.
         """
         check_classes(self.cfg, (*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST))
-        in_main_process(self._check_outputs)
+        in_main_process(lambda: check_run_outputs(self.cfg, self.files, self.model, self.optimizer))
         self.rehearse(self.cfg, self.model)
-
-    def _check_outputs(self) -> None:
-        numbered = [path.name for path in Path(self.cfg.OUTPUT_DIR).glob("*.pth")]
-        check_outputs(self.cfg.OUTPUT_DIR, [*self.files, *numbered])
-        check_free_space(self.cfg.OUTPUT_DIR, self.model, self.optimizer)
 
     @classmethod
     def rehearse(cls, cfg: CfgNode, model: nn.Module) -> None:
@@ -223,15 +216,8 @@ class Trainer(DefaultTrainer):
             ConfigError: If a key, the cache or a place in ``OUTPUT_DIR`` cannot be used.
             DataError: If a file of the data is missing, broken or contradicts another one.
         """
-        datasets = dict(DatasetCatalog)
-        tests = (getattr(each.test, "__func__", None) for each in (cls, Trainer))
-        own_test = len({*tests}) == 1
-        names = [
-            name
-            for name in cfg.DATASETS.TEST
-            if own_test or isinstance(datasets.get(name), PanopticDataset)
-        ]
-        rehearse_evaluation(cls, cfg, augmented(cfg, model), names)
+        own_test = getattr(cls.test, "__func__", None) is Trainer.test.__func__  # type: ignore[attr-defined]
+        rehearse_evaluation(cls, cfg, augmented(cfg, model), all_data=own_test)
 
     def run_step(self) -> None:
         """Take one step of the weights, and call the hooks' ``after_backward`` in the middle.
@@ -342,29 +328,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser of all trainable parameters: SGD or AdamW, by ``SOLVER.OPTIMIZER``.
-
-        The learning rate of the backbone's trunk is multiplied by ``SOLVER.TRUNK_MULTIPLIER``.
-        """
-        solver = cfg.SOLVER
-        optimizers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
-            "SGD": (torch.optim.SGD, {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}),
-            "AdamW": (torch.optim.AdamW, {}),
-        }
-        params = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-            lr_factor_func=lambda name: (
-                solver.TRUNK_MULTIPLIER if "backbone.bottom_up." in name else 1.0
-            ),
-        )
-        kind, options = optimizers[solver.OPTIMIZER]
-        return maybe_add_gradient_clipping(cfg, kind)(
-            params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, **options
-        )
+        """Return the optimiser of all trainable parameters."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

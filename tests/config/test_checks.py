@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from spatialflow import get_cfg
 from spatialflow.config import configs_root
-from spatialflow.config.checks import check_backbone_config, check_config, check_training_config
+from spatialflow.config.checks import check_backbone_config, check_config
 from spatialflow.config.rules import value_of
+from spatialflow.config.training_checks import check_training_config
 from spatialflow.engine import Trainer
 
 NAN, INF = float("nan"), float("inf")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spatialflow.engine import Checkpointer
-from spatialflow.engine.checkpoint import load_numpy_pickle
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import remove_partial_files, write_atomically
+from spatialflow.utils.numpy_pickle import load_numpy_pickle
 
 
 class State:

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from spatialflow.data import generate_scenes, register_panoptic, unregister
 from spatialflow.data.readable import check_images
 from spatialflow.engine import Trainer, prepare_config, setup
-from spatialflow.engine.output import in_main_process
+from spatialflow.engine.output import check_run_outputs, in_main_process
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.errors import ConfigError, DataError, ProcessError
 from tests.conftest import TINY, TINY_RUN, parse
@@ -167,7 +167,7 @@ def test_a_full_disk_is_noticed(scenes_cfg, monkeypatch):
     refuse(trainer, ConfigError, r"OUTPUT_DIR: .* \d+ MiB are free and a checkpoint takes \d+ MiB")
     for total, free in ((10**9, whole), (0, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, given=(total, free): usage(*given))
-        trainer._check_outputs()
+        check_run_outputs(trainer.cfg, trainer.files, trainer.model, trainer.optimizer)
 
 
 def test_a_cache_that_cannot_be_written_is_noticed(scenes_cfg, tmp_path, monkeypatch):
