@@ -57,7 +57,12 @@ USER_ERRNOS = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 }
 """Codes of an ``OSError`` that a user can mend though it names no file; another one is a bug."""
-NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "unable to allocate shared memory")
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "unable to allocate shared memory",
+    "size calculation overflowed",
+)
 """Parts of the messages of PyTorch where memory is short; it has no class for a CPU's."""
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*?(?=\. It is possible|$)")
 """PyTorch's message where a signal has ended a process that loads data."""
