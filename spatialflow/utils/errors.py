@@ -11,6 +11,7 @@ NO_MEMORY = (
     "not enough memory",
     "out of memory",
     "unable to allocate shared memory",
+    "size calculation overflowed",
     "Insufficient memory",
 )
 """Parts of the messages of PyTorch and OpenCV where memory is short; they have no class for it."""

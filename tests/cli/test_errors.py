@@ -185,6 +185,7 @@ def test_a_name_that_is_no_text_is_logged_and_printed_with_escapes(tmp_path, mon
         with errors_in_one_line():
             logger.error("read %s", name)
             print(name)
+    monkeypatch.undo()
     handler.close()
     logger.removeHandler(handler)
     assert (tmp_path / "log.txt").read_text() == "read \\udcff.png\n"
@@ -212,7 +213,7 @@ def test_metrics_and_results_on_a_full_disk_name_their_files(tmp_path):
             writer.write()
     for write in (
         lambda path: write_json(path, {}),
-        lambda path: write_text(path, ""),
+        lambda path: write_text(path, "a"),
         lambda path: load_genotype("parallel").save(path),
     ):
         with pytest.raises(SystemExit, match=r"a\.json: "), errors_in_one_line():

@@ -199,7 +199,7 @@ def test_a_bug_ends_the_work_and_what_was_done_is_kept(
         assert f"{folder / 'odd.jpg'}: {text}" in capsys.readouterr().err
     else:
         done = ["grey.png"]
-        with pytest.raises(SystemExit if isinstance(error, OSError) else type(error)):
+        with pytest.raises(SystemExit if isinstance(error, OSError | KeyboardInterrupt) else type(error)):
             predict(folder)
         printed = capsys.readouterr()
         assert "1 image(s)" in printed.out
@@ -296,7 +296,7 @@ def test_images_of_one_name_in_two_folders_do_not_overwrite_each_other(tmp_path,
     ("weights", "message"),
     [
         ([], "MODEL.WEIGHTS is empty"),
-        (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: 'absent.pth'"),
+        (["MODEL.WEIGHTS", "absent.pth"], "MODEL.WEIGHTS: no such file: '/.*/absent.pth'"),
     ],
 )
 def test_missing_weights_are_reported(run, folder, tmp_path, weights, message):
@@ -324,21 +324,3 @@ def test_classes_that_do_not_fit_the_data_are_reported(run, folder, tmp_path):
     opts = ["MODEL.WEIGHTS", str(run[1]), "MODEL.RETINANET.NUM_CLASSES", "7"]
     with pytest.raises(SystemExit, match="MODEL.RETINANET.NUM_CLASSES: 7 given"):
         main(["predict", *arguments, *opts])
-
-
-def test_options_taken_for_files_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(
-            [
-                "predict",
-                "--config-file",
-                "c",
-                "--output",
-                "o",
-                "--input",
-                "a.jpg",
-                "MODEL.WEIGHTS",
-                "w",
-            ]
-        )
-    assert "give KEY VALUE pairs last" in capsys.readouterr().err

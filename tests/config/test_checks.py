@@ -198,7 +198,7 @@ COSINE = {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}
         ({"MODEL.RESNETS.DEPTH": 20}, {"MODEL.SPATIALFLOW.TRUNK": "mobilenet_v2"}),
         (
             {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": []},
-            {"TEST.AUG.MIN_SIZES": [0, 480]},
+            {"TEST.AUG.MIN_SIZES": [1, 480]},
         ),
         (
             {"TEST.PRECISE_BN.ENABLED": True, "TEST.PRECISE_BN.NUM_ITER": 0},
@@ -244,7 +244,7 @@ def test_the_backbone_alone_and_another_backbone(tiny_cfg):
         "(with MODEL.SPATIALFLOW.TRUNK 'resnet') expected"
     )
     cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-    assert problem_of(check_config, cfg) == "MODEL.RETINANET.NUM_CONVS: 0 given, 1 or more expected"
+    assert problem_of(check_config, cfg) == "MODEL.RETINANET.NUM_CONVS: 0 given, 1 to 100 expected"
 
 
 @pytest.mark.parametrize("file", FILES)

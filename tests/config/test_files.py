@@ -24,9 +24,13 @@ from spatialflow.utils.errors import ConfigError
         ("_BASE_: 3", "_BASE_: the path of a file expected"),
         ("_BASE_: ~nobody-here/x.yaml", "'~nobody-here' has no home folder"),
         ("SEED: " + "[" * 3000, "nested too deeply"),
-        ("SEED: !!python/name:os.system", "line 1: could not determine a constructor"),
+        ("SEED: !!python/name:os.system", "could not determine a constructor"),
         ("VERSION: x", "VERSION: 'x' given, a number expected"),
-        ("a: &a [1]\n" + "".join(f"a{i}: &a [{'*a, ' * 10}]\n" for i in range(9)), "aliases count"),
+        (
+            "a0: &a0 [1]\n"
+            + "".join(f"a{i}: &a{i} [{f'*a{i - 1} , ' * 10}]\n" for i in range(1, 9)),
+            "aliases count",
+        ),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, text, line):
@@ -90,7 +94,8 @@ def test_a_saved_config_repeats_from_anywhere(tmp_path, monkeypatch):
     cfg = get_cfg(None, ["OUTPUT_DIR", "out", "MODEL.SPATIALFLOW.GENOTYPE", "mine"])
     (tmp_path / "saved.yaml").write_text(cfg.dump())
     monkeypatch.chdir("/")
-    assert get_cfg(tmp_path / "saved.yaml") == cfg
+    saved = get_cfg(tmp_path / "saved.yaml")
+    assert [value_of(saved, key) for key in PATH_KEYS] == [value_of(cfg, key) for key in PATH_KEYS]
     assert str(tmp_path / "mine") == cfg.MODEL.SPATIALFLOW.GENOTYPE
 
 

@@ -212,13 +212,13 @@ def test_files_of_the_validation_are_read(scenes_cfg, own_scenes, part, damage):
 def test_images_are_read_once(own_scenes, monkeypatch):
     root, register = own_scenes
     register()
-    check_images("own_scenes", "RGB")
+    check_images("own_scenes", "RGB", None)
     monkeypatch.setattr("spatialflow.data.readable.read_image", None)
-    check_images("own_scenes", "RGB")
+    check_images("own_scenes", "RGB", None)
     image = next((root / "images").iterdir())
     os.utime(image, (1, 1))
     with pytest.raises(TypeError):
-        check_images("own_scenes", "RGB")
+        check_images("own_scenes", "RGB", None)
 
 
 def test_a_rehearsal_changes_nothing(scenes_cfg):
@@ -246,7 +246,7 @@ def test_data_that_no_evaluator_knows_are_noticed(scenes_cfg, scenes):
     DatasetCatalog.register("foreign", lambda: DatasetCatalog.get(scenes))
     try:
         trainer = Trainer(scenes_cfg({"DATASETS.TEST": ("foreign",)}))
-        refuse(trainer, ConfigError, "'foreign' is not registered with")
+        refuse(trainer, ConfigError, "data set 'foreign' is not panoptic")
     finally:
         DatasetCatalog.remove("foreign")
 
@@ -341,7 +341,7 @@ def test_fewer_iterations_than_are_done(scenes_cfg, caplog):
     caplog.set_level("INFO")
     again = Trainer(scenes_cfg(keys))
     again.resume_or_load(resume=True)
-    assert "has done its 2 iterations; a larger SOLVER.MAX_ITER goes on" in caplog.text
+    assert "its iterations are done; a larger SOLVER.MAX_ITER goes on" in caplog.text
     shorter = Trainer(scenes_cfg({**keys, "SOLVER.MAX_ITER": 1}))
     with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER: 1 given, .* done 2 iterations"):
         shorter.resume_or_load(resume=True)
