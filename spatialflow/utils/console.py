@@ -117,6 +117,8 @@ def start_logging(
     # Detectron2 lists the environment, and PyTorch warns of a missing compiler meanwhile.
     for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Anew: what caught warnings for a while has put the hook of an earlier call aside.
+    logging.captureWarnings(False)
     logging.captureWarnings(True)
 
 
