@@ -40,7 +40,9 @@ def describe_model(cfg: CfgNode, model: nn.Module) -> str:
     total = sum(size for size, _ in sizes)
     parts.append(f"{total / 1e6:.2f} M parameters ({learning / 1e6:.2f} M learn)")
     device = next(model.parameters()).device
-    parts.append(f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device))
+    threads = torch.get_num_threads()
+    on_cpu = f"{threads} thread{'' if threads == 1 else 's'}"
+    parts.append(on_cpu if device.type == "cpu" else str(device))
     parts.append(str(amp_dtype(cfg.SOLVER.AMP) or torch.float32).removeprefix("torch."))
     return ", ".join(parts)
 

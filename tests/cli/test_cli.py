@@ -230,4 +230,4 @@ def test_quickstart_names_a_folder_that_is_not_there(tmp_path):
         check=False,
     )
     assert run.returncode == 1
-    assert "DATASETS.FOLDER.PATH: '/" in run.stderr and "/absent' is not a folder" in run.stderr
+    assert f"DATASETS.FOLDER.PATH: '{tmp_path}/absent' is not a folder" in run.stderr

@@ -199,7 +199,8 @@ def test_a_bug_ends_the_work_and_what_was_done_is_kept(
         assert f"{folder / 'odd.jpg'}: {text}" in capsys.readouterr().err
     else:
         done = ["grey.png"]
-        with pytest.raises(SystemExit if isinstance(error, OSError | KeyboardInterrupt) else type(error)):
+        of_user = isinstance(error, OSError | KeyboardInterrupt)
+        with pytest.raises(SystemExit if of_user else type(error)):
             predict(folder)
         printed = capsys.readouterr()
         assert "1 image(s)" in printed.out
