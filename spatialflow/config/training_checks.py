@@ -70,7 +70,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     (
         "INPUT.MIN_SIZE_TRAIN",
         "sizes of 0 or more",
-        lambda v, _: len(v) > 0 and all(size >= 0 for size in v),
+        lambda v, _: len(v) > 0 and all(0 <= size < math.inf for size in v),
     ),
     *only_with(
         "INPUT.MIN_SIZE_TRAIN_SAMPLING",

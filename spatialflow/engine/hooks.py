@@ -279,11 +279,26 @@ class Writer(hooks.PeriodicWriter):
         """
         period = min(WRITE_PERIOD, max(1, max_iter // WRITE_PERIOD))
         super().__init__(writers, period=period)
+        self._written: int | None = None
 
     def after_step(self) -> None:
         """Write what is due."""
-        if self.trainer.iter < WRITE_PERIOD:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
+        done = self.trainer.iter + 1
+        if done <= WRITE_PERIOD or done % self._period == 0 or done == self.trainer.max_iter:
+            self._write()
+
+    def after_train(self) -> None:
+        """Write what is new, and close the writers, also of a training that failed.
+
+        Detectron2's printer divides by zero if it is asked twice in one iteration, which would
+        hide the error that has ended the training.
+        """
+        if self.trainer.iter != self._written:
+            self._write()
+        for writer in self._writers:
+            writer.close()
+
+    def _write(self) -> None:
+        self._written = self.trainer.iter
+        for writer in self._writers:
+            writer.write()

@@ -33,6 +33,7 @@ from spatialflow.data.validation.file_rules import read_panoptic_png
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.evaluation.intervals import bootstrap_pq
 from spatialflow.evaluation.panoptic_quality import GROUPS, Segmentation, count_matches, summarize
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_text
 from spatialflow.utils.text import cell
 
@@ -84,6 +85,7 @@ class PanopticEvaluator(DatasetEvaluator):
                 instance of each pixel, and -1 for void.
 
         Raises:
+            ConfigError: If the model gives no panoptic results.
             DataError: If the panoptic PNG of an image cannot be read.
             ValueError: If an image is not in the data set, its result has another size, or its ids
                 and segments do not fit together.
@@ -92,6 +94,11 @@ class PanopticEvaluator(DatasetEvaluator):
             image_id = one_input["image_id"]
             if image_id not in self._truth:
                 raise ValueError(f"image {image_id!r} is not in data set {self._dataset_name!r}")
+            if "panoptic_seg" not in output:
+                raise ConfigError(
+                    f"MODEL.META_ARCHITECTURE: the model gives {', '.join(output)} for an image; "
+                    "panoptic_seg expected, as of SpatialFlow and PanopticFPN"
+                )
             ids, segments = output["panoptic_seg"]
             image = self._images[image_id]
             size = (image["height"], image["width"])

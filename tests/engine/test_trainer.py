@@ -64,6 +64,17 @@ def test_metrics_are_written_at_first_always_and_later_now_and_then(length, line
     assert writer.written == lines
 
 
+def test_the_writers_do_not_hide_what_ended_a_training(scenes_cfg):
+    class Failing(HookBase):
+        def after_step(self):
+            raise LookupError("a hook")
+
+    trainer = Trainer(scenes_cfg({"DATASETS.TEST": ()}))
+    trainer.register_hooks([Failing()])  # after the writers
+    with pytest.raises(LookupError, match="a hook"):
+        run(trainer)
+
+
 @pytest.mark.slow
 def test_training_end_to_end(scenes_cfg, tmp_path, metrics):
     """Losses fall; metrics, results, last and best checkpoint and TensorBoard file are there."""

@@ -21,7 +21,7 @@ from spatialflow.evaluation import (
     build_evaluator,
     results_table,
 )
-from spatialflow.utils.errors import DataError
+from spatialflow.utils.errors import ConfigError, DataError
 
 CAT, DOG, GRASS, SAND, SKY = 7, 3, 9, 12, 15
 # Contiguous ids of the categories in conftest.py.
@@ -355,3 +355,11 @@ def test_without_things_there_is_no_ap(write_dataset, register_folder, tmp_path)
     evaluator.reset()
     evaluator.process(DatasetCatalog.get(name), perfect_outputs(name))
     assert set(evaluator.evaluate()) == {"panoptic_seg"}
+
+
+def test_a_model_without_panoptic_results_is_one_line(two_images):
+    evaluator = PanopticEvaluator(two_images)
+    with pytest.raises(ConfigError, match="META_ARCHITECTURE: the model gives instances for"):
+        evaluator.process(
+            [{"image_id": DatasetCatalog.get(two_images)[0]["image_id"]}], [{"instances": None}]
+        )
