@@ -97,7 +97,7 @@ def _launch(prepare: Prepare, args: argparse.Namespace) -> None:
         signals_for_children() as passed_on,
     ):
         # PyTorch warns when one process ends and it ends the others; the first one has said why.
-        logging.getLogger(torch.multiprocessing.spawn.__name__).setLevel(logging.ERROR)
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
         try:
             launch(
                 functools.partial(_run_and_exit, prepare, signalled=passed_on.event),
