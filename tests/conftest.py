@@ -1,6 +1,7 @@
 """Small models and inputs for the whole suite: nothing here takes more than a second."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,13 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} may not skip here: {call.excinfo.value}"
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals():
+    """Let SIGINT through where the suite runs in the background of a shell, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError, ProcessError
 from spatialflow.utils.files import read_json, write_json
 from spatialflow.utils.randomness import seed_generators
+from spatialflow.utils.signals import Stopped, StopSignals, insistent
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: If there is no data set to evaluate on.
+        Stopped: After SIGINT or SIGTERM.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: a trial counts by its PQ, on the first of them")
@@ -72,7 +74,11 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
     trainer = PQTrainer(cfg)
     trainer.resume_or_load(resume=False)
     start = time.perf_counter()
-    trainer.train()
+    try:
+        trainer.train()
+    except Stopped as stop:
+        message = f"stopped by {stop.name}; the run of {target.stem} starts anew the next time"
+        raise Stopped(stop.signum, message) from None
     seconds = time.perf_counter() - start
     content = {
         **identity,
@@ -122,17 +128,33 @@ def run_in_subprocess(name: str, words: Sequence[object], *, threads: int | None
 
     Raises:
         ProcessError: If the program fails.
+        Stopped: After SIGINT or SIGTERM, once the program has ended by it.
     """
     start = time.perf_counter()
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     command = [sys.executable, "-W", "ignore", *map(str, words)]
-    try:
-        subprocess.run(command, check=True, env=environment)
-    except subprocess.CalledProcessError as error:
+    status, stopped = _run_to_its_end(command, environment)
+    if stopped is not None:
+        raise Stopped(stopped.signum, f"stopped by {stopped.name}; the same command goes on")
+    if status != 0:
         raise ProcessError(
-            f"{name}: the run ended with status {error.returncode}, 0 expected; it says why above"
-        ) from error
+            f"{name}: the run ended with status {status}, 0 expected; it says why above"
+        )
     logger.info("%s: %.0f s", name, time.perf_counter() - start)
+
+
+def _run_to_its_end(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> tuple[int, Stopped | None]:
+    """Run a program, pass signals on to it, and return its status and the first signal."""
+    first, count = None, 0
+    with StopSignals(), subprocess.Popen(command, env=environment) as child:
+        while True:
+            try:
+                return child.wait(), first
+            except Stopped as stop:
+                first, count = first or stop, count + 1
+                child.send_signal(insistent(stop.signum, count))
 
 
 def _describe(cfg: CfgNode, trainer: Trainer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import genotype_of, get_cfg
 from spatialflow.engine import prepare_config
 from spatialflow.utils.files import check_outputs, write_json
+from spatialflow.utils.signals import StopSignals
 
 
 def rows(parts: dict[str, dict[str, float]]) -> list[list[str]]:
@@ -36,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    with errors_in_one_line():
+    with errors_in_one_line(), StopSignals():
         if args.json:
             check_outputs(args.json.parent, [args.json.name])
         if args.write:

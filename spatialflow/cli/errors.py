@@ -58,6 +58,8 @@ USER_ERRNOS = {
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 }
 """Codes of an ``OSError`` that a user can mend though it names no file; another one is a bug."""
+CLOSED_CONSOLE = {errno.EPIPE, errno.EIO}
+"""Codes of writing to a pipe or a terminal whose other end is closed."""
 KILLED_WORKER = re.compile(r"DataLoader worker \(pid.*?(?=\. It is possible|$)")
 """PyTorch's message where a signal has ended a process that loads data."""
 INTERRUPTED = 128 + 2
@@ -146,6 +148,10 @@ def _raise_error_of_log(handler: logging.Handler, record: logging.LogRecord) -> 
         handler.emit(record)
     elif isinstance(error, OSError):
         _divert(stream)
+        # An evaluator may redirect the console for a while.
+        consoles = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        if stream in consoles and error.errno in CLOSED_CONSOLE:
+            return  # the work goes on, and its log is in a file
         name = "standard output" if stream is sys.stdout else str(getattr(stream, "name", "log"))
         raise OSError(error.errno, error.strerror, name) from error
     else:

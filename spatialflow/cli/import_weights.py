@@ -22,6 +22,7 @@ from spatialflow.reference.conversion import (
 )
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, write_atomically
+from spatialflow.utils.signals import StopSignals
 
 
 def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
@@ -55,7 +56,7 @@ def convert(source: Path, cfg: CfgNode, things_other: int | None) -> Conversion:
 
 def main(args: argparse.Namespace) -> int:
     """Convert one file, and return the exit status."""
-    with errors_in_one_line():
+    with errors_in_one_line(), StopSignals():
         cfg = get_cfg(args.config_file, args.opts)
         check_outputs(args.output.parent, [args.output.name])
         conversion = convert(args.input, cfg, args.things_other_index)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import functools
+import logging
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +26,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.signals import StopSignals, signals_for_children
+from spatialflow.utils.signals import SAME_SECONDS, Stopped, StopSignals, signals_for_children
 
 ADDRESS = re.compile(r"tcp://[^/?#\s]+:\d{1,5}|file:///.+")
 """Addresses where processes can meet."""
@@ -39,6 +43,7 @@ TORCHRUN_VARIABLES = {
     "MASTER_PORT",
 }
 """Environment variables that ``torchrun`` sets for each process that it starts."""
+JIT_WARNINGS = "ignore::FutureWarning:torch.jit._script"
 CANNOT_MEET = re.compile(r"^torch\.distributed\.Dist(?:Network|Store)Error: (.+)", re.MULTILINE)
 """The line of a stack trace by which a process says that it does not meet the others."""
 
@@ -88,16 +93,40 @@ def _launch(prepare: Prepare, args: argparse.Namespace) -> None:
     """
     with (
         tempfile.TemporaryDirectory(prefix="spatialflow-") as folder,
-        signals_for_children(),
+        _quiet_imports(),
+        signals_for_children() as passed_on,
     ):
-        launch(
-            functools.partial(_run_and_exit, prepare),
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url or f"file://{folder}/processes",
-            args=(args,),
-        )
+        # PyTorch warns when one process ends and it ends the others; the first one has said why.
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+        try:
+            launch(
+                functools.partial(_run_and_exit, prepare, signalled=passed_on.event),
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url or f"file://{folder}/processes",
+                args=(args,),
+            )
+        except ProcessExitedException as error:
+            if passed_on.number is None or error.exit_code > 0:
+                raise
+            raise Stopped(passed_on.number) from None  # before they could say so
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Keep PyTorch's warnings of Detectron2 out of processes that start inside.
+
+    They import Detectron2 before ``spatialflow`` can filter them. The user's own filters are kept.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (JIT_WARNINGS, before)))
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
@@ -122,6 +151,8 @@ def _check_processes(args: argparse.Namespace, *, torchrun: bool) -> None:
             f"{args.machine_rank} given; 1 or more, 1 or more, and a number from 0 below that of "
             "the machines expected"
         )
+    if args.dist_url == "auto":  # Detectron2's word for any free address of this machine
+        args.dist_url = None
     if args.dist_url and not ADDRESS.fullmatch(args.dist_url):
         raise ConfigError(f"--dist-url {args.dist_url!r} given, tcp://HOST:PORT expected")
     if processes > 1 and 0 < gpus < processes:
@@ -143,18 +174,38 @@ def _join_torchrun() -> None:
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def _run(prepare: Prepare, args: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _silent_unless(signalled: Event | None) -> Iterator[None]:
+    """Exit without a line after a SIGTERM that is no user's.
+
+    Where one process fails, PyTorch sends it to the others.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        if signalled is None:
+            raise
+        # Nothing is left to do, and the parent may send again what has come from elsewhere.
+        signal.signal(stop.signum, signal.SIG_IGN)
+        if stop.signum == signal.SIGTERM and not signalled.wait(SAME_SECONDS):
+            sys.exit(stop.status)
+        raise
+
+
+def _run(prepare: Prepare, args: argparse.Namespace, signalled: Event | None = None) -> None:
     """Prepare the work and do it in this process.
 
     ``record`` writes an error to the file that torchrun names, and does nothing without torchrun.
     """
-    with errors_in_one_line(), StopSignals():
+    with errors_in_one_line(), _silent_unless(signalled), StopSignals():
         work = record(prepare)(args)
         assert work is not None
         record(work)()
 
 
-def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
+def _run_and_exit(
+    prepare: Prepare, args: argparse.Namespace, *, signalled: Event | None = None
+) -> NoReturn:
     """Run as one of several processes, and end this process.
 
     The interpreter is not finalised: threads of gloo hold Python's objects, and one that frees such
@@ -163,7 +214,7 @@ def _run_and_exit(prepare: Prepare, args: argparse.Namespace) -> NoReturn:
     """
     status = 0
     try:
-        _run(prepare, args)
+        _run(prepare, args, signalled)
         with errors_in_one_line():
             dist.barrier()  # a process that ends earlier would be a lost peer to the others
             dist.destroy_process_group()

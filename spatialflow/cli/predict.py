@@ -25,6 +25,7 @@ from spatialflow.engine.checkpoint import check_weights_file
 from spatialflow.utils.errors import ConfigError, DataError, NonFiniteError, is_short_of_memory
 from spatialflow.utils.files import why_no_file
 from spatialflow.utils.hold import hold
+from spatialflow.utils.signals import StopSignals
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 """Codes of an ``OSError`` of writing that every later image would meet, too."""
@@ -32,7 +33,7 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 def main(args: argparse.Namespace) -> int:
     """Predict all inputs; return 0 if all images were predicted, 1 otherwise."""
-    with errors_in_one_line():
+    with errors_in_one_line(), StopSignals():
         paths, failures = list_images(args.input)
         cfg = read_config(args.config_file, args.opts)
         metadata = class_metadata(cfg)

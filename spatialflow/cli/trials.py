@@ -14,6 +14,7 @@ from spatialflow.utils.console import start_logging
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs, write_text
 from spatialflow.utils.hold import hold
+from spatialflow.utils.signals import StopSignals
 
 TABLE_FILE = "comparison.md"
 
@@ -26,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    with errors_in_one_line():
+    with errors_in_one_line(), StopSignals():
         if min(args.seeds) < 0:
             raise ConfigError(f"--seeds {args.seeds} given, numbers of 0 or more expected")
         genotypes = load_genotypes(args.genotypes)

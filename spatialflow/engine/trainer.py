@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -46,6 +47,9 @@ from spatialflow.utils.precision import amp_dtype
 from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
+
+SAVING_SECONDS = 60
+"""Time that the main process has for its checkpoint after a signal in an evaluation."""
 
 
 class Trainer(DefaultTrainer):
@@ -176,11 +180,16 @@ class Trainer(DefaultTrainer):
         hook = next(hook for hook in self._hooks if isinstance(hook, StopHook))
         done = self.start_iter if hook.done is None else hook.done + 1
         # Before the first step there is nothing to keep, and after the last one it is kept.
-        if stop.between_steps and hook.done is not None and done < self.max_iter:
+        saves = stop.between_steps and hook.done is not None and done < self.max_iter
+        name = f"model_{hook.done or 0:07d}"
+        if saves:
             self.stop_signals.ignore()
-            self.checkpointer.save(f"model_{hook.done:07d}", iteration=hook.done)
+            self.checkpointer.save(name, iteration=hook.done)
+        # What started the processes ends all when the first one ends.
         if stop.agreed:
-            comm.synchronize()  # what started the processes ends all when the first one ends
+            comm.synchronize()
+        elif saves and not comm.is_main_process():
+            self._await_checkpoint(f"{name}.pth")
         last = "there is no checkpoint"
         if self.checkpointer.has_checkpoint():
             last = f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
@@ -188,6 +197,14 @@ class Trainer(DefaultTrainer):
             stop.signum,
             f"stopped by {stop.name} after iteration {done} of {self.max_iter}; {last}",
         )
+
+    def _await_checkpoint(self, name: str) -> None:
+        """Wait until the main process has saved, with a limit: it may have got no signal yet."""
+        for _ in range(SAVING_SECONDS):
+            time.sleep(1.0)  # also after the checkpoint, for the main process's last line
+            last = self.checkpointer.has_checkpoint() and self.checkpointer.get_checkpoint_file()
+            if last and Path(last).name == name:
+                return
 
     def rehearse_end(self) -> None:
         """Try what checkpoints and evaluations will need, before the first step.

@@ -10,6 +10,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -117,22 +119,60 @@ class StopSignals:
             raise Stopped(number, between_steps=self._at_once)
 
 
+class PassedOn:
+    """What a parent passes on to its child processes: each signal is more urgent than the last.
+
+    Attributes:
+        number: Number of the first signal; None for none.
+        event: Set once there is one, in the children, too.
+    """
+
+    def __init__(self) -> None:
+        """Start without a signal."""
+        self.number: int | None = None
+        self.event: Event = multiprocessing.get_context("spawn").Event()
+        self._count = 0
+        self._since = 0.0
+
+    def note(self, number: int) -> int | None:
+        """Return what to send to the children for a signal, None where it is the last one again."""
+        now = time.monotonic()
+        if self._count and now - self._since < SAME_SECONDS:
+            return None
+        self.number = self.number or number
+        self.event.set()
+        self._since, self._count = now, self._count + 1
+        return insistent(number, self._count)
+
+
+def insistent(number: int, count: int) -> int:
+    """Return what to send to a process for the first, second, … signal to its parent.
+
+    SIGTERM ends a process in its start, which holds SIGINT back; one that hangs outside of Python,
+    such as in a collective, heeds SIGKILL only.
+    """
+    return (number, signal.SIGTERM, signal.SIGKILL)[min(count, 3) - 1]
+
+
 @contextlib.contextmanager
-def signals_for_children() -> Iterator[None]:
+def signals_for_children() -> Iterator[PassedOn]:
     """Pass SIGINT and SIGTERM on to the child processes, for whose end this process waits.
 
-    Children inherit that the signals are held back, until they enter :class:`StopSignals`. Since
-    the main thread waits, another one passes them on; Python wakes it by a socket.
+    Children inherit that SIGINT is held back, until they enter :class:`StopSignals`. Since the main
+    thread waits, another one passes the signals on; Python wakes it by a socket.
     """
+    passed_on = PassedOn()
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    thread = threading.Thread(target=_pass_on, args=(receiver,), daemon=True)
+    thread = threading.Thread(target=_pass_on, args=(receiver, passed_on), daemon=True)
     thread.start()
     handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(sender.fileno())
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # It starts with the first child otherwise, and lets the signals through again.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        yield passed_on
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.set_wakeup_fd(wakeup)
@@ -143,13 +183,14 @@ def signals_for_children() -> Iterator[None]:
         receiver.close()
 
 
-def _pass_on(receiver: socket.socket) -> None:
-    """Send each signal whose number is received to all children, until the other end closes."""
+def _pass_on(receiver: socket.socket, passed_on: PassedOn) -> None:
+    """Send the signals whose numbers are received to all children, until the other end closes."""
     while numbers := receiver.recv(1):
+        number = passed_on.note(numbers[0]) if numbers[0] in STOP_SIGNALS else None
         for child in multiprocessing.active_children():
-            if numbers[0] in STOP_SIGNALS and child.pid:
+            if child.pid and number is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child.pid, numbers[0])
+                    os.kill(child.pid, number)
 
 
 def outlive_signals(_: int = 0) -> None:

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from spatialflow.analysis import trials
+from spatialflow.utils.signals import Stopped
 
 
 @pytest.fixture
@@ -23,6 +24,22 @@ def test_a_program_in_a_process_of_its_own(script, caplog):
     assert re.search(r"a run: \d+ s", caplog.text)
     with pytest.raises(ValueError, match="a run: the run ended with status 3"):
         trials.run_in_subprocess("a run", [script, -4], threads=7)
+
+
+def test_a_signal_is_passed_on_to_the_program_which_ends_first(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.5)\n"
+        "    pathlib.Path(sys.argv[1]).touch()\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "signal.pause()\n"
+    )
+    with pytest.raises(Stopped, match="^stopped by SIGTERM; the same command goes on$"):
+        trials.run_in_subprocess("a run", ["-c", code, tmp_path / "ended"])
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_commit_is_that_of_the_repository_that_holds_the_package(tmp_path, monkeypatch):

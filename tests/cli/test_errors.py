@@ -1,5 +1,7 @@
 """Mistakes end a program in one line; bugs keep their stack traces."""
 
+import errno
+import io
 import logging
 import os
 import resource
@@ -200,6 +202,30 @@ def test_a_console_that_is_full_is_one_line(monkeypatch):
         monkeypatch.setattr(sys, "stdout", console)
         with pytest.raises(SystemExit, match="No space left on device"), errors_in_one_line():
             print("a line")
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.EIO])
+def test_work_goes_on_where_the_reader_of_its_log_has_ended(code, monkeypatch, tmp_path):
+    """As with `| head`, or where a terminal is closed."""
+
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise OSError(code, os.strerror(code))
+
+    logger, done = logging.getLogger("closed"), []
+    monkeypatch.setattr(sys, "stdout", Closed())
+    handler = logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    try:
+        with errors_in_one_line():
+            logger.error("a line")
+            done.append(1)
+        handler.setStream(Closed())  # a log that is no console
+        with pytest.raises(SystemExit, match=os.strerror(code)), errors_in_one_line():
+            logger.error("a line")
+    finally:
+        logger.removeHandler(handler)
+    assert done
 
 
 def test_metrics_and_results_on_a_full_disk_name_their_files(tmp_path):

@@ -1,13 +1,20 @@
 """One process, several processes of ours, and those of torchrun."""
 
+import contextlib
+import os
+import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessExitedException
 
-from spatialflow.cli.launch import TORCHRUN_VARIABLES, run
+from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.cli.launch import TORCHRUN_VARIABLES, _silent_unless, run
+from spatialflow.utils.signals import Stopped
 from tests.conftest import TINY_RUN, parse
 
 TORCHRUN = (
@@ -43,6 +50,66 @@ def test_a_wrong_number_of_processes_is_one_line(monkeypatch, words, gpus, torch
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     with pytest.raises(SystemExit, match=line):
         run(lambda args: pytest.fail("started"), parse("train", words))
+
+
+def test_auto_is_an_address_as_in_detectron2():
+    done = []
+    run(lambda args: lambda: done.append(args.dist_url), parse("train", ["--dist-url", "auto"]))
+    assert done == [None]
+
+
+@pytest.mark.parametrize("before", [None, "error::UserWarning"])
+def test_processes_import_without_warnings(monkeypatch, before):
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    if before:
+        monkeypatch.setenv("PYTHONWARNINGS", before)
+    seen = []
+    monkeypatch.setattr(
+        "spatialflow.cli.launch.launch", lambda *_, **__: seen.append(os.environ["PYTHONWARNINGS"])
+    )
+    run(lambda args: pytest.fail("started"), parse("train", ["--num-gpus", "2"]))
+    ours = "ignore::FutureWarning:torch.jit._script"
+    assert seen == [f"{ours},{before}" if before else ours]
+    assert os.environ.get("PYTHONWARNINGS") == before
+
+
+class Flag:
+    """An event of another process."""
+
+    def __init__(self, is_set):
+        self.is_set = is_set
+
+    def wait(self, _):
+        return self.is_set
+
+
+@pytest.mark.parametrize(("asked", "lines"), [(True, 1), (False, 0)])
+def test_only_a_signal_of_a_user_is_told(monkeypatch, capsys, asked, lines):
+    """PyTorch sends SIGTERM to all processes where one has failed."""
+    monkeypatch.setattr("spatialflow.cli.launch.signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end, errors_in_one_line(), _silent_unless(Flag(asked)):
+        raise Stopped(signal.SIGTERM)
+    assert end.value.code == 143
+    assert capsys.readouterr().err.count("stopped by SIGTERM") == lines
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (None, "terminated")])
+def test_processes_that_a_signal_ends_in_their_start(monkeypatch, capsys, number, status):
+    """Before they could say so; without a signal of the user's, it is what has happened to one."""
+
+    @contextlib.contextmanager
+    def passed_on():
+        yield SimpleNamespace(number=number, event=None)
+
+    def end(*_, **__):
+        raise ProcessExitedException("process 0 terminated", 0, 1, exit_code=-15)
+
+    monkeypatch.setattr("spatialflow.cli.launch.signals_for_children", passed_on)
+    monkeypatch.setattr("spatialflow.cli.launch.launch", end)
+    with pytest.raises(SystemExit) as raised:
+        run(lambda args: pytest.fail("started"), parse("train", ["--num-gpus", "2"]))
+    assert raised.value.code == status or str(raised.value.code).endswith(str(status))
+    assert ("stopped by SIGINT" in capsys.readouterr().err) == (number is not None)
 
 
 @pytest.mark.slow

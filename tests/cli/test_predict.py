@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -325,3 +326,20 @@ def test_classes_that_do_not_fit_the_data_are_reported(run, folder, tmp_path):
     opts = ["MODEL.WEIGHTS", str(run[1]), "MODEL.RETINANET.NUM_CLASSES", "7"]
     with pytest.raises(SystemExit, match="MODEL.RETINANET.NUM_CLASSES: 7 given"):
         main(["predict", *arguments, *opts])
+
+
+def test_sigterm_keeps_what_was_done(predict, folder, tmp_path, monkeypatch, capsys):
+    original = Predictor.__call__
+
+    def end_on_colours(self, image):
+        if image.shape[:2] == (75, 101):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, image)
+
+    monkeypatch.setattr(Predictor, "__call__", end_on_colours)
+    with pytest.raises(SystemExit) as end:
+        predict(folder)
+    assert end.value.code == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    content = json.loads((tmp_path / "predictions" / "panoptic.json").read_text())
+    assert [Path(i["file_name"]).name for i in content["images"]] == ["grey.png"]

@@ -162,6 +162,31 @@ def test_a_signal_ends_an_evaluation_at_once(scenes_cfg, scenes, tmp_path, quali
     assert evaluated == [50.0, 40.0]
 
 
+@pytest.mark.parametrize("main", [True, False])
+def test_processes_wait_for_a_checkpoint_of_the_main_one(scenes_cfg, scenes, monkeypatch, main):
+    """What started them ends all when the first one ends, in an evaluation without a barrier."""
+    cfg = scenes_cfg({"TEST.EVAL_PERIOD": 2, "DATASETS.TEST": (scenes,), "SOLVER.MAX_ITER": 3})
+    trainer, seconds = Trainer(cfg), []
+
+    def sleep(_):
+        seconds.append(len(seconds))
+        if len(seconds) == 3:
+            trainer.checkpointer.tag_last_checkpoint("model_0000001.pth")
+
+    def evaluate(*_):
+        monkeypatch.setattr("spatialflow.engine.trainer.comm.is_main_process", lambda: main)
+        monkeypatch.setattr("spatialflow.engine.trainer.time.sleep", sleep)
+        if not main:
+            monkeypatch.setattr(trainer.checkpointer, "save", lambda *_, **__: None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "rehearse", lambda *_: None)
+    monkeypatch.setattr(Trainer, "test", evaluate)
+    with pytest.raises(KeyboardInterrupt, match="model_0000001.pth$"):
+        trainer.train()
+    assert len(seconds) == (0 if main else 3)
+
+
 def test_a_second_signal_stops_at_once(scenes_cfg, tmp_path, monkeypatch):
     """Within a step, so that there is nothing to go on from."""
     monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)

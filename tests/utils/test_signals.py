@@ -5,11 +5,18 @@ import os
 import signal
 import subprocess
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 
 from spatialflow.utils import signals
-from spatialflow.utils.signals import Stopped, StopSignals, outlive_signals, signals_for_children
+from spatialflow.utils.signals import (
+    Stopped,
+    StopSignals,
+    insistent,
+    outlive_signals,
+    signals_for_children,
+)
 
 
 def send(number, process=None):
@@ -102,3 +109,39 @@ def test_signals_are_passed_on_to_children():
         send(signal.SIGTERM)
         child.join(60)
     assert child.exitcode == signal.SIGTERM
+
+
+def _starting(ready):
+    """Start as a spawned process does, and wait where Python's handlers are not called."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ready.put(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    while True:
+        time.sleep(1)
+
+
+def test_a_second_signal_ends_a_child_that_has_not_begun(monkeypatch):
+    """SIGINT waits in it, also where the first child has started Python's tracker."""
+    monkeypatch.setattr(signals, "SAME_SECONDS", 0.0)
+    tracker = resource_tracker.ResourceTracker()
+    monkeypatch.setattr(resource_tracker, "ensure_running", tracker.ensure_running)
+    context = multiprocessing.get_context("fork")
+    ready = context.Queue()
+    with signals_for_children() as passed_on:
+        tracker.ensure_running()  # as a spawned child does
+        child = context.Process(target=_starting, args=(ready,))
+        child.start()
+        assert ready.get(timeout=60) == {signal.SIGINT}
+        assert not passed_on.event.is_set()
+        send(signal.SIGINT)
+        child.join(0.3)
+        assert child.is_alive()
+        send(signal.SIGINT)
+        child.join(60)
+    assert child.exitcode == -signal.SIGTERM
+    assert passed_on.number == signal.SIGINT
+    assert passed_on.event.is_set()
+
+
+def test_signals_to_a_child_become_more_urgent():
+    sent = [insistent(signal.SIGINT, count) for count in (1, 2, 3, 4)]
+    assert sent == [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
