@@ -94,3 +94,13 @@ def above_zero(word: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{word} given, a number above 0 expected")
     return value
+
+
+def show(text: str, program: str) -> None:
+    """Print a text, or exit in one line where standard output cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python flushes the rest at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(f"{program}: standard output: {error.strerror}")

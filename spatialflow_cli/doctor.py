@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from spatialflow_cli.arguments import show
+
 OK, PROBLEM, OPTIONAL = "OK", "PROBLEM", "not there (optional)"
 INSTALL = "make install, or the steps of docs/install.md"
 DISTRIBUTIONS = (
@@ -300,7 +302,7 @@ def main(args: argparse.Namespace) -> int:
     """Print the report; return 0 if everything that is needed works, 1 otherwise."""
     warnings.simplefilter("ignore")  # deprecations in other packages do not matter here
     results = run_checks()
-    print(report(results))
     problems = sum(result.state == PROBLEM for result in results)
-    print(f"{problems} problem(s)." if problems else "Everything that is needed works.")
+    last = f"{problems} problem(s)." if problems else "Everything that is needed works."
+    show(f"{report(results)}\n{last}", sys.argv[0])
     return 1 if problems else 0

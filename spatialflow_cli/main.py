@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spatialflow_cli.arguments import one_line
+from spatialflow_cli.arguments import one_line, show
 from spatialflow_cli.commands import COMMANDS, parser_of
 
 PROGRAM = "spatialflow"
@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS):
         shown, rest = [name for name in COMMANDS if name.startswith(f"{words[0]} ")], words[1:]
     if not rest or rest[0] in HELP:
-        print(overview(shown))
+        show(overview(shown), PROGRAM)
         return 0
     given = one_line(" ".join(words[: 1 + len(words) - len(rest)]))
     print(f"{PROGRAM}: no command {given!r}, one of {', '.join(shown)} expected", file=sys.stderr)

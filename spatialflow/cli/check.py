@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from spatialflow.cli.console import close_output, print_line
-from spatialflow.cli.errors import program_name
+from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec
 from spatialflow.data.registration import find_dataset, view_of
@@ -25,8 +25,15 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0 if there is no problem, 1 if there are some, 2 if there is no such data set.
     """
+    with errors_in_one_line():
+        return _main(args)
+
+
+def _main(args: argparse.Namespace) -> int:
     try:
-        return _check(args)
+        status = _check(args)
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         print(f"{program_name()}: {printable(str(error))}; try --help", file=sys.stderr)
         return 2

@@ -24,7 +24,10 @@ MOST_LETTERS = 300
 
 
 def get_cfg(
-    config_file: str | os.PathLike[str] | None = None, opts: Sequence[object] = ()
+    config_file: str | os.PathLike[str] | None = None,
+    opts: Sequence[object] = (),
+    *,
+    absolute: bool = True,
 ) -> CfgNode:
     """Return a config with Detectron2's and SpatialFlow's keys.
 
@@ -32,9 +35,11 @@ def get_cfg(
         config_file: YAML file, as a path or relative to the project's ``configs`` folder; None for
             ``Base-SpatialFlow.yaml``.
         opts: KEY VALUE pairs, as on the command line. They override the file.
+        absolute: Whether to make paths (:data:`~spatialflow.config.values.PATH_KEYS`) absolute; a
+            hash that shall not depend on the current folder takes them as they are given.
 
     Returns:
-        The config; its paths (:data:`~spatialflow.config.values.PATH_KEYS`) are absolute.
+        The config.
 
     Raises:
         ConfigError: If the file does not exist or is no config, or if a key does not exist or has a
@@ -51,7 +56,8 @@ def get_cfg(
     check_values(cfg, defaults)
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    expand_paths(cfg)
+    if absolute:
+        expand_paths(cfg)
     return cfg
 
 

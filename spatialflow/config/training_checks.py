@@ -136,7 +136,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
             "whole numbers from 1 on",
             lambda v, _: len(v) > 0 and all(isinstance(x, int) and x >= 1 for x in v),
         ),
-        *at_least(64, "TEST.AUG.MAX_SIZE"),
+        *at_least(1, "TEST.AUG.MAX_SIZE"),
     ),
     ("SOLVER.WEIGHT_DECAY_NORM", "None, or 0 or more,", lambda v, _: v is None or v >= 0),
     ("SOLVER.WEIGHT_DECAY_BIAS", "None, or 0 or more,", lambda v, _: v is None or v >= 0),

@@ -23,6 +23,9 @@ PATH_KEYS = (
 )
 """Keys whose values are files or folders."""
 
+OPTIONAL_KEYS = ("SOLVER.WEIGHT_DECAY_NORM",)
+"""Keys that may be None though their default is not: the weight decay of all parameters then."""
+
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 MOST_LETTERS = 100
 MOST = 2**63
@@ -64,7 +67,7 @@ def check_values(cfg: CfgNode, defaults: Mapping[str, Any]) -> None:
     """
     for key, value in leaves(cfg).items():
         default = defaults.get(key)
-        if default is None:
+        if default is None or (value is None and key in OPTIONAL_KEYS):
             continue
         if value is None:
             expected = KINDS.get(type(default), "a list")

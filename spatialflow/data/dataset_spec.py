@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,9 @@ THINGS = "things"
 
 THINGS_COLOR = (82, 18, 128)
 """RGB colour of label 0 ("things") in a semantic map, the same as Detectron2's."""
+
+Pair = tuple[dict, dict]
+"""An image entry of a JSON, and its annotation."""
 
 Remap = str | Mapping[str | int, str] | None
 Split = tuple[str, float, int] | None
@@ -75,6 +78,8 @@ class DatasetSpec:
         own: Whether a config describes the data itself, as in `DATASETS.FOLDER`.
         given_classes: Classes in their order, in the place of those of the JSON; () for the JSON's,
             in the order of their ids.
+        keep: None, or a function that returns those of (image entry, annotation) pairs that the
+            data set has, and the names of the images that it has and that are not among them.
         root_variable: Environment variable with the folder that the three paths are relative to;
             "" for absolute paths.
     """
@@ -89,6 +94,7 @@ class DatasetSpec:
     city_folders: bool = False
     own: bool = False
     given_classes: tuple[Category, ...] = ()
+    keep: Callable[[DatasetSpec, list[Pair]], tuple[list[Pair], list[str]]] | None = None
     root_variable: str = ""
 
     def __post_init__(self) -> None:
@@ -366,10 +372,19 @@ def select(spec: DatasetSpec, listing: Listing) -> Selection:
             for pair in pairs
             if in_validation_split(pair[0]["file_name"], fraction, seed) == (part == "val")
         ]
+    unlisted: list[str] = []
+    if spec.keep is not None:
+        pairs, unlisted = spec.keep(spec, pairs)
     pairs = pairs[: spec.limit]
     kept = {image["file_name"] for image, _ in pairs}
     elsewhere = {image["file_name"] for image, _ in listing.pairs} - kept
     defects = [defect for defect in listing.defects if defect.image not in elsewhere]
+    if spec.keep is not None and not unlisted:  # other defects are of images that it has not
+        defects = [defect for defect in defects if defect.image in kept]
+    defects += [
+        Defect(spec.annotations_json, f"lists no sound entry of {name}, an image of {spec.name}")
+        for name in unlisted
+    ]
     if not pairs:
         defects.append(Defect(spec.annotations_json, _why_empty(spec, listing)))
     return Selection(pairs, defects, listing.unannotated)
@@ -378,6 +393,8 @@ def select(spec: DatasetSpec, listing: Listing) -> Selection:
 def _why_empty(spec: DatasetSpec, listing: Listing) -> str:
     """Return the message of a data set without images: what left them out, and what to change."""
     annotated = len(listing.pairs)
+    if annotated and spec.keep is not None:
+        return f"data set {spec.name!r} has none of the {annotated} annotated images"
     if not annotated or spec.split is None:
         left_out = f"; {listing.unannotated} have no annotation" if listing.unannotated else ""
         return f"data set {spec.name!r} has no annotated image{left_out}"

@@ -12,6 +12,7 @@ H, W: height and width.
 from __future__ import annotations
 
 import os
+import re
 from typing import IO, NamedTuple
 
 import cv2
@@ -34,6 +35,7 @@ FORMATS = {
     "GIF": (".gif",),
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
@@ -41,6 +43,9 @@ FORMATS = {
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
+# Width, height and the value of white of a PGM or PPM; comments go to the end of a line.
+_PPM_HEADER = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)")
+_PPM_HEADER_BYTES = 4096
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Numbers of TIFF's tags and of its sample formats.
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 256, 257, 258, 262, 284, 339
@@ -49,6 +54,7 @@ _KINDS = {1: "integers", 2: "signed integers", 3: "floats"}
 _SCALABLE = ((16, 1), (16, 2), (32, 3), (64, 3))
 _ORIENTATION = 274
 _MANY_COLORS = 3
+_WHITE = 255
 
 
 class Picture(NamedTuple):
@@ -149,7 +155,7 @@ def _read_bytes(file: IO[bytes], path: str, format: str, listed: ListedImage | N
     except UnidentifiedImageError:
         names = ", ".join(FORMATS)
         message = f"is not a picture of a known format ({names}, of 8 bits a channel), or its first"
-        message += " bytes are broken"
+        message += " bytes are broken; convert it to PNG or JPEG"
         name = None if listed is None else listed.name
         raise DefectError([Defect(path, message, name)]) from None
     with picture:
@@ -186,12 +192,14 @@ def _turned(
 
 
 def _deep_pixels(file: IO[bytes]) -> _Deep | None:
-    """Return what the header of a PNG or TIFF describes, None for unsigned channels of 8 bits.
+    """Return what the header of a PNG, TIFF or PPM describes, None for unsigned channels of 8 bits.
 
-    Pillow's mode does not tell: it reads some images of 16 bits as if they had 8. Files of the
+    Pillow's mode does not tell: it reads some images of 16 bits as if they had 8. Files of
     other formats have at most 8 bits, or Pillow does not read them.
     """
     head = file.read(26)
+    if head[:2] in (b"P2", b"P3", b"P5", b"P6", b"Pf", b"PF"):
+        return _deep_ppm(head + file.read(_PPM_HEADER_BYTES))
     if head.startswith(PNG_SIGNATURE):
         if len(head) < 26 or head[24] <= 8:
             return None
@@ -216,6 +224,16 @@ def _deep_pixels(file: IO[bytes]) -> _Deep | None:
     return _Deep(bits, kind, (tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)), readable)
 
 
+def _deep_ppm(head: bytes) -> _Deep | None:
+    """Return what the header of a PGM, a PPM or a map of floats describes, as `_deep_pixels`."""
+    if head[1:2] in b"fF":
+        return _Deep(32, 3, (0, 0), readable=False)
+    found = _PPM_HEADER.match(head)
+    if found is None or int(found[3]) <= _WHITE:
+        return None
+    return _Deep(16, 1, (int(found[2]), int(found[1])), readable=False)
+
+
 def _refusal(deep: _Deep) -> str:
     what = f"has channels of {deep.bits} bits ({_KINDS.get(deep.kind, 'of unknown type')})"
     if deep.readable:
@@ -223,7 +241,7 @@ def _refusal(deep: _Deep) -> str:
             f"{what}; 8 bits are expected: convert it, or give the value of white, such as 65535, "
             "as INPUT.WHITE_LEVEL"
         )
-    return f"{what}, which are not read; 8 bits are expected: convert it"
+    return f"{what}, which are not read; 8 bits are expected: convert it to PNG or JPEG"
 
 
 def _decoded(data: bytes) -> np.ndarray | None:

@@ -209,15 +209,24 @@ class EvaluationLoader:
         report_progress("evaluation", 0, total)
         done = 0
         try:
-            for batch in self._batches:
-                for item in batch:
-                    if isinstance(item, DataError):
-                        raise item
+            for batch in self.batches():
                 yield batch
                 done += 1
                 report_progress("evaluation", done, total)
         finally:
             report_progress("evaluation", done, total, ended=True)
+
+    def batches(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the same batches, and report no evaluation.
+
+        Raises:
+            DataError: If an image is bad.
+        """
+        for batch in self._batches:
+            for item in batch:
+                if isinstance(item, DataError):
+                    raise item
+            yield batch
 
 
 class _ErrorsAsValues:

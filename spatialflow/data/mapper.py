@@ -120,14 +120,14 @@ class PanopticMapper:
             DataError: If a file cannot be read, or the sizes or the segments of image, PNG and JSON
                 disagree.
         """
-        dataset_dict = _with_size(dataset_dict)
-        mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
         image = read_image(
-            mapped["file_name"],
+            dataset_dict["file_name"],
             self.image_format,
-            listed=_listed_image(dataset_dict),
+            listed=_listed_image(dataset_dict) if _has_size(dataset_dict) else None,
             white_level=self.white_level,
         )
+        dataset_dict = {**dataset_dict, "height": image.shape[0], "width": image.shape[1]}
+        mapped = {k: dataset_dict[k] for k in ("file_name", "image_id", "height", "width")}
         if not self.is_train:
             inputs = T.AugInput(image)
             self.augmentations(inputs)
@@ -214,7 +214,10 @@ def panoptic_ground_truth(
     Raises:
         DataError: If the PNG cannot be read, or its size or segments differ from the JSON.
     """
-    ids = read_segment_map(_with_size(dataset_dict)).ids
+    if not _has_size(dataset_dict):  # any white level will do
+        height, width = read_image(dataset_dict["file_name"], white_level=1).shape[:2]
+        dataset_dict = {**dataset_dict, "height": height, "width": width}
+    ids = read_segment_map(dataset_dict).ids
     things = numbered(metadata, isthing=True)
     segments = []
     for segment in dataset_dict["segments_info"]:
@@ -226,12 +229,8 @@ def panoptic_ground_truth(
     return torch.from_numpy(ids), segments
 
 
-def _with_size(dataset_dict: dict) -> dict:
-    """Return a dict with the `height` and `width` of the image file, if it has none."""
-    if "height" in dataset_dict and "width" in dataset_dict:
-        return dataset_dict
-    height, width = detection_utils.read_image(dataset_dict["file_name"]).shape[:2]
-    return {**dataset_dict, "height": height, "width": width}
+def _has_size(dataset_dict: dict) -> bool:
+    return "height" in dataset_dict and "width" in dataset_dict
 
 
 def _listed_image(dataset_dict: dict) -> ListedImage:

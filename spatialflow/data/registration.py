@@ -209,7 +209,8 @@ def view_of(name: str) -> str:
     """Return the name under which this package reads a data set.
 
     A panoptic data set of other code is registered for this package, too, as `<name>@spatialflow`:
-    with sizes, contiguous numbers as in `register_panoptic`, and metadata that go with them.
+    with sizes, contiguous numbers as in `register_panoptic`, and metadata that go with them. It has
+    the images that the registered function returns.
 
     Args:
         name: Name of a data set.
@@ -224,7 +225,7 @@ def view_of(name: str) -> str:
     if known is None or isinstance(known, PanopticDataset):
         return name
     metadata = MetadataCatalog.get(name)
-    return _register_view(foreign_spec(name, metadata)) if has_places(metadata) else name
+    return _register_view(foreign_spec(name, metadata, known)) if has_places(metadata) else name
 
 
 def _register_view(spec: DatasetSpec) -> str:

@@ -107,7 +107,7 @@ def check_run_outputs(
         ConfigError: If a file cannot be written, or there is less space than a checkpoint takes.
     """
     numbered = [path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")]
-    check_outputs(cfg.OUTPUT_DIR, [*files, *numbered])
+    check_outputs(cfg.OUTPUT_DIR, [*files, *numbered], replaced=lambda name: name.endswith(".pth"))
     check_free_space(cfg.OUTPUT_DIR, model, optimizer)
 
 

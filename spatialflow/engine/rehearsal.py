@@ -14,6 +14,7 @@ from detectron2.evaluation.evaluator import inference_context
 from torch import nn
 
 from spatialflow.data.dataset import PanopticDataset
+from spatialflow.data.loader import EvaluationLoader
 from spatialflow.data.readable import check_images
 from spatialflow.engine.output import in_main_process
 from spatialflow.utils.files import check_outputs
@@ -65,7 +66,8 @@ def rehearse_evaluation(
             continue
         evaluator.reset()
         with seeded(0), inference_context(model), torch.no_grad():  # a loader draws a seed
-            batch = next(iter(loader), None)
+            batches = loader.batches() if isinstance(loader, EvaluationLoader) else iter(loader)
+            batch = next(batches, None)
             if batch is not None:  # None: other processes have all images
                 evaluator.process(batch, model(batch))
     if names:

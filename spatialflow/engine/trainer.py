@@ -156,14 +156,14 @@ class Trainer(DefaultTrainer):
             logger.info("model: %s", describe_model(self.cfg, self.model))
             if self.start_iter < self.max_iter:
                 self.rehearse_end()
-            logger.info(
-                "training: iterations %d to %d of %d images each, from %d images; %s",
-                self.start_iter + 1,
-                self.max_iter,
-                self.cfg.SOLVER.IMS_PER_BATCH * self.cfg.SOLVER.ACCUMULATION_STEPS,
-                self.step_trainer.data_loader.num_images,
-                f"the whole log is in {self.cfg.OUTPUT_DIR}/log.txt",
-            )
+                logger.info(
+                    "training: iterations %d to %d of %d images each, from %d images; %s",
+                    self.start_iter + 1,
+                    self.max_iter,
+                    self.cfg.SOLVER.IMS_PER_BATCH * self.cfg.SOLVER.ACCUMULATION_STEPS,
+                    self.step_trainer.data_loader.num_images,
+                    f"the whole log is in {self.cfg.OUTPUT_DIR}/log.txt",
+                )
             with self.stop_signals:
                 try:
                     results = super().train()

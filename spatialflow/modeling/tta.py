@@ -94,7 +94,8 @@ class TestTimeAugmentation(nn.Module):
         for resize in self.resizes:
             for flip in flips[: 1 + self.flip]:
                 view, transforms = T.apply_augmentations([resize, *flip], pixels)
-                image = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+                # A copy: the mirrored view of one column is contiguous, with a negative stride.
+                image = torch.from_numpy(view.transpose(2, 0, 1).copy())
                 combined = T.TransformList([*before, *transforms.transforms])
                 views.append({"image": image, "transforms": combined})
         return views

@@ -83,12 +83,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     _flush_folder(path.parent)
 
 
-def check_outputs(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+def check_outputs(
+    folder: str | os.PathLike[str],
+    names: Iterable[str],
+    *,
+    replaced: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Make a folder, and check that files can be written into it, before the work that fills them.
 
     Args:
         folder: Folder of the files.
-        names: Names of the files; those that exist will be replaced.
+        names: Names of the files.
+        replaced: Function that returns whether a file is written beside its place and renamed, so
+            that the mode of the one before does not matter.
 
     Raises:
         ConfigError: If a file is in the place of a folder or a folder in that of a file, or if
@@ -106,7 +113,7 @@ def check_outputs(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
     for path in (folder / name for name in names):
         if path.is_dir():
             raise ConfigError(f"{path}: a result goes there, and it is a folder; move that away")
-        if path.exists() and not os.access(path, os.W_OK):
+        if path.exists() and not (replaced(path.name) or os.access(path, os.W_OK)):
             raise ConfigError(
                 f"{path}: a result goes there, and it may not be written; move it away"
             )

@@ -7,6 +7,7 @@ import pytest
 from darts.genotype import Flow, Genotype
 from spatialflow.analysis.comparison import Comparison, comparison_table, load_genotypes
 from spatialflow.analysis.trials import run_trial
+from spatialflow.config import config_hash, get_cfg
 from spatialflow.utils.errors import ConfigError
 from spatialflow_cli.main import main
 from tests.analysis.test_intervals import random_counts, result
@@ -118,3 +119,21 @@ def test_the_table_pairs_with_the_first():
     assert "| searched − human | +0.0 (+0.0 to +0.0) |" in text
     assert "| 1.50 | 250 | 0.80 |" in text
     assert "GFLOPs" not in comparison_table(results)
+
+
+def test_results_of_a_relative_path_are_found_from_another_folder(mine, tmp_path, monkeypatch):
+    """The hash of version 0.1 has paths as they were given; absolute ones are accepted, too."""
+    runs = comparison(tmp_path, "parallel", mine, opts=["DATASETS.FOLDER.PATH", "some_data"])
+    runs.output.mkdir()
+    given = get_cfg(runs.config_file, runs.opts, absolute=False)
+    assert given.DATASETS.FOLDER.PATH == "some_data"
+    absolute = get_cfg(runs.config_file, runs.opts)
+    assert config_hash(given) != config_hash(absolute)
+    for seed, cfg in enumerate((given, absolute)):
+        kept = {**runs.identity("mine", seed), "settings": config_hash(cfg)}
+        (runs.output / f"mine-seed{seed}.json").write_text(json.dumps(kept))
+    assert runs.missing() == [("parallel", 0), ("parallel", 1)]
+    before = runs.identity("mine", 0)
+    monkeypatch.chdir(tmp_path)
+    assert runs.identity("mine", 0) == before
+    assert runs.result("mine", 0) is not None

@@ -192,3 +192,13 @@ def test_paths_of_a_command_line_begin_at_home(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parse("check", ["~nobody-here/x"])
     assert "'~nobody-here/x': no home folder '~nobody-here'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["check", "DATA"], ["doctor"], ["--help"]], ids=" ".join)
+def test_an_output_that_is_full_is_one_line(words, scenes_root, monkeypatch):
+    monkeypatch.setattr("spatialflow_cli.doctor.run_checks", list)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        words = [str(scenes_root) if word == "DATA" else word for word in words]
+        with pytest.raises(SystemExit, match=r"^spatialflow.*: .*No space left"):
+            main(words)

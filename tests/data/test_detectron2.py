@@ -266,12 +266,14 @@ def test_cityscapes_of_detectron2(write_dataset):
     content["images"][0] |= {"id": "ulm_1_2", "file_name": "ulm_1_2_gtFine_leftImg8bit.png"}
     content["annotations"][0]["image_id"] = "ulm_1_2"
     (root / "panoptic.json").write_text(json.dumps(content))
-    (root / "images" / "ulm").mkdir()
-    (root / "images" / "000.png").rename(root / "images" / "ulm" / "ulm_1_2_leftImg8bit.png")
-    (root / "images" / "ulm" / "ulm_1_2_gtFine_labelTrainIds.png").touch()
+    images, labels = root / "leftImg8bit" / "ulm", root / "gtFine" / "ulm"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    (root / "images" / "000.png").rename(images / "ulm_1_2_leftImg8bit.png")
+    (labels / "ulm_1_2_gtFine_labelTrainIds.png").touch()
     metadata = standard(first="stuff")
     places = {
-        "image_root": str(root / "images"),
+        "image_root": str(root / "leftImg8bit"),
         "panoptic_root": str(root / "panoptic"),
         "panoptic_json": str(root / "panoptic.json"),
     }
@@ -280,7 +282,7 @@ def test_cityscapes_of_detectron2(write_dataset):
     )
     DatasetCatalog.register("city", lambda: load_cityscapes_panoptic(*places.values(), metadata))
     (one,) = DatasetCatalog.get(view_of("city"))
-    assert one["file_name"].endswith("images/ulm/ulm_1_2_leftImg8bit.png")
+    assert one["file_name"].endswith("leftImg8bit/ulm/ulm_1_2_leftImg8bit.png")
     assert [s["category_id"] for s in one["segments_info"]] == [1, 3, 0, 1, 0]
 
 

@@ -1,16 +1,17 @@
 """The mapper: image, masks, boxes and semantic map agree after every augmentation."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from PIL import Image
 
-from spatialflow.data import PanopticMapper
+from spatialflow.data import PanopticMapper, panoptic_ground_truth, read_image
 from spatialflow.data.augmentation import RandomCrop, ResizeShortestEdge
 from spatialflow.utils.errors import DataError
 
@@ -260,3 +261,22 @@ def test_training_sets_have_to_agree(one_image, write_dataset, register_folder):
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
         PanopticMapper(cfg, is_train=True)
+
+
+def test_a_dict_without_a_size_is_read_once_and_as_others(one_image, tmp_path, monkeypatch):
+    for key in ("height", "width"):
+        del one_image[key]
+    mapper = make_mapper(white_level=65535)
+    deep = np.full(SIZE, 32768, dtype=np.uint16)
+    Image.fromarray(deep).save(one_image["file_name"])
+    reads = []
+    monkeypatch.setattr(
+        "spatialflow.data.mapper.read_image", lambda *a, **k: reads.append(a) or read_image(*a, **k)
+    )
+    mapped = mapper(one_image)
+    assert (mapped["height"], mapped["width"]) == SIZE
+    assert len(reads) == 1
+    assert panoptic_ground_truth(one_image, MetadataCatalog.get("tiny"))[0].shape == SIZE
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(DataError, match=r"fifo\.png: is a FIFO"):
+        mapper({**one_image, "file_name": str(tmp_path / "fifo.png")})

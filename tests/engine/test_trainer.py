@@ -1,18 +1,26 @@
 """The real trainer on generated scenes, for a few iterations."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage, EventWriter
 
+from spatialflow.config import get_cfg
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.hooks import EvaluationHook, Writer
-from tests.conftest import GROUP_NORM
+from spatialflow.engine.setup import _check_data_files
+from spatialflow.search.trainer import SearchTrainer
+from spatialflow.utils.console import PROGRESS
+from spatialflow.utils.errors import ConfigError
+from spatialflow.utils.files import check_outputs
+from tests.conftest import GROUP_NORM, TINY
 
 LOSSES = ("loss_cls", "loss_box", "loss_mask", "loss_stuff")
 
@@ -307,3 +315,65 @@ def test_the_best_is_by_the_first_of_several_test_sets(scenes_cfg, scenes):
     trainer = Trainer(scenes_cfg({"DATASETS.TEST": (scenes, scenes)}))
     hook = next(hook for hook in trainer._hooks if isinstance(hook, EvaluationHook))
     assert hook.metric == f"{scenes}/panoptic_seg/PQ"
+
+
+def test_only_an_evaluation_reports_one(scenes_cfg, caplog):
+    """The evaluation that is tried before the first step draws no bar and says nothing."""
+    cfg = scenes_cfg({"SOLVER.MAX_ITER": 1})
+    with caplog.at_level(PROGRESS), caplog.at_level(PROGRESS, "spatialflow.progress"):
+        run(Trainer(cfg))
+    lines = [record.getMessage() for record in caplog.records]
+    begins = next(i for i, line in enumerate(lines) if line.startswith("training: iterations 1 to"))
+    assert [line for line in lines[:begins] if line.startswith("evaluation")] == [
+        "evaluation was tried with one image of tiny_scenes"
+    ]
+    assert sum(line.startswith("evaluation: tiny_scenes, 6") for line in lines[begins:]) == 1
+
+
+def test_a_finished_run_says_nothing_of_a_training(scenes_cfg, caplog):
+    trainer = Trainer(scenes_cfg({"DATASETS.TEST": ()}))
+    trainer.start_iter = trainer.max_iter
+    with caplog.at_level("INFO"):
+        trainer.train()
+    assert "training: iterations" not in caplog.text
+
+
+def test_test_data_are_checked_for_a_subclass_that_inherits_its_evaluator(scenes):
+    DatasetCatalog.register("boxes", list)
+    keys = {
+        **TINY,
+        "DATASETS.TRAIN": (scenes,),
+        "DATASETS.TEST": ("boxes",),
+    }
+    words = [word for pair in keys.items() for word in pair]
+
+    class Inherits(Trainer):
+        pass
+
+    class Evaluates(Trainer):
+        @classmethod
+        def build_evaluator(cls, cfg, dataset_name):
+            return None
+
+    cfg = get_cfg(None, words)
+    for trainer in (Trainer, Inherits, SearchTrainer):
+        with pytest.raises(ConfigError, match="data set 'boxes' is not panoptic"):
+            _check_data_files(cfg, ("TEST",), trainer)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    _check_data_files(cfg, ("TEST",), Evaluates)
+
+
+def test_a_protected_checkpoint_is_replaced_and_a_protected_log_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: os.path.isdir(path))
+    for name in ("model_final.pth", "metrics.json"):
+        (tmp_path / name).touch()
+
+    def check(*names):
+        check_outputs(tmp_path, names, replaced=lambda name: name.endswith(".pth"))
+
+    check("model_final.pth", "other.json")
+    with pytest.raises(ConfigError, match=r"metrics\.json: .* may not be written"):
+        check("metrics.json")
+    (tmp_path / "model_0.pth").mkdir()
+    with pytest.raises(ConfigError, match=r"model_0\.pth: .* it is a folder"):
+        check("model_0.pth")

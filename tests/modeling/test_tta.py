@@ -157,3 +157,11 @@ def test_views_of_a_thin_image_have_pixels(build, size):
     _, _, augmented = build({**views(True, 32, 64), "TEST.AUG.MAX_SIZE": 64})
     (result,) = augmented([{"image": torch.full((3, *size), 99, dtype=torch.uint8)}])
     assert result["panoptic_seg"][0].shape == size
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_views_may_be_small(build, make_input, size):
+    _, _, model = build({**views(True, 1, 32), "TEST.AUG.MAX_SIZE": size})
+    image = make_input(70, 90)
+    (result,) = model([image])
+    assert result["panoptic_seg"][0].shape == (70, 90)
