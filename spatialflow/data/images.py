@@ -241,7 +241,7 @@ def _refusal(deep: _Deep) -> str:
             f"{what}; 8 bits are expected: convert it, or give the value of white, such as 65535, "
             "as INPUT.WHITE_LEVEL"
         )
-    return f"{what}, which are not read; 8 bits are expected: convert it to PNG or JPEG"
+    return f"{what}, which are not read; 8 bits are expected: convert it"
 
 
 def _decoded(data: bytes) -> np.ndarray | None:
