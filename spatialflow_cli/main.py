@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from spatialflow_cli.commands import COMMANDS, parser_of
 
 PROGRAM = "spatialflow"
 HELP = ("-h", "--help")
+OF_OTHERS = ("torch.fx._symbolic_trace", "torch.utils.cpp_extension", "detectron2.config.compat")
+"""Loggers that warn at each start: of PyTorch's own code, a compiler, a config without VERSION."""
 OWN_PACKAGES = ("spatialflow", "darts")
 INTERRUPTED = 128 + 2
 """Exit status after Ctrl-C, as shells have it."""
@@ -81,6 +85,9 @@ def run(name: str, words: Sequence[str], program: str) -> int:
     # Names of files and classes are printed on every console, also one that knows ASCII only.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    for logger in OF_OTHERS:
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release")
     command = COMMANDS[name]
     arguments = parser_of(command, program).parse_args(words)
     # Errors name the program by this, also in the processes that a run starts.
