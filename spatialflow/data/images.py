@@ -246,12 +246,14 @@ def _refusal(deep: _Deep) -> str:
 
 def _decoded(data: bytes) -> np.ndarray | None:
     """Decode a deep image by OpenCV, which would print what is wrong with a file."""
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)
+    opencv: Any = cv2
+    log = opencv if hasattr(cv2, "setLogLevel") else opencv.utils.logging  # in OpenCV 5
+    level = log.getLogLevel()
+    log.setLogLevel(0)
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
-        cv2.setLogLevel(level)
+        log.setLogLevel(level)
 
 
 def _scaled(
