@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
