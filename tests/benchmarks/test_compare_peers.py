@@ -134,7 +134,7 @@ def started(tmp_path, monkeypatch):
     """The runs that are started; each leaves a result at once."""
     runs = []
 
-    def run(command, check, env):
+    def run(command, environment):
         # 'python -W ignore FILE one DATASET CONTESTANT RATE SEED …'
         dataset, contestant, rate, seed = command[5:9]
         run = compare_peers.Run(dataset, contestant, float(rate), int(seed))
@@ -142,8 +142,9 @@ def started(tmp_path, monkeypatch):
         path = tmp_path / run.file
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result(contestant, int(seed), random_counts(0), float(rate))))
+        return 0, None
 
-    monkeypatch.setattr(trials.subprocess, "run", run)
+    monkeypatch.setattr(trials, "_run_to_its_end", run)
     return runs
 
 
@@ -184,9 +185,6 @@ def test_mistakes_are_found_before_the_first_run(tmp_path, started, changes, mes
 
 
 def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
-    def run(command, check, env):
-        raise trials.subprocess.CalledProcessError(1, command)
-
-    monkeypatch.setattr(trials.subprocess, "run", run)
+    monkeypatch.setattr(trials, "_run_to_its_end", lambda command, environment: (1, None))
     with pytest.raises(ValueError, match=r"panoptic_fpn-lr0\.001-seed0\.json: .* status 1"):
         compare_peers.run_all(arguments(tmp_path))
