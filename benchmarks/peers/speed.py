@@ -19,7 +19,7 @@ from benchmarks.peers.contestants import MAIN, config, run_name
 from spatialflow.analysis.intervals import Result, load_results
 from spatialflow.analysis.timing import IMAGES, ROUNDS, TimedModel, compare_times, time_in_turn
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import write_atomically
+from spatialflow.utils.files import write_json
 
 
 def timed(
@@ -82,10 +82,7 @@ def measure_speed(args: argparse.Namespace) -> None:
         }
         print(dataset, json.dumps(content[dataset], indent=1), flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        args.results / SPEED_FILE,
-        lambda file: file.write(json.dumps(content, indent=1, allow_nan=False).encode()),
-    )
+    write_json(args.results / SPEED_FILE, content, indent=1)
 
 
 def models(results: list[Result], dataset: str, weights: Path) -> dict[str, Path]:

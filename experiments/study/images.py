@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from spatialflow.analysis.intervals import Result, pq_from_counts
-from spatialflow.data.dataset_spec import in_validation_split
+from spatialflow.data.selection import in_validation_split
 
 PARTS = ("selection", "test")
 SPLIT_SEED = 20

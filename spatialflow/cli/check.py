@@ -9,14 +9,13 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from spatialflow.cli.console import close_output, print_line
+from spatialflow.cli.console import divert, print_line
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import DatasetSpec
 from spatialflow.data.registration import find_dataset, view_of
 from spatialflow.data.validation.report import Report, find_defects
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.text import printable
 
 
 def main(args: argparse.Namespace) -> int:
@@ -35,10 +34,10 @@ def _main(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except ConfigError as error:
-        print(f"{program_name()}: {printable(str(error))}; try --help", file=sys.stderr)
+        print_line(f"{program_name()}: {error}; try --help", sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
-        close_output()
+        divert(sys.stdout)
         return 1
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from spatialflow.utils.text import printable
 
@@ -25,6 +26,7 @@ def print_line(line: str, stream: TextIO | None = None) -> None:
     stream.write(text + "\n")
 
 
-def close_output() -> None:
-    """Send the standard output nowhere, after its reader has closed the pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def divert(stream: Any) -> None:
+    """Let a stream that cannot be written end in nothing: it is flushed again at the very end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

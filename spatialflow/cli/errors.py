@@ -19,13 +19,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from detectron2.utils import comm
 
 from darts.genotype import GenotypeError
 from darts.space import SpaceError
+from spatialflow.cli.console import divert
 from spatialflow.utils.errors import (
     CheckpointError,
     ConfigError,
@@ -124,7 +124,7 @@ def errors_in_one_line() -> Iterator[None]:
         try:
             sys.stdout.flush()
         except OSError:
-            _divert(sys.stdout)
+            divert(sys.stdout)
         sys.exit(f"{program_name()}: {line}")
     finally:
         logging.Handler.handleError = handle_error  # type: ignore[method-assign]
@@ -147,7 +147,7 @@ def _raise_error_of_log(handler: logging.Handler, record: logging.LogRecord) -> 
         record.msg, record.args = ascii(record.getMessage())[1:-1], None
         handler.emit(record)
     elif isinstance(error, OSError):
-        _divert(stream)
+        divert(stream)
         # An evaluator may redirect the console for a while.
         consoles = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
         if stream in consoles and error.errno in CLOSED_CONSOLE:
@@ -156,12 +156,6 @@ def _raise_error_of_log(handler: logging.Handler, record: logging.LogRecord) -> 
         raise OSError(error.errno, error.strerror, name) from error
     else:
         _HANDLE_ERROR(handler, record)
-
-
-def _divert(stream: Any) -> None:
-    """Let a stream that cannot be written end in nothing: it is flushed again at the very end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def program_name() -> str:

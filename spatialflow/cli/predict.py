@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 
-from spatialflow.cli.console import close_output, print_line
+from spatialflow.cli.console import divert, print_line
 from spatialflow.cli.errors import errors_in_one_line, program_name
 from spatialflow.cli.results import ResultWriter
 from spatialflow.config import get_cfg
@@ -113,7 +113,7 @@ def output_may_close() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        close_output()
+        divert(sys.stdout)
 
 
 def list_images(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:

@@ -31,9 +31,10 @@ from spatialflow.data.dataset_spec import (
     THINGS_COLOR,
     Category,
     DatasetSpec,
-    select,
+    contiguous_numbers,
 )
 from spatialflow.data.panoptic_png import segment_masks
+from spatialflow.data.selection import select
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import check_categories
@@ -138,7 +139,7 @@ class PanopticDataset:
         missing = missing_files(spec.files(pairs), spec.annotations_json)
         defects += missing
         without_files = {defect.image for defect in missing}
-        numbers = _numbers(classes)
+        numbers = contiguous_numbers(classes)
         dicts = []
         for image, annotation in pairs:
             if image["file_name"] not in without_files:
@@ -215,18 +216,20 @@ def set_metadata(
     classes, mapping = spec.read_classes(annotations.categories)
     things = [c for c in classes if c.isthing]
     stuff = [c for c in classes if not c.isthing]
-    numbers = {c.id: i + 1 for i, c in enumerate(stuff)}
+    numbers: dict[bool, dict[int, int]] = {True: {}, False: {}}
+    for class_id, (isthing, number) in contiguous_numbers(classes).items():
+        numbers[isthing][class_id] = number
     # As in Detectron2's separated data sets, label 0 of things has a category id.
-    numbers[next(i for i in itertools.count(0, -1) if i not in numbers)] = 0
+    numbers[False][next(i for i in itertools.count(0, -1) if i not in numbers[False])] = 0
     # Detectron2's Metadata refuses to change a value. But the JSON or the environment variable may
     # have changed since the last load, and the newest values count.
     vars(MetadataCatalog.get(spec.name)).update(
         thing_classes=[printable(c.name) for c in things],
         thing_colors=[list(c.color) for c in things],
-        thing_dataset_id_to_contiguous_id={c.id: i for i, c in enumerate(things)},
+        thing_dataset_id_to_contiguous_id=numbers[True],
         stuff_classes=[THINGS, *(printable(c.name) for c in stuff)],
         stuff_colors=[list(THINGS_COLOR), *(list(c.color) for c in stuff)],
-        stuff_dataset_id_to_contiguous_id=numbers,
+        stuff_dataset_id_to_contiguous_id=numbers[False],
         category_names={c.id: c.name for c in classes},
         image_root=spec.images,
         panoptic_root=spec.panoptic_root,
@@ -234,12 +237,6 @@ def set_metadata(
         json_file=f"{EVALUATION_PREFIX}{spec.name}/instances.json",
     )
     return classes, mapping
-
-
-def _numbers(classes: Sequence[Category]) -> dict[int, tuple[bool, int]]:
-    """Return class id → whether it is a thing, and its contiguous number."""
-    counts = {True: itertools.count(), False: itertools.count(1)}
-    return {c.id: (c.isthing, next(counts[c.isthing])) for c in classes}
 
 
 def _image_dict(

@@ -28,9 +28,15 @@ from PIL import Image
 
 from spatialflow.data.annotations import KEPT_JSONS, read_panoptic_json
 from spatialflow.data.dataset import EVALUATION_PREFIX, SEMANTIC_FOLDER, complete_segments
-from spatialflow.data.dataset_spec import IGNORE_LABEL, Category, DatasetSpec, select
+from spatialflow.data.dataset_spec import (
+    IGNORE_LABEL,
+    Category,
+    DatasetSpec,
+    contiguous_numbers,
+)
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.data.registration import find_dataset
+from spatialflow.data.selection import select
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.utils.errors import ConfigError
@@ -291,9 +297,10 @@ def semantic_map(name: str, png: str) -> np.ndarray:
         raise DefectError([Defect(spec.annotations_json, f"does not list the PNG {png!r}")])
     image, annotation = pair
     classes, mapping = spec.read_classes(truth.categories)
-    numbers = {c.id: i for i, c in enumerate((c for c in classes if not c.isthing), start=1)}
+    numbers = contiguous_numbers(classes)
     segments = annotation["segments_info"]
-    labels = [numbers.get(mapping[s["category_id"]], 0) for s in segments]
+    found = [numbers[mapping[segment["category_id"]]] for segment in segments]
+    labels = [0 if isthing else number for isthing, number in found]
     index = read_segments(spec.png_path(annotation), segments, spec.listed_image(image)).index
     return np.array([*labels, IGNORE_LABEL], dtype=np.uint8)[index]
 

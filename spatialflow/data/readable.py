@@ -8,10 +8,10 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from spatialflow.data.dataset_spec import select
 from spatialflow.data.evaluation_json import cache_root
 from spatialflow.data.images import read_image
 from spatialflow.data.registration import find_dataset
+from spatialflow.data.selection import select
 from spatialflow.data.validation.decoding import ListedImage
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files

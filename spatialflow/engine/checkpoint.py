@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spatialflow.utils.errors import CheckpointError
 from spatialflow.utils.files import why_no_file, write_atomically
 from spatialflow.utils.numpy_pickle import load_numpy_pickle
+from spatialflow.utils.text import first_of
 from spatialflow.utils.weights import check_archive, check_state, check_tensors
 
 ZOO_NAMES = {"roi_heads.mask_head.": "mask_head.fcn."}
@@ -280,10 +281,7 @@ def _part(name: str) -> str:
 
 def _some(what: str, names: list[str]) -> str:
     """Return up to three names as part of a message; "" where there are no names."""
-    if not names:
-        return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}; "
+    return f"{what} {first_of(names)}; " if names else ""
 
 
 def _reason(error: Exception) -> str:

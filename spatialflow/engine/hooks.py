@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
@@ -22,7 +21,6 @@ from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.utils.console import report_progress
 from spatialflow.utils.errors import DataError
 from spatialflow.utils.files import errors_name, read_json, write_json
-from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -228,39 +226,6 @@ class ProgressHook(HookBase):
         """Report the end, also of a training that failed."""
         done, total = self.trainer.iter, self.trainer.max_iter
         report_progress("training", done, total, ended=True)
-
-
-class StopHook(HookBase):
-    """Ends a training after a step if a signal has asked one of its processes for it.
-
-    Attributes:
-        done: Last iteration that was finished; None before the first.
-    """
-
-    def __init__(self, signals: StopSignals) -> None:
-        """Keep the signals.
-
-        Args:
-            signals: The signals of this process.
-        """
-        self.signals = signals
-        self.done: int | None = None
-
-    def after_step(self) -> None:
-        """Agree with the other processes whether to stop.
-
-        Raises:
-            Stopped: If one of them has received a signal.
-        """
-        self.done = self.trainer.iter
-        received = self.signals.received or 0
-        if comm.get_world_size() > 1:
-            device = next(self.trainer.model.parameters()).device
-            largest = torch.tensor(received, device=device)
-            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-            received = int(largest)
-        if received:
-            raise Stopped(received, between_steps=True, agreed=True)
 
 
 class Writer(hooks.PeriodicWriter):

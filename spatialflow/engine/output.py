@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 from torch import nn
 
-from spatialflow.utils.errors import ConfigError, ProcessError
+from spatialflow.engine.distributed import in_main_process
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import check_outputs
 from spatialflow.utils.hold import ADVICE, held, hold
 
@@ -20,32 +20,12 @@ RUN_FILES = (
     "last_checkpoint",
     "last_evaluation.json",
     "metrics.json",
-    "model_best.pth",
-    "model_final.pth",
     "results.json",
 )
-"""Files that a training writes into its folder, beside numbered checkpoints."""
+"""Files that a training writes into its folder, beside checkpoints."""
 
-
-def in_main_process(work: Callable[[], object]) -> None:
-    """Call a function in the main process; where it fails, all processes fail.
-
-    Raises:
-        ProcessError: In another process, if the function has raised an error.
-        Exception: In the main process, what the function raises.
-    """
-    failure: Exception | None = None
-    if comm.is_main_process():
-        try:
-            work()
-        except Exception as error:
-            failure = error
-    text = "" if failure is None else " ".join(str(failure).split()) or repr(failure)
-    text = comm.all_gather(text)[0]
-    if failure is not None:
-        raise failure
-    if text:
-        raise ProcessError(f"the main process has failed: {text}")
+CHECKPOINTS = ("model_best.pth", "model_final.pth")
+"""Files of its checkpoints that have no number."""
 
 
 def hold_output(cfg: CfgNode, *, evaluation: bool = False) -> str:
@@ -106,8 +86,9 @@ def check_run_outputs(
     Raises:
         ConfigError: If a file cannot be written, or there is less space than a checkpoint takes.
     """
-    numbered = [path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")]
-    check_outputs(cfg.OUTPUT_DIR, [*files, *numbered], replaced=lambda name: name.endswith(".pth"))
+    check_outputs(cfg.OUTPUT_DIR, files)
+    checkpoints = [path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")]
+    check_outputs(cfg.OUTPUT_DIR, [*CHECKPOINTS, *checkpoints], replaced=True)
     check_free_space(cfg.OUTPUT_DIR, model, optimizer)
 
 

@@ -83,6 +83,12 @@ def _check_genotype(cfg: CfgNode) -> None:
         raise GenotypeError(f"MODEL.SPATIALFLOW.GENOTYPE: {name}: {error}") from error
 
 
+def has_pretrained_trunk(cfg: CfgNode) -> bool:
+    """Return whether SpatialFlow's trunk starts from weights of its own, beside MODEL.WEIGHTS."""
+    own = cfg.MODEL.SPATIALFLOW
+    return bool(own.TRUNK != "resnet" and own.TRUNK_PRETRAINED)
+
+
 def for_checkpoint(cfg: CfgNode) -> CfgNode:
     """Return the config of a model whose tensors will all come from a checkpoint.
 

@@ -16,7 +16,7 @@ from torch import nn
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.loader import EvaluationLoader
 from spatialflow.data.readable import check_images
-from spatialflow.engine.output import in_main_process
+from spatialflow.engine.distributed import in_main_process
 from spatialflow.utils.files import check_outputs
 from spatialflow.utils.randomness import seeded
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from spatialflow.config import genotype_of
 from spatialflow.config.options import SUPERNET
+from spatialflow.engine.preparation import has_pretrained_trunk
 from spatialflow.utils.precision import amp_dtype
 
 ARCHITECTURE = "SpatialFlow"
@@ -54,12 +55,10 @@ def describe_start(cfg: CfgNode, weights: str) -> str:
         cfg: Config of the run.
         weights: File that it starts from; "" for none.
     """
-    own = cfg.MODEL.SPATIALFLOW
     rest = f"random with seed {cfg.SEED}" if cfg.SEED >= 0 else "random"
     if weights:
         return f"those of {weights}, the rest {rest}"
-    pretrained = own.TRUNK != "resnet" and own.TRUNK_PRETRAINED
-    if pretrained and cfg.MODEL.META_ARCHITECTURE in (ARCHITECTURE, SUPERNET):
+    if has_pretrained_trunk(cfg) and cfg.MODEL.META_ARCHITECTURE in (ARCHITECTURE, SUPERNET):
         return f"a pretrained trunk, the rest {rest}"
     return rest
 

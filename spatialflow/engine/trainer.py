@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import time
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -24,18 +22,19 @@ from spatialflow.config.options import SUPERNET
 from spatialflow.config.training_checks import check_training_config
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
+from spatialflow.engine.distributed import distributed, in_main_process
 from spatialflow.engine.hooks import (
     EvaluationHook,
     NamingWriter,
     ProgressHook,
-    StopHook,
     Writer,
 )
 from spatialflow.engine.optimizer import build_optimizer
-from spatialflow.engine.output import RUN_FILES, check_run_outputs, in_main_process, output_held
-from spatialflow.engine.preparation import check_classes, for_checkpoint
+from spatialflow.engine.output import RUN_FILES, check_run_outputs, output_held
+from spatialflow.engine.preparation import check_classes, for_checkpoint, has_pretrained_trunk
 from spatialflow.engine.rehearsal import rehearse_evaluation
 from spatialflow.engine.step import StepTrainer
+from spatialflow.engine.stopping import StopHook, end_stopped
 from spatialflow.engine.summary import describe_ap, describe_files, describe_model, describe_start
 from spatialflow.evaluation import build_evaluator
 from spatialflow.modeling.build import built_from_keys
@@ -47,9 +46,6 @@ from spatialflow.utils.precision import amp_dtype
 from spatialflow.utils.signals import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
-
-SAVING_SECONDS = 60
-"""Time that the main process has for its checkpoint after a signal in an evaluation."""
 
 
 class Trainer(DefaultTrainer):
@@ -87,7 +83,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(for_checkpoint(cfg) if from_checkpoint else cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = _distributed(model, unused=self.leaves_parameters_unused(cfg))
+        model = distributed(model, unused=self.leaves_parameters_unused(cfg))
         self._trainer = StepTrainer(
             model,
             data_loader,
@@ -168,43 +164,10 @@ class Trainer(DefaultTrainer):
                 try:
                     results = super().train()
                 except Stopped as stop:
-                    stopped = self._after_stop(stop)
-                    logger.debug("%s", stopped)
-                    raise stopped from None
+                    raise end_stopped(self, stop) from None
         if comm.is_main_process():
             logger.info("%s", describe_files(self.cfg.OUTPUT_DIR))
         return results
-
-    def _after_stop(self, stop: Stopped) -> Stopped:
-        """Write a checkpoint where the training can go on from, and return how to go on."""
-        hook = next(hook for hook in self._hooks if isinstance(hook, StopHook))
-        done = self.start_iter if hook.done is None else hook.done + 1
-        # Before the first step there is nothing to keep, and after the last one it is kept.
-        saves = stop.between_steps and hook.done is not None and done < self.max_iter
-        name = f"model_{hook.done or 0:07d}"
-        if saves:
-            self.stop_signals.ignore()
-            self.checkpointer.save(name, iteration=hook.done)
-        # What started the processes ends all when the first one ends.
-        if stop.agreed:
-            comm.synchronize()
-        elif saves and not comm.is_main_process():
-            self._await_checkpoint(f"{name}.pth")
-        last = "there is no checkpoint"
-        if self.checkpointer.has_checkpoint():
-            last = f"--resume goes on from {self.checkpointer.get_checkpoint_file()}"
-        return Stopped(
-            stop.signum,
-            f"stopped by {stop.name} after iteration {done} of {self.max_iter}; {last}",
-        )
-
-    def _await_checkpoint(self, name: str) -> None:
-        """Wait until the main process has saved, with a limit: it may have got no signal yet."""
-        for _ in range(SAVING_SECONDS):
-            time.sleep(1.0)  # also after the checkpoint, for the main process's last line
-            last = self.checkpointer.has_checkpoint() and self.checkpointer.get_checkpoint_file()
-            if last and Path(last).name == name:
-                return
 
     def rehearse_end(self) -> None:
         """Try what checkpoints and evaluations will need, before the first step.
@@ -286,14 +249,13 @@ class Trainer(DefaultTrainer):
 
     def _check_frozen_trunk(self) -> None:
         """Check that a new training does not keep random weights in its trunk for ever."""
-        own = self.cfg.MODEL.SPATIALFLOW
-        pretrained = own.TRUNK != "resnet" and own.TRUNK_PRETRAINED
-        if pretrained or self.starting_weights(self.cfg):
+        if has_pretrained_trunk(self.cfg) or self.starting_weights(self.cfg):
             return  # the checkpointer compares the frozen parameters with those of the file
         if frozen_trunk(self.checkpointer.model):
+            trunk = self.cfg.MODEL.SPATIALFLOW.TRUNK
             raise ConfigError(
                 f"MODEL.BACKBONE.FREEZE_AT: {self.cfg.MODEL.BACKBONE.FREEZE_AT} given, but "
-                f"MODEL.WEIGHTS is empty and trunk {own.TRUNK!r} starts from random weights, which "
+                f"MODEL.WEIGHTS is empty and trunk {trunk!r} starts from random weights, which "
                 "would stay as they are; weights, or FREEZE_AT 0 expected"
             )
 
@@ -402,24 +364,3 @@ def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
         return model
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     return TestTimeAugmentation(cfg, inner)
-
-
-def _distributed(model: nn.Module, *, unused: bool) -> nn.Module:
-    """Wrap a model in ``DistributedDataParallel`` if there are several processes.
-
-    Args:
-        model: Model on a CPU or a GPU.
-        unused: Whether a step may leave parameters without a gradient.
-    """
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
-    # Newer PyTorch has another name, and warns of the old one.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        model,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-        find_unused_parameters=unused,
-        **buffers,
-    )

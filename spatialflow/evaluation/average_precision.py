@@ -122,14 +122,13 @@ class InstanceEvaluator(COCOEvaluator):
         """
         nothing = COCO()
         nothing.dataset = {**self._coco_api.dataset, "annotations": []}
-        with contextlib.redirect_stdout(io.StringIO()):
-            nothing.createIndex()
-            evaluation = COCOevalMaxDets(self._coco_api, nothing, task)
-            evaluation.params.maxDets = self._max_dets_per_image
-            if img_ids is not None:
-                evaluation.params.imgIds = img_ids
-            evaluation.evaluate()
-            evaluation.accumulate()
+        nothing.createIndex()
+        evaluation = COCOevalMaxDets(self._coco_api, nothing, task)
+        evaluation.params.maxDets = self._max_dets_per_image
+        if img_ids is not None:
+            evaluation.params.imgIds = img_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
         evaluation.summarize()
         return evaluation
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from spatialflow.data.dataset_spec import in_validation_split
+from spatialflow.data.selection import in_validation_split
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.randomness import mix_seeds
 

@@ -16,7 +16,8 @@ from darts.architect import Named
 from darts.learner import ArchitectureLearner
 from darts.relaxation import Architecture, architecture_parameters
 from spatialflow.data.loader import TrainLoader, build_train_loader
-from spatialflow.engine.output import RUN_FILES, in_main_process, output_held
+from spatialflow.engine.distributed import in_main_process
+from spatialflow.engine.output import RUN_FILES, output_held
 from spatialflow.engine.trainer import Trainer
 from spatialflow.search.derivation import DERIVED_FILES, Derivation
 from spatialflow.search.hook import ArchitectureHook

@@ -17,6 +17,8 @@ from spatialflow.utils.errors import ConfigError, DataError
 
 PARTIAL_SUFFIX = ".partial"
 
+Json = TypeVar("Json", dict[str, Any], list[Any])
+
 # A name may have 255 bytes, a character up to four of them; the hidden file's name is longer.
 _PREFIX = 50
 _KINDS = {
@@ -45,9 +47,6 @@ def why_no_file(path: str | os.PathLike[str]) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
-
-
-Json = TypeVar("Json", dict[str, Any], list[Any])
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -84,18 +83,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
 
 
 def check_outputs(
-    folder: str | os.PathLike[str],
-    names: Iterable[str],
-    *,
-    replaced: Callable[[str], bool] = lambda name: False,
+    folder: str | os.PathLike[str], names: Iterable[str], *, replaced: bool = False
 ) -> None:
     """Make a folder, and check that files can be written into it, before the work that fills them.
 
     Args:
         folder: Folder of the files.
         names: Names of the files.
-        replaced: Function that returns whether a file is written beside its place and renamed, so
-            that the mode of the one before does not matter.
+        replaced: Whether the files are written by :func:`write_atomically`, so that the modes of
+            those before do not matter.
 
     Raises:
         ConfigError: If a file is in the place of a folder or a folder in that of a file, or if
@@ -113,7 +109,7 @@ def check_outputs(
     for path in (folder / name for name in names):
         if path.is_dir():
             raise ConfigError(f"{path}: a result goes there, and it is a folder; move that away")
-        if path.exists() and not (replaced(path.name) or os.access(path, os.W_OK)):
+        if path.exists() and not (replaced or os.access(path, os.W_OK)):
             raise ConfigError(
                 f"{path}: a result goes there, and it may not be written; move it away"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     """Return a text with line breaks, control characters and lone surrogates as escapes.
@@ -19,3 +21,9 @@ def printable(text: str) -> str:
 def cell(text: str) -> str:
     """Return a text for a cell of a Markdown table: printable, and without a bar that ends it."""
     return printable(text).replace("|", "\\|")
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Return up to three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spatialflow.utils.errors import CheckpointError
+from spatialflow.utils.text import first_of
 
 KEY = "MODEL.SPATIALFLOW.CHECK_WEIGHTS"
 """Key of the config that leaves out the checks that read all bytes of a file."""
@@ -70,7 +71,7 @@ def check_tensors(
         if not _casts(value, expected[name])
     ]
     if wrong:
-        raise CheckpointError(f"{path}: tensors of a wrong type: {_first(wrong)}")
+        raise CheckpointError(f"{path}: tensors of a wrong type: {first_of(wrong)}")
     if finite:
         check_finite(path, taken.items())
 
@@ -94,14 +95,14 @@ def check_state(path: str | Path, state: Any, *, finite: bool) -> None:
         if not (_is_plain(value) and (_is_float(value) or ".optimizer." not in name))
     ]
     if wrong:
-        raise CheckpointError(f"{path}: tensors of a wrong type: {_first(wrong)}")
+        raise CheckpointError(f"{path}: tensors of a wrong type: {first_of(wrong)}")
     numbers = [
         name
         for name, value in _leaves(state)
         if ".optimizer." in name and isinstance(value, float) and not math.isfinite(value)
     ]
     if numbers:
-        raise CheckpointError(f"{path}: not finite: {_first(numbers)}")
+        raise CheckpointError(f"{path}: not finite: {first_of(numbers)}")
     if finite:
         check_finite(path, tensors.items())
 
@@ -115,7 +116,7 @@ def check_finite(path: str | Path, tensors: Iterable[tuple[str, Tensor]]) -> Non
     broken = [name for name, value in tensors if not _is_finite(value)]
     if broken:
         raise CheckpointError(
-            f"{path}: NaN or infinity in {_first(broken)}; finite weights expected "
+            f"{path}: NaN or infinity in {first_of(broken)}; finite weights expected "
             f"({KEY} False takes them all the same)"
         )
 
@@ -174,8 +175,3 @@ def _leaves(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in items:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -227,7 +227,7 @@ def test_a_closed_output_does_not_end_the_work(predict, folder, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr("spatialflow.cli.predict.print_line", closed)
-    monkeypatch.setattr("spatialflow.cli.predict.close_output", lambda: None)
+    monkeypatch.setattr("spatialflow.cli.predict.divert", lambda _: None)
     code, output = predict(folder / "grey.png", folder / "odd.jpg")
     assert code == 0
     assert len(list((output / "panoptic").iterdir())) == 2

@@ -9,8 +9,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from spatialflow.data import register_panoptic, unregister
+from spatialflow.data import register_builtin, register_panoptic, unregister
 from spatialflow.data.panoptic_png import write_panoptic_png
+from spatialflow.data.registration import _builtin_specs
 
 CATEGORIES = [
     {"id": 7, "name": "cat", "isthing": 1, "color": [200, 10, 10], "supercategory": "animal"},
@@ -29,7 +30,10 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def clean_catalogs():
-    """Remove what a test registered."""
+    """Remove what a test registered, and what others have read of the built-in data sets."""
+    for spec in _builtin_specs():
+        unregister(spec.name)
+    register_builtin()
     before = set(DatasetCatalog) | set(MetadataCatalog)
     yield
     for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:

@@ -8,7 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from spatialflow.data import ensure_metadata, register_builtin, unregister
-from spatialflow.data.dataset_spec import in_validation_split, palette_color, read_categories
+from spatialflow.data.dataset_spec import palette_color, read_categories
+from spatialflow.data.selection import in_validation_split
 from spatialflow.utils.errors import DataError
 
 TWO_HALVES = np.repeat([[5, 70000]], 4, axis=0).repeat([3, 5], axis=1)  # (4, 8)

@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog
 from spatialflow.data import generate_scenes, register_panoptic, unregister
 from spatialflow.data.readable import check_images
 from spatialflow.engine import Trainer, prepare_config, setup
-from spatialflow.engine.output import check_run_outputs, in_main_process
+from spatialflow.engine.distributed import in_main_process
+from spatialflow.engine.output import check_run_outputs
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.errors import ConfigError, DataError, ProcessError
 from tests.conftest import TINY, TINY_RUN, parse

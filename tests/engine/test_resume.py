@@ -174,8 +174,8 @@ def test_processes_wait_for_a_checkpoint_of_the_main_one(scenes_cfg, scenes, mon
             trainer.checkpointer.tag_last_checkpoint("model_0000001.pth")
 
     def evaluate(*_):
-        monkeypatch.setattr("spatialflow.engine.trainer.comm.is_main_process", lambda: main)
-        monkeypatch.setattr("spatialflow.engine.trainer.time.sleep", sleep)
+        monkeypatch.setattr("spatialflow.engine.stopping.comm.is_main_process", lambda: main)
+        monkeypatch.setattr("spatialflow.engine.stopping.time.sleep", sleep)
         if not main:
             monkeypatch.setattr(trainer.checkpointer, "save", lambda *_, **__: None)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,11 +15,11 @@ from detectron2.utils.events import EventStorage, EventWriter
 from spatialflow.config import get_cfg
 from spatialflow.engine import StepTrainer, Trainer
 from spatialflow.engine.hooks import EvaluationHook, Writer
+from spatialflow.engine.output import RUN_FILES, check_run_outputs
 from spatialflow.engine.setup import _check_data_files
 from spatialflow.search.trainer import SearchTrainer
 from spatialflow.utils.console import PROGRESS
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import check_outputs
 from tests.conftest import GROUP_NORM, TINY
 
 LOSSES = ("loss_cls", "loss_box", "loss_mask", "loss_stuff")
@@ -363,17 +363,24 @@ def test_test_data_are_checked_for_a_subclass_that_inherits_its_evaluator(scenes
     _check_data_files(cfg, ("TEST",), Evaluates)
 
 
-def test_a_protected_checkpoint_is_replaced_and_a_protected_log_is_refused(tmp_path, monkeypatch):
+def test_a_protected_checkpoint_is_replaced_and_a_protected_log_is_refused(
+    scenes_cfg, tmp_path, monkeypatch
+):
+    cfg = scenes_cfg({"OUTPUT_DIR": str(tmp_path)})
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monkeypatch.setattr("os.access", lambda path, mode: os.path.isdir(path))
-    for name in ("model_final.pth", "metrics.json"):
+
+    def check():
+        check_run_outputs(cfg, RUN_FILES, model, optimizer)
+
+    for name in ("model_final.pth", "model_0000001.pth"):
         (tmp_path / name).touch()
-
-    def check(*names):
-        check_outputs(tmp_path, names, replaced=lambda name: name.endswith(".pth"))
-
-    check("model_final.pth", "other.json")
+    check()
+    (tmp_path / "metrics.json").touch()
     with pytest.raises(ConfigError, match=r"metrics\.json: .* may not be written"):
-        check("metrics.json")
+        check()
+    (tmp_path / "metrics.json").unlink()
     (tmp_path / "model_0.pth").mkdir()
     with pytest.raises(ConfigError, match=r"model_0\.pth: .* it is a folder"):
-        check("model_0.pth")
+        check()

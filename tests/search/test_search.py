@@ -16,7 +16,7 @@ from darts.relaxation import Architecture, Relaxation, architecture_parameters, 
 from spatialflow.cli.search import prepare
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.config.options import ATTENTION_SITES, SUPERNET
-from spatialflow.data.dataset_spec import in_validation_split
+from spatialflow.data.selection import in_validation_split
 from spatialflow.engine import prepare_config
 from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.heads.attention import attention_channels, attention_multiply_adds

@@ -13,11 +13,10 @@ from spatialflow.data.dataset_spec import (
     IGNORE_LABEL,
     Category,
     DatasetSpec,
-    Selection,
-    select,
     unusable_classes,
 )
 from spatialflow.data.images import read_picture
+from spatialflow.data.selection import Selection, select
 from spatialflow.data.validation.defects import Defect, DefectError
 from spatialflow.data.validation.file_rules import missing_files, read_segments
 from spatialflow.data.validation.json_rules import (

@@ -17,8 +17,7 @@ What remains:
 - PyTorch does not count writes through ``.data``, NumPy, DLPack or shared memory, nor those of
   fused optimisers. They are found by comparing values in each call: all of a tensor with fewer than
   2048 elements, and up to 1024 of a larger one, evenly spread. A write that leaves all of these as
-  they are goes unnoticed until the next ``train()``, ``to()`` or forward pass with gradients. To
-  compare all values took a tenth of the time of inference.
+  they are goes unnoticed until the next ``train()``, ``to()`` or forward pass with gradients.
 - A tool that changes a model in place by the exact classes of its modules (fusion and quantisation
   with ``inplace=True``) needs :func:`unpack_convolutions` first.
 - A kernel that replaces PyTorch's convolution in its dispatcher is not called, and a profiler sees
@@ -93,7 +92,8 @@ class _Packing(nn.Conv2d):
         Returns:
             (N, C', H', W'), or None where PyTorch has to compute it.
         """
-        parameters = self._parameters  # a parametrisation takes out of it what it computes
+        # A parametrisation removes a parameter that it computes: then PyTorch convolves.
+        parameters = self._parameters
         if not calls_are_plain() or "bias" not in parameters or "_conv_forward" in self.__dict__:
             return None
         sources = (parameters.get("weight"), parameters["bias"], *of_norm)
