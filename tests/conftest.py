@@ -58,6 +58,8 @@ GROUP_NORM = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
 }
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON_PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+"""Where programs in other folders find the packages."""
 
 
 def parse(command, words):
@@ -239,8 +241,9 @@ def program(tmp_path):
         what = ["-m", "spatialflow_cli"] if script == "spatialflow" else [str(ROOT / script)]
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PYTHON_PATH,
             "PYTHONWARNINGS": "ignore",
+            "CUDA_VISIBLE_DEVICES": "",  # several processes run on any machine
             "SPATIALFLOW_CACHE": str(tmp_path / "cache"),
             "OMP_NUM_THREADS": "1",
         }

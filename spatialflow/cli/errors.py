@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -68,6 +69,8 @@ LOST_PEER_MESSAGES = ("closed by peer", "reset by peer", "Broken pipe", "remote 
 """Parts of the messages of gloo and NCCL where another process has ended."""
 REPORT_SECONDS = 3.0
 """Time that other processes leave the first one of a machine to report an error, in seconds."""
+LOST_PEER_SECONDS = 20.0
+"""Time that a process which has lost another one leaves that one to report why, in seconds."""
 MOST_LETTERS = 1000
 """Length from which a line is cut."""
 _HANDLE_ERROR = logging.Handler.handleError
@@ -113,14 +116,12 @@ def errors_in_one_line() -> Iterator[None]:
         line = _describe(error)
         if line is None:
             raise
-        # All processes meet most mistakes. The first one of each machine reports, and what started
-        # the processes ends the others before they repeat it.
-        if _has_lost_a_peer(error):
-            time.sleep(2 * REPORT_SECONDS)
-        elif _is_further_process():
-            time.sleep(REPORT_SECONDS)
         if wants_trace:
             traceback.print_exc()
+        # All processes meet most mistakes. One of each machine reports, the first if it can.
+        patience = REPORT_SECONDS if _is_further_process() else 0.0
+        if not _is_to_report(LOST_PEER_SECONDS if _has_lost_a_peer(error) else patience):
+            sys.exit(1)
         try:
             sys.stdout.flush()
         except OSError:
@@ -134,6 +135,31 @@ def errors_in_one_line() -> Iterator[None]:
 def _is_further_process() -> bool:
     """Return whether this is not the first process of its machine."""
     return comm.get_local_rank() != 0 or os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def _is_to_report(patience: float) -> bool:
+    """Return whether no other process of this machine has reported its error.
+
+    The processes count in the store in which they have met. Where it is gone, each one reports.
+
+    Args:
+        patience: Time that this process leaves the others to report, in seconds.
+    """
+    if not dist.is_initialized():
+        time.sleep(patience)
+        return True
+    reported = f"reported on {socket.gethostname()}"
+    end = time.monotonic() + patience
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        while time.monotonic() < end and not store.check([reported]):
+            time.sleep(0.1)
+        if store.add(reported, 1) == 1:
+            return True
+    except RuntimeError:
+        return True
+    time.sleep(1.0)  # What started the processes ends the other one when this one ends.
+    return False
 
 
 def _raise_error_of_log(handler: logging.Handler, record: logging.LogRecord) -> None:

@@ -120,13 +120,8 @@ TRAINING_RULES: tuple[Rule, ...] = (
         "SOLVER.WEIGHT_DECAY",
     ),
     *in_range(0, 1, "SOLVER.MOMENTUM"),
-    *at_least(1, "SOLVER.NUM_DECAYS"),
-    one_of(
-        "SOLVER.LR_SCHEDULER_NAME",
-        "WarmupMultiStepLR",
-        "WarmupCosineLR",
-        "WarmupStepWithFixedGammaLR",
-    ),
+    # Detectron2 has WarmupStepWithFixedGammaLR, too, which ends by an error after the last step.
+    one_of("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupCosineLR"),
     one_of("SOLVER.WARMUP_METHOD", "linear", "constant"),
     *only_with(
         "TEST.AUG.ENABLED",

@@ -14,7 +14,7 @@ from spatialflow.config import load_genotype
 from spatialflow.config.options import SUPERNET
 from spatialflow.engine import setup
 from spatialflow.search.trainer import SearchTrainer
-from tests.conftest import ROOT, parse
+from tests.conftest import PYTHON_PATH, ROOT, parse
 
 CONFIG = "generated/spatialflow.yaml"
 
@@ -210,7 +210,7 @@ def test_quickstart_on_a_folder(scenes_root, tiny_options, tmp_path):
             *options,
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SPATIALFLOW_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH, "SPATIALFLOW_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         check=False,
@@ -224,7 +224,7 @@ def test_quickstart_names_a_folder_that_is_not_there(tmp_path):
     run = subprocess.run(
         [sys.executable, ROOT / "demo" / "quickstart.py", "--data", "absent"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "PYTHONPATH": PYTHON_PATH, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
         check=False,

@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 
 from spatialflow_cli.commands import COMMANDS, parser_of
 from spatialflow_cli.main import main
-from tests.conftest import ROOT, parse
+from tests.conftest import PYTHON_PATH, ROOT, parse
 
 HELP = [
     ("-m spatialflow_cli", "commands:"),
@@ -149,7 +149,7 @@ def test_the_old_scripts_are_the_commands(monkeypatch, script, command):
 def test_a_mistake_is_all_that_is_printed(tmp_path):
     """The imports of Detectron2 warn with newer PyTorch."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = PYTHON_PATH
     command = [sys.executable, "-m", "spatialflow_cli", "train", "--config-file", "absent.yaml"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 
 import pytest
@@ -25,10 +26,14 @@ from spatialflow.utils.files import write_json, write_text
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """Two processes, as far as this one knows."""
+    """Two processes, as far as this one knows; returns the store in which they have met."""
+    store = dist.HashStore()
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("spatialflow.cli.errors.REPORT_SECONDS", 0)
+    monkeypatch.setattr("detectron2.utils.comm.get_local_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.distributed_c10d._get_default_store", lambda: store)
+    monkeypatch.setattr("spatialflow.cli.errors.LOST_PEER_SECONDS", 0)
+    return store
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,14 @@ def test_a_process_that_loses_another_says_so_in_a_line():
         errors_in_one_line(),
     ):
         raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection closed by peer"), DataError("broken")])
+def test_one_process_of_a_machine_reports(two_processes, error):
+    two_processes.add(f"reported on {socket.gethostname()}", 1)
+    with pytest.raises(SystemExit) as raised, errors_in_one_line():
+        raise error
+    assert raised.value.code == 1
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

@@ -63,6 +63,7 @@ def test_processes_import_without_warnings(monkeypatch, before):
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)
     if before:
         monkeypatch.setenv("PYTHONWARNINGS", before)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     seen = []
     monkeypatch.setattr(
         "spatialflow.cli.launch.launch", lambda *_, **__: seen.append(os.environ["PYTHONWARNINGS"])
@@ -104,6 +105,7 @@ def test_processes_that_a_signal_ends_in_their_start(monkeypatch, capsys, number
     def end(*_, **__):
         raise ProcessExitedException("process 0 terminated", 0, 1, exit_code=-15)
 
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("spatialflow.cli.launch.signals_for_children", passed_on)
     monkeypatch.setattr("spatialflow.cli.launch.launch", end)
     with pytest.raises(SystemExit) as raised:
@@ -132,6 +134,7 @@ def test_two_runs_of_two_processes_at_once(program, tmp_path):
     [
         ("done", 0, []),
         ("wrong", 1, ["ending.py: 000001.png: broken"]),
+        ("late", 1, ["ending.py: 000001.png: broken"]),
         ("killed", 1, ["ending.py: process 1 terminated with signal SIGKILL"]),
     ],
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """End while a thread still computes with tensors, as threads of gloo may do.
 
-    python tests/engine/ending.py --num-gpus 2 done|wrong|killed
+    python tests/engine/ending.py --num-gpus 2 done|wrong|late|killed
 
 A thread that asks for Python's lock while the interpreter is finalised aborts the process.
 """
@@ -13,10 +13,12 @@ import functools
 import os
 import signal
 import threading
+import time
 
 import torch
 from detectron2.utils import comm
 
+from spatialflow.cli.errors import REPORT_SECONDS
 from spatialflow.cli.launch import Work, run
 from spatialflow.utils.errors import DataError
 from spatialflow_cli.commands import add_run_arguments
@@ -38,10 +40,13 @@ def work(end: str) -> None:
     """Start the thread, then end.
 
     Args:
-        end: ``done`` to return, ``wrong`` to report a mistake, ``killed`` to kill process 1.
+        end: ``done`` to return, ``wrong`` to report a mistake, ``late`` to meet it when process 1
+            is about to report it, ``killed`` to kill process 1.
     """
     threading.Thread(target=compute, daemon=True).start()
-    if end == "wrong":
+    if end == "late" and comm.get_rank() == 0:
+        time.sleep(REPORT_SECONDS)
+    if end in ("wrong", "late"):
         raise DataError("000001.png: broken")
     if end == "killed" and comm.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
