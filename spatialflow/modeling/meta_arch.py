@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
@@ -245,7 +244,8 @@ class SpatialFlow(nn.Module):
             raise ValueError("a batch of one or more images expected, none given")
         for i, item in enumerate(batched_inputs):
             self._check_image(item, f"image {i} of the batch")
-        images = [move_device_like(item["image"], self.pixel_mean) for item in batched_inputs]
+        # Also of images in float64, as Detectron2 reads the format YUV-BT.601.
+        images = [item["image"].to(self.pixel_mean) for item in batched_inputs]
         padded = ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in images],
             self.backbone.size_divisibility,

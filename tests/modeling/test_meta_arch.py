@@ -110,6 +110,15 @@ def test_numbers_of_classes_must_be_known(build, head, count):
         build({f"MODEL.{head}.NUM_CLASSES": count})
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_images_of_any_type_are_the_same(build, make_input, dtype):
+    model, item = build(), make_input(64, 96)
+    item["image"] = item["image"].round()
+    expected = model.preprocess_image([item]).tensor
+    images = model.preprocess_image([{**item, "image": item["image"].to(dtype)}]).tensor
+    torch.testing.assert_close(images, expected, rtol=0, atol=0)
+
+
 def test_images_are_normalised_then_padded_with_zeros(build, make_input):
     batch = [make_input(33, 64), make_input(40, 50, seed=1)]
     images = build().preprocess_image(batch)
