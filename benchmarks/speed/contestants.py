@@ -1,7 +1,8 @@
-"""The networks that are compared: untrained, but with any wanted number of detections.
+"""The networks that are compared: untrained, but with any wanted number of things.
 
 All have an R50 and its pyramid. With random weights a detector finds nothing or as much as it may.
-So its last layers are scaled, and its score threshold is set where the wanted number passes.
+So its last layers are scaled, its score threshold is set where the wanted number passes, and its
+fusion paints every detection.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def calibrated_models(
 
 @torch.no_grad()
 def set_detections(model: nn.Module, item: Item, count: int) -> None:
-    """Set the score threshold of a calibrated model so that it detects about ``count`` things."""
+    """Set a calibrated model so that it detects and paints about ``count`` things."""
+    paint_every_detection(model)
     search = _spatialflow_counter if isinstance(model, SpatialFlow) else _panoptic_fpn_counter
     set_threshold, detected = search(model, item, count)
     low, high = (1.0, 1.0) if count == 0 else (0.0, 1.0)
@@ -90,6 +92,24 @@ def set_detections(model: nn.Module, item: Item, count: int) -> None:
         set_threshold(middle)
         low, high = (middle, high) if detected() >= count else (low, middle)
     set_threshold(low)
+
+
+def paint_every_detection(model: Any) -> None:
+    """Set the thresholds of a model's fusion so that every detection becomes a segment.
+
+    Those of Panoptic FPN would drop most detections of an untrained model, and their cost.
+    """
+    if isinstance(model, SpatialFlow):
+        model.fusion = dataclasses.replace(model.fusion, score_threshold=0.0, overlap_threshold=1.0)
+    else:
+        model.combine_instances_score_thresh = 0.0
+        model.combine_overlap_thresh = 1.0
+
+
+def painted_things(output: Item) -> int:
+    """Return the number of things in the panoptic map of an image."""
+    _, segments = output["panoptic_seg"]
+    return sum(segment["isthing"] for segment in segments)
 
 
 def _spatialflow_counter(
@@ -111,7 +131,7 @@ def _spatialflow_counter(
         # NMS would be slow on so many pairs, and with random scores enough of them survive.
         if int((scores > head.selection.score_threshold).sum()) > 20 * count:
             return count
-        return len(head.select(boxes, scores, images.image_sizes[0]))
+        return len(head.selection.select(boxes, scores, images.image_sizes[0]))
 
     return set_threshold, detected
 

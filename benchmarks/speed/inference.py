@@ -25,6 +25,7 @@ from benchmarks.speed.contestants import (
     PANOPTIC_FPN,
     SPATIALFLOW,
     calibrated_models,
+    painted_things,
     set_detections,
 )
 from benchmarks.speed.machine import ceilings
@@ -69,11 +70,12 @@ def measure_size(size: tuple[int, int], counts: tuple[int, ...], rounds: int) ->
 
     Args:
         size: Height and width in pixels.
-        counts: Numbers of detections to set.
+        counts: Numbers of things to set.
         rounds: Number of rounds of the timing.
 
     Returns:
-        For each number of detections, ``seconds`` of every round and ``detections``, by contestant.
+        For each number of things, ``seconds`` of every round, numbers of ``detections`` and of
+        ``painted`` things, by contestant.
     """
     item = training_image(size)
     models = calibrated_models(item)
@@ -82,14 +84,18 @@ def measure_size(size: tuple[int, int], counts: tuple[int, ...], rounds: int) ->
         for model in models.values():
             set_detections(model, item, count)
         tasks = works(models, item)
-        detections = {name: len(task()[0]["instances"]) for name, task in tasks.items()}
-        found[count] = {"seconds": time_in_turn(tasks, rounds=rounds), "detections": detections}
+        outputs = {name: task()[0] for name, task in tasks.items()}
+        found[count] = {
+            "seconds": time_in_turn(tasks, rounds=rounds),
+            "detections": {name: len(output["instances"]) for name, output in outputs.items()},
+            "painted": {name: painted_things(output) for name, output in outputs.items()},
+        }
     return found
 
 
 def compare(rounds: int) -> Report:
-    """Time all contestants at all sizes and numbers of detections."""
-    head = ["image", "things", *NAMES, "over Panoptic FPN", PACKED, HALF, "over fp32"]
+    """Time all contestants at all sizes and numbers of things."""
+    head = ["image", "things painted", *NAMES, "over Panoptic FPN", PACKED, HALF, "over fp32"]
     report = Report("inference", head)
     for size, counts in SIZES.items():
         for count, found in measure_size(size, counts, rounds).items():
@@ -97,8 +103,9 @@ def compare(rounds: int) -> Report:
             over = median_ratio(seconds[SPATIALFLOW], seconds[PANOPTIC_FPN])
             half = median_ratio(seconds[HALF], seconds[SPATIALFLOW])
             label = f"{size[1]} × {size[0]}"
+            painted = sorted(found["painted"][name] for name in NAMES)
             report.rows.append(
-                [label, f"about {count}" if count else "0"]
+                [label, " to ".join(dict.fromkeys(map(str, (painted[0], painted[-1]))))]
                 + [spread(seconds[name]) for name in NAMES]
                 + [f"{over:.2f}", spread(seconds[PACKED])]
                 + [spread(seconds[HALF]), f"{half:.2f}"]

@@ -17,22 +17,28 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 from spatialflow.config import options
-from spatialflow.config.options import GROUP_NORM_GROUPS, TRUNK_FEATURES
+from spatialflow.config.levels import (
+    LEVEL_NAMES,
+    are_consecutive_levels,
+    are_stuff_levels,
+    has_own_backbone,
+)
+from spatialflow.config.options import FINER_TRUNK_FEATURES, TRUNK_FEATURES
+from spatialflow.config.region_checks import REGION_RULES
 from spatialflow.config.rules import (
     Rule,
     above_zero,
     at_least,
     check_rules,
     in_range,
+    norm,
     one_of,
     only_with,
     rising,
 )
-from spatialflow.config.values import items, value_of
+from spatialflow.config.values import items
 from spatialflow.utils.precision import AMP_DTYPES
 
-OWN_BACKBONE = "build_spatialflow_fpn_backbone"
-LEVEL_NAMES = "names of p3 to p7, finest first and without a gap,"
 CLASSES = "1 or more, or -1 for spatialflow.engine.prepare_config to take from the data,"
 MOST_CONVS = 100
 """Number of convolutions in a row from which building a network would take too long."""
@@ -46,7 +52,7 @@ def check_config(cfg: CfgNode) -> None:
         ValueError: If a value is not allowed; the error names each wrong key, the value given and
             the value expected.
     """
-    check_rules(cfg, (*MODEL_RULES, *(BACKBONE_RULES if _has_own_backbone(cfg) else ())))
+    check_rules(cfg, (*MODEL_RULES, *(BACKBONE_RULES if has_own_backbone(cfg) else ())))
 
 
 def check_backbone_config(cfg: CfgNode) -> None:
@@ -74,26 +80,6 @@ def _are_pixel_means(value: Any, cfg: CfgNode) -> bool:
     return len(value) in channels and all(map(math.isfinite, value))
 
 
-def _has_own_backbone(cfg: CfgNode) -> bool:
-    return cfg.MODEL.BACKBONE.NAME == OWN_BACKBONE
-
-
-def _level_names(cfg: CfgNode, last: int) -> list[str]:
-    """Return the levels of the config's pyramid up to P<last>."""
-    return [f"p{i}" for i in range(3 if _has_own_backbone(cfg) else 2, last + 1)]
-
-
-def _are_consecutive_levels(value: Any, cfg: CfgNode) -> bool:
-    known = _level_names(cfg, 7)
-    first = known.index(value[0])
-    return list(value) == known[first : first + len(value)]
-
-
-def _are_stuff_levels(value: Any, cfg: CfgNode) -> bool:
-    # P6 is left out: it is not half the size of a P5 of odd size.
-    return len(value) > 0 and list(value) == [x for x in _level_names(cfg, 5) if x in value]
-
-
 def _is_common_stride(value: Any, cfg: CfgNode) -> bool:
     finest = 2 ** int(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES[0][1:])
     return 1 <= value <= finest and value & (value - 1) == 0
@@ -113,18 +99,6 @@ def _numbers_of_levels(value: Any, cfg: CfgNode) -> list[Sequence[float]]:
     if len(lists) not in (1, levels) or not numbers:
         raise ValueError
     return lists * levels if len(lists) == 1 else lists
-
-
-def _norm(key: str, channels_key: str, *more: str) -> tuple[Rule, Rule]:
-    """Return the rules of a norm: its name, and a number of channels that its groups divide."""
-    return (
-        one_of(key, "", "GN", "LN", "FrozenBN", *more),
-        (
-            key,
-            f"{channels_key} a multiple of {GROUP_NORM_GROUPS} or another norm",
-            lambda v, c: v != "GN" or value_of(c, channels_key) % GROUP_NORM_GROUPS == 0,
-        ),
-    )
 
 
 MODEL_RULES: tuple[Rule, ...] = (
@@ -183,7 +157,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     # -1 weighs no class.
     *in_range(-1, 1, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),
     ("MODEL.RETINANET.PRIOR_PROB", "a number between 0 and 1", lambda v, _: 0 < v < 1),
-    ("MODEL.RETINANET.IN_FEATURES", LEVEL_NAMES, _are_consecutive_levels),
+    ("MODEL.RETINANET.IN_FEATURES", LEVEL_NAMES, are_consecutive_levels),
     (
         "MODEL.RETINANET.IOU_THRESHOLDS",
         "rising numbers up to 1, above 0,",
@@ -195,7 +169,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         lambda v, c: len(v) == len(c.MODEL.RETINANET.IOU_THRESHOLDS) + 1 and {*v} <= {-1, 0, 1},
     ),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "4 numbers", lambda v, _: len(v) == 4),
-    *_norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS"),
+    *norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS"),
     (
         "MODEL.ANCHOR_GENERATOR.NAME",
         "a registered generator of boxes that are not rotated",
@@ -208,7 +182,7 @@ MODEL_RULES: tuple[Rule, ...] = (
         "anchors on each level,",
         _are_equally_many_anchors,
     ),
-    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "some of p3, p4 and p5 in order", _are_stuff_levels),
+    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "some of p3, p4 and p5 in order", are_stuff_levels),
     (
         "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
         "a power of two up to the stride of the first of IN_FEATURES",
@@ -219,15 +193,18 @@ MODEL_RULES: tuple[Rule, ...] = (
         "a number that is not of a class (0 to NUM_CLASSES - 1)",
         lambda v, c: not 0 <= v < c.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     ),
-    *_norm("MODEL.SEM_SEG_HEAD.NORM", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "BN", "SyncBN"),
+    *norm("MODEL.SEM_SEG_HEAD.NORM", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "BN", "SyncBN"),
     # SyncBN would wait for a process whose batch has no proposals.
-    *_norm("MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.CONV_DIM", "BN"),
+    *norm("MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.CONV_DIM", "BN"),
     # Only these values are built.
     one_of("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "smooth_l1"),
     one_of("MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True),
     one_of("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", 1.0),
     one_of("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
-    ("MODEL.SPATIALFLOW.MASK_IN_FEATURES", LEVEL_NAMES, _are_consecutive_levels),
+    ("MODEL.SPATIALFLOW.MASK_IN_FEATURES", LEVEL_NAMES, are_consecutive_levels),
+    one_of("MODEL.SPATIALFLOW.RESIDUAL", *options.RESIDUALS),
+    one_of("MODEL.SPATIALFLOW.POOL_FROM", *options.POOL_SOURCES),
+    *only_with("MODEL.SPATIALFLOW.REGIONS.ENABLED", True, *REGION_RULES),
     ("MODEL.SPATIALFLOW.MASK_PROPOSAL_IOU", "up to 1, above 0,", lambda v, _: 0 < v <= 1),
     one_of("MODEL.SPATIALFLOW.STUFF_FROM", *options.STUFF_SOURCES),
     one_of("MODEL.SPATIALFLOW.LOSS_NORMALIZER", *options.LOSS_NORMALIZERS),
@@ -236,8 +213,8 @@ MODEL_RULES: tuple[Rule, ...] = (
 
 BACKBONE_RULES: tuple[Rule, ...] = (
     one_of("MODEL.FPN.FUSE_TYPE", "sum"),
-    one_of("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES)),
-    *_norm("MODEL.FPN.NORM", "MODEL.FPN.OUT_CHANNELS", "BN", "SyncBN"),
+    one_of("MODEL.FPN.IN_FEATURES", [], list(TRUNK_FEATURES), list(FINER_TRUNK_FEATURES)),
+    *norm("MODEL.FPN.NORM", "MODEL.FPN.OUT_CHANNELS", "BN", "SyncBN"),
     *in_range(0, 5, "MODEL.BACKBONE.FREEZE_AT"),
     one_of("MODEL.RESNETS.NORM", *TRUNK_NORMS, "SyncBN", "GN"),
     (
@@ -264,7 +241,11 @@ BACKBONE_RULES: tuple[Rule, ...] = (
             "MODEL.RESNETS.STEM_OUT_CHANNELS",
             "MODEL.RESNETS.RES2_OUT_CHANNELS",
         ),
-        ("MODEL.RESNETS.OUT_FEATURES", "res3 to res5", lambda v, _: {*TRUNK_FEATURES} <= {*v}),
+        (
+            "MODEL.RESNETS.OUT_FEATURES",
+            "res3 to res5, and all of FPN.IN_FEATURES",
+            lambda v, c: {*TRUNK_FEATURES, *c.MODEL.FPN.IN_FEATURES} <= {*v},
+        ),
         one_of("MODEL.RESNETS.RES5_DILATION", 1),
         (
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE",

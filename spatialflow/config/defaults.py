@@ -33,6 +33,16 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # Compare the checksums of files of weights, and look for NaN and infinity in them, before they
     # are used. It takes less time than the reading itself; types are always checked.
     own.CHECK_WEIGHTS = True
+    # Second box stage on regions, as in Faster R-CNN (arXiv 1506.01497): the dense boxes are its
+    # proposals, their number and NMS are those of MODEL.RPN; the other keys are MODEL.ROI_HEADS and
+    # MODEL.ROI_BOX_HEAD. The flow graph gets a node "region.1", from which its boxes are pooled.
+    own.REGIONS = CfgNode({"ENABLED": False})
+    # Add the pyramid P to the outputs of the box, cls, region and mask branches: "none", "rms" for
+    # P / rms(P), "learned" for P at a learned scale.
+    own.RESIDUAL = "none"
+    # Nodes from which regions and masks are pooled: convolutions of the "branch", or the "pyramid"
+    # itself, with what flows add to it. A genotype's own choice for the node comes first.
+    own.POOL_FROM = "branch"
     # Levels of the mask branch.
     own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
     # A box whose sqrt(area) is MASK_CANONICAL_BOX_SIZE pixels is pooled from the level

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 
 from darts.genotype import Genotype
 from spatialflow.config.loading import configs_root
-from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
+from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES, POOLED_BRANCHES
 from spatialflow.config.values import shown
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
@@ -40,16 +40,28 @@ def load_genotype(name: str) -> Genotype:
     )
 
 
+def pooled_convs(cfg: CfgNode) -> dict[str, str]:
+    """Return the choices of convolution that ``MODEL.SPATIALFLOW.POOL_FROM`` makes."""
+    own = cfg.MODEL.SPATIALFLOW
+    if own.POOL_FROM == "branch":
+        return {}
+    branches = POOLED_BRANCHES if own.REGIONS.ENABLED else POOLED_BRANCHES[1:]
+    return {f"{branch}.1.conv": "identity" for branch in branches}
+
+
 def genotype_of(cfg: CfgNode) -> Genotype:
     """Return the genotype of a config.
 
-    ``MODEL.SPATIALFLOW.STUFF_ATTENTION`` may replace its choices of attention.
+    ``MODEL.SPATIALFLOW.STUFF_ATTENTION`` may replace its choices of attention, and ``POOL_FROM``
+    gives the choices of convolution that it does not make.
 
     Raises:
         ConfigError: If there is no such genotype, it is not valid, or ``STUFF_ATTENTION`` is wrong.
     """
     own = cfg.MODEL.SPATIALFLOW
     genotype = load_genotype(own.GENOTYPE)
+    if pooled := pooled_convs(cfg):
+        genotype = replace(genotype, choices={**pooled, **genotype.choices})
     if own.STUFF_ATTENTION == "from_genotype":
         return genotype
     replaced = dict.fromkeys(ATTENTION_SITES, "none")

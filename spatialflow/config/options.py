@@ -10,8 +10,20 @@ ATTENTION_SITES = ("stuff.attention.levels", "stuff.attention.merged")
 ATTENTION_OPTIONS = ("none", "channel", "spatial", "cbam", "criss_cross", "non_local")
 """Options of a choice of attention; the first is the default."""
 
-NODE_CONVS = ("plain", "deformable")
-"""Options of the choice ``<node>.conv`` of a genotype; the first is the default."""
+NODE_CONVS = ("plain", "deformable", "identity")
+"""Options of the choice ``<node>.conv`` of a genotype; the first is the default.
+
+A node of ``identity`` has no convolution: it adds or gates what flows bring to its input.
+"""
+
+POOLED_BRANCHES = ("region", "mask")
+"""Branches from which boxes of objects are pooled."""
+
+POOL_SOURCES = ("branch", "pyramid")
+"""Values of ``MODEL.SPATIALFLOW.POOL_FROM``."""
+
+RESIDUALS = ("none", "rms", "learned")
+"""Values of ``MODEL.SPATIALFLOW.RESIDUAL``."""
 
 STUFF_SOURCES = ("labels", "logits")
 """Values of ``MODEL.SPATIALFLOW.STUFF_FROM``."""
@@ -20,7 +32,10 @@ LOSS_NORMALIZERS = ("per_process", "global")
 """Values of ``MODEL.SPATIALFLOW.LOSS_NORMALIZER``."""
 
 TRUNK_FEATURES = ("res3", "res4", "res5")
-"""Feature maps of the trunk that the pyramid reads, at strides 8, 16 and 32."""
+"""Feature maps of the trunk that the published pyramid reads, at strides 8, 16 and 32."""
+
+FINER_TRUNK_FEATURES = ("res2", *TRUNK_FEATURES)
+"""Feature maps of the trunk for a pyramid with P2, at strides 4 to 32."""
 
 GROUP_NORM_GROUPS = 32
 """Groups of Detectron2's norm "GN"; the channels must be a multiple of it."""

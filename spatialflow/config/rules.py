@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from spatialflow.config.options import GROUP_NORM_GROUPS
 from spatialflow.config.values import shown, value_of
 from spatialflow.utils.errors import ConfigError
 
@@ -90,3 +91,15 @@ def rising(values: Iterable[float]) -> bool:
     """Return whether no number is smaller than the one before."""
     values = list(values)
     return values == sorted(values)
+
+
+def norm(key: str, channels_key: str, *more: str) -> tuple[Rule, Rule]:
+    """Return the rules of a norm: its name, and a number of channels that its groups divide."""
+    return (
+        one_of(key, "", "GN", "LN", "FrozenBN", *more),
+        (
+            key,
+            f"{channels_key} a multiple of {GROUP_NORM_GROUPS} or another norm",
+            lambda v, c: v != "GN" or value_of(c, channels_key) % GROUP_NORM_GROUPS == 0,
+        ),
+    )

@@ -13,16 +13,18 @@ from torch import nn
 
 from darts.genotype import GenotypeError
 from darts.space import SpaceError
-from spatialflow.config.checks import OWN_BACKBONE, check_config
-from spatialflow.config.genotypes import genotype_of
+from spatialflow.config.checks import check_config
+from spatialflow.config.genotypes import genotype_of, pooled_convs
+from spatialflow.config.levels import has_own_backbone
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.backbone import FeaturePyramid
 from spatialflow.modeling.flow_graph import FlowGraph, topology_from_config
 from spatialflow.modeling.fusion import PanopticFusion
-from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead
+from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, RegionHead, StuffHead
 from spatialflow.modeling.heads.attention import attention_channels, build_attention
 from spatialflow.modeling.initialization import RandomTape
 from spatialflow.modeling.layers.packed_conv import pack_convolutions
+from spatialflow.modeling.layers.residual import PyramidResidual
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.errors import CheckpointError, ConfigError
 from spatialflow.utils.precision import amp_dtype
@@ -59,7 +61,7 @@ def network_parts(cfg: CfgNode, build_flow_parts: Callable[[CfgNode], FlowParts]
     """
     check_config(cfg)
     own, combine = cfg.MODEL.SPATIALFLOW, cfg.MODEL.PANOPTIC_FPN.COMBINE
-    with built_from_keys(cfg, own=cfg.MODEL.BACKBONE.NAME == OWN_BACKBONE):
+    with built_from_keys(cfg, own=has_own_backbone(cfg)):
         if cfg.SEED < 0:
             modules = _modules(cfg, build_flow_parts)
         else:
@@ -122,13 +124,27 @@ def _modules(
     if isinstance(backbone, FeaturePyramid):
         branches = topology_from_config(cfg).branches
         backbone.freeze_unread({level for branch in branches for level in branch.levels})
+    own = cfg.MODEL.SPATIALFLOW
+    modules: dict[str, nn.Module] = {}
+    if own.REGIONS.ENABLED:
+        modules["region_head"] = RegionHead(cfg, shapes)
+    if own.RESIDUAL != "none":
+        modules["residual"] = PyramidResidual(own.RESIDUAL, _residual_branches(cfg))
     return {
         **flow_modules,
+        **modules,
         "backbone": backbone,
         "box_head": DenseBoxHead(cfg, shapes, normalizer),
         "mask_head": ProposalMaskHead(cfg, shapes, normalizer),
         "stuff_head": StuffHead(cfg, shapes, normalizer, attention=attention),
     }
+
+
+def _residual_branches(cfg: CfgNode) -> list[str]:
+    """Return the branches to whose output the pyramid is added, which have convolutions."""
+    names = [branch.name for branch in topology_from_config(cfg).branches if branch.name != "stuff"]
+    pooled = pooled_convs(cfg)
+    return [name for name in names if f"{name}.1.conv" not in pooled]
 
 
 def genotype_parts(cfg: CfgNode) -> FlowParts:

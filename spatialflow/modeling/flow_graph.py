@@ -27,21 +27,27 @@ def spatialflow_topology(
     box_levels: Sequence[str] = ("p3", "p4", "p5", "p6", "p7"),
     stuff_levels: Sequence[str] = ("p3", "p4", "p5"),
     mask_levels: Sequence[str] = ("p3", "p4", "p5"),
+    region_levels: Sequence[str] = (),
     stages: int = 4,
 ) -> Topology:
     """Return SpatialFlow's branches in the order in which they run: box, stuff, mask, cls.
+
+    A region branch, whose output the second box stage pools, runs before the mask branch.
 
     Args:
         box_levels: Pyramid levels of the box branch and of the cls branch.
         stuff_levels: Pyramid levels of the stuff branch.
         mask_levels: Pyramid levels of the mask branch.
-        stages: Number of nodes in the box, stuff and cls branches. The mask branch has one node,
-            at the last stage.
+        region_levels: Pyramid levels of the region branch; none for a network without it.
+        stages: Number of nodes in the box, stuff and cls branches. The mask and region branches
+            have one node, at the last stage.
     """
+    region = [Branch("region", 1, tuple(region_levels), first_stage=stages)]
     return Topology(
         [
             Branch("box", stages, tuple(box_levels)),
             Branch("stuff", stages, tuple(stuff_levels)),
+            *(region if region_levels else []),
             Branch("mask", 1, tuple(mask_levels), first_stage=stages),
             Branch("cls", stages, tuple(box_levels)),
         ]
@@ -54,12 +60,16 @@ def topology_from_config(cfg: CfgNode) -> Topology:
     Args:
         cfg: A config. ``MODEL.RETINANET.IN_FEATURES``, ``MODEL.SEM_SEG_HEAD.IN_FEATURES`` and
             ``MODEL.SPATIALFLOW.MASK_IN_FEATURES`` are the levels of the branches,
-            ``MODEL.RETINANET.NUM_CONVS`` is the number of stages.
+            ``MODEL.RETINANET.NUM_CONVS`` is the number of stages. With
+            ``MODEL.SPATIALFLOW.REGIONS`` there is a region branch on
+            ``MODEL.ROI_HEADS.IN_FEATURES``.
     """
+    regions = cfg.MODEL.ROI_HEADS
     return spatialflow_topology(
         box_levels=cfg.MODEL.RETINANET.IN_FEATURES,
         stuff_levels=cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
         mask_levels=cfg.MODEL.SPATIALFLOW.MASK_IN_FEATURES,
+        region_levels=regions.IN_FEATURES if cfg.MODEL.SPATIALFLOW.REGIONS.ENABLED else (),
         stages=cfg.MODEL.RETINANET.NUM_CONVS,
     )
 
@@ -97,7 +107,8 @@ class FlowGraph(nn.Module):
     Several flows may arrive at one port: all gates come first, then all sums. A gate starts as the
     identity, as its operation starts at zero. Only deformable nodes have the lower path, whose
     convolution predicts the offsets and modulations of DCNv2 (arXiv 1811.11168). The norm is
-    optional. Gradients run back through every flow into its source.
+    optional. Gradients run back through every flow into its source. A flow acts on the levels that
+    its source has, and on finer ones by its finest output, enlarged by nearest neighbour.
 
     The graph takes built modules for nodes and flows, so a search can pass mixtures instead.
     """
@@ -176,7 +187,7 @@ class FlowGraph(nn.Module):
         for node in self.topology.nodes:
             first = node.index == 1
             inputs = features if first else outputs[f"{node.branch.name}.{node.index - 1}"]
-            signals = self._signals(node, outputs)
+            signals = self._signals(node, outputs, inputs)
             outputs[node.name] = {
                 level: self._run_node(node, level, inputs[level], signals)
                 for level in node.branch.levels
@@ -216,17 +227,27 @@ class FlowGraph(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _signals(
-        self, node: Node, outputs: Mapping[str, Mapping[str, Tensor]]
+        self,
+        node: Node,
+        outputs: Mapping[str, Mapping[str, Tensor]],
+        inputs: Mapping[str, Tensor],
     ) -> list[tuple[Flow, dict[str, Tensor]]]:
-        """Return every flow into a node with its output: level → (N, C, H, W), on shared levels."""
+        """Return every flow into a node with its output: level → (N, C, H, W).
+
+        A level that is finer than all of the source's gets the finest output, enlarged to its size.
+        """
         signals = []
         for flow in self._incoming[node.name]:
             source, module = outputs[flow.source], self.flows[flow.key]
-            maps = {level: source[level] for level in node.branch.levels if level in source}
+            shared = [level for level in node.branch.levels if level in source]
+            maps = {level: source[level] for level in shared}
             if hasattr(module, "forward_levels"):
-                signals.append((flow, module.forward_levels(maps)))
+                signal = dict(module.forward_levels(maps))
             else:
-                signals.append((flow, {level: module(x) for level, x in maps.items()}))
+                signal = {level: module(x) for level, x in maps.items()}
+            for level in node.branch.levels[: node.branch.levels.index(shared[0])]:
+                signal[level] = F.interpolate(signal[shared[0]], inputs[level].shape[-2:])
+            signals.append((flow, signal))
         return signals
 
     def _run_node(
@@ -296,14 +317,18 @@ def conv_choice(node: Node) -> str:
     return f"{node.name}.conv"
 
 
-def build_node(conv: str, channels: int, norm: str) -> Conv2d:
+def build_node(conv: str, channels: int, norm: str) -> nn.Module:
     """Build a node: a 3×3 convolution with norm and ReLU, (N, C, H, W) → (N, C, H, W).
+
+    A node of ``identity`` returns its input.
 
     Args:
         conv: Type of the convolution, one of :data:`NODE_CONVS`.
         channels: C, the channels of input and output.
         norm: Norm after the convolution, by Detectron2's name; "" for none.
     """
+    if conv == "identity":
+        return nn.Identity()
     node = (DeformableNode if conv == "deformable" else Conv2d)(
         channels,
         channels,

@@ -21,7 +21,15 @@ from spatialflow.config.options import STUFF_SOURCES
 from spatialflow.modeling.build import genotype_parts, network_parts
 from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.fusion import PanopticFusion
-from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, StuffHead, resize_logits
+from spatialflow.modeling.heads import (
+    BoxSelection,
+    DenseBoxHead,
+    ProposalMaskHead,
+    RegionHead,
+    StuffHead,
+    resize_logits,
+)
+from spatialflow.modeling.layers.residual import PyramidResidual
 from spatialflow.utils.errors import ConfigError, NonFiniteError
 from spatialflow.utils.precision import autocast
 from spatialflow.utils.text import printable
@@ -35,6 +43,7 @@ class PredictionMaps(NamedTuple):
         class_logits: One map per level of the cls branch, (N, A·K, H, W).
         box_deltas: One map per level of the box branch, (N, A·4, H, W).
         mask_features: One map per level of the mask branch, (N, C, H, W).
+        region_features: Level of the region branch → (N, C, H, W); empty without a region head.
         stuff_logits: Stuff logits (N, S, H, W) at the common stride of the stuff head.
     """
 
@@ -43,6 +52,7 @@ class PredictionMaps(NamedTuple):
     box_deltas: list[Tensor]
     mask_features: list[Tensor]
     stuff_logits: Tensor
+    region_features: dict[str, Tensor]
 
 
 @META_ARCH_REGISTRY.register()
@@ -51,7 +61,8 @@ class SpatialFlow(nn.Module):
 
     Inference runs in this order: :meth:`preprocess_image`, :meth:`predict_maps`, :meth:`propose`,
     the mask head on the detections, :meth:`postprocess`. Training runs the first three steps in the
-    same order, then :meth:`losses`.
+    same order, then :meth:`losses`. With a region head the dense boxes are proposals, from which
+    :meth:`detect` makes the detections.
     """
 
     @configurable
@@ -64,6 +75,8 @@ class SpatialFlow(nn.Module):
         mask_head: ProposalMaskHead,
         stuff_head: StuffHead,
         fusion: PanopticFusion,
+        region_head: RegionHead | None = None,
+        residual: PyramidResidual | None = None,
         pixel_mean: list[float],
         pixel_std: list[float],
         stuff_from: str = "labels",
@@ -79,6 +92,8 @@ class SpatialFlow(nn.Module):
             mask_head: Predicts the masks of detections from the mask branch.
             stuff_head: Predicts stuff logits from the stuff branch.
             fusion: Merges detections and stuff labels into one panoptic map.
+            region_head: Second box stage, from the region branch; None for dense boxes alone.
+            residual: Adds the pyramid to outputs of branches; None for the outputs alone.
             pixel_mean: Mean of each image channel on the scale 0 to 255, subtracted first.
             pixel_std: Standard deviation of each image channel, by which pixels are divided.
             stuff_from: Source of the stuff labels for the fusion. ``labels`` takes the argmax at
@@ -101,6 +116,8 @@ class SpatialFlow(nn.Module):
         self.mask_head = mask_head
         self.stuff_head = stuff_head
         self.fusion = fusion
+        self.region_head = region_head
+        self.residual = residual
         self.stuff_from = stuff_from
         self.inference_dtype = inference_dtype
         self.input_format = input_format
@@ -135,7 +152,8 @@ class SpatialFlow(nn.Module):
 
         Returns:
             In training, a dictionary of the scalars ``loss_cls``, ``loss_box``, ``loss_mask`` and
-            ``loss_stuff``. In inference, one dictionary per image with ``instances``, ``sem_seg``
+            ``loss_stuff``, and with a region head ``loss_region_cls`` and ``loss_region_box``. In
+            inference, one dictionary per image with ``instances``, ``sem_seg``
             (logits (S, height, width)) and ``panoptic_seg`` (segment ids (height, width) and
             Detectron2's ``segments_info``).
 
@@ -163,7 +181,7 @@ class SpatialFlow(nn.Module):
         """Return the results of each image, as :meth:`forward` does at inference."""
         images = self.preprocess_image(batched_inputs)
         maps = self.predict_maps(images)
-        detections = self.propose(maps, images.image_sizes)
+        detections = self.detect(maps, images.image_sizes)
         detections = self.mask_head(maps.mask_features, detections)
         stuff_logits = self.stuff_head.upsample(maps.stuff_logits)
         return [
@@ -179,7 +197,10 @@ class SpatialFlow(nn.Module):
         Args:
             images: Normalised and padded images (N, 3, H, W), from :meth:`preprocess_image`.
         """
-        branches = self.flow_graph(self.backbone(images.tensor))
+        pyramid = self.backbone(images.tensor)
+        branches = self.flow_graph(pyramid)
+        if self.residual is not None:
+            branches = self.residual(branches, pyramid)
         class_logits, box_deltas = self.box_head(
             [branches["cls"][level] for level in branches["box"]], list(branches["box"].values())
         )
@@ -189,22 +210,61 @@ class SpatialFlow(nn.Module):
             box_deltas,
             list(branches["mask"].values()),
             self.stuff_head(branches["stuff"]),
+            branches.get("region", {}),
         )
 
     def propose(self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]) -> list[Instances]:
-        """Select the detections of each image. In training they are the mask head's proposals.
+        """Select the dense boxes of each image: proposals of the region head or of the mask head.
 
         Args:
             maps: Predictions from :meth:`predict_maps`.
             image_sizes: (h, w) of each image.
 
         Returns:
-            For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, in
-            pixels of the network's input.
+            For each image, best score first and in pixels of the network's input: ``pred_boxes``,
+            ``scores`` and ``pred_classes``, or with a region head ``proposal_boxes`` and
+            ``objectness_logits``.
         """
-        return self.box_head.inference(
-            maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
-        )
+        dense = (maps.anchors, maps.class_logits, maps.box_deltas, image_sizes)
+        if self.region_head is None:
+            return self.box_head.inference(*dense)
+        return self.region_head.propose(self.box_head.candidates(*dense), image_sizes)
+
+    def candidates(
+        self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]
+    ) -> list[tuple[Boxes, Tensor]]:
+        """Return the boxes of each image that :meth:`detect` selects from, and their scores.
+
+        Args:
+            maps: Predictions from :meth:`predict_maps`.
+            image_sizes: (h, w) of each image.
+
+        Returns:
+            For each image boxes in pixels of the network's input, and their scores (boxes, K).
+        """
+        if self.region_head is None:
+            return self.box_head.candidates(
+                maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
+            )
+        return self.region_head.candidates(maps.region_features, self.propose(maps, image_sizes))
+
+    @property
+    def selection(self) -> BoxSelection:
+        """Thresholds and limits by which detections are selected from :meth:`candidates`."""
+        return (self.region_head or self.box_head).selection
+
+    def detect(self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]) -> list[Instances]:
+        """Return the detections of each image: ``pred_boxes``, ``scores`` and ``pred_classes``.
+
+        Args:
+            maps: Predictions from :meth:`predict_maps`.
+            image_sizes: (h, w) of each image.
+        """
+        candidates = self.candidates(maps, image_sizes)
+        return [
+            self.selection.select(boxes, scores, size)
+            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
+        ]
 
     def losses(
         self,
@@ -212,18 +272,23 @@ class SpatialFlow(nn.Module):
         proposals: list[Instances],
         batched_inputs: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        """Return the four losses.
+        """Return the losses: four, and two of the region head where there is one.
 
         Args:
             maps: Predictions from :meth:`predict_maps`.
-            proposals: Boxes of each image for the mask head, from :meth:`propose`.
+            proposals: Boxes of each image, from :meth:`propose`.
             batched_inputs: The batch with its ground truth, as for :meth:`forward`.
         """
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+        if self.region_head is None:
+            of_objects = self.mask_head(maps.mask_features, proposals, targets)
+        else:
+            of_objects, objects = self.region_head.losses(maps.region_features, proposals, targets)
+            of_objects |= self.mask_head.losses(maps.mask_features, objects)
         return {
             **self.box_head.losses(maps.anchors, maps.class_logits, maps.box_deltas, targets),
-            **self.mask_head(maps.mask_features, proposals, targets),
+            **of_objects,
             **self.stuff_head.losses(maps.stuff_logits, labels),
         }
 

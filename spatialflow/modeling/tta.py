@@ -108,9 +108,7 @@ class TestTimeAugmentation(nn.Module):
         for view in views:
             images = self.model.preprocess_image([view])
             maps = self.model.predict_maps(images)
-            ((view_boxes, view_scores),) = self.model.box_head.candidates(
-                maps.anchors, maps.class_logits, maps.box_deltas, images.image_sizes
-            )
+            ((view_boxes, view_scores),) = self.model.candidates(maps, images.image_sizes)
             boxes.append(_transform_boxes(view_boxes.tensor, view["transforms"].inverse()))
             scores.append(view_scores)
             mask_features.append(maps.mask_features)
@@ -119,7 +117,7 @@ class TestTimeAugmentation(nn.Module):
             stuff_logits.append(logits.flip(-1) if _is_mirrored(view) else logits)
         candidates = Boxes(torch.cat(boxes))
         candidates.clip(size)
-        detections = self.model.box_head.select(candidates, torch.cat(scores), size)
+        detections = self.model.selection.select(candidates, torch.cat(scores), size)
         detections.pred_masks = self._mean_masks(detections, views, mask_features)
         sem_seg = torch.stack(stuff_logits).mean(dim=0)
         instances = detector_postprocess(detections, *size)

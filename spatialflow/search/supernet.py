@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from darts.mixed import MixedChoice, MixedEdge
 from darts.relaxation import Architecture
+from spatialflow.config.genotypes import pooled_convs
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.build import FlowParts, network_parts
 from spatialflow.modeling.flow_graph import FlowGraph, build_node, conv_choice
@@ -81,7 +84,10 @@ def supernet_parts(cfg: CfgNode) -> FlowParts:
     """
     architecture = Architecture(search_space(cfg), relaxation_from_config(cfg))
     graph = relaxed_flow_graph(
-        architecture, channels=cfg.MODEL.FPN.OUT_CHANNELS, norm=cfg.MODEL.RETINANET.NORM
+        architecture,
+        channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.RETINANET.NORM,
+        convs=pooled_convs(cfg),
     )
     attention: dict[str, nn.Module] = {}
     for site in ATTENTION_SITES:
@@ -97,7 +103,11 @@ def supernet_parts(cfg: CfgNode) -> FlowParts:
 
 
 def relaxed_flow_graph(
-    architecture: Architecture, *, channels: int = 256, norm: str = ""
+    architecture: Architecture,
+    *,
+    channels: int = 256,
+    norm: str = "",
+    convs: Mapping[str, str] = MappingProxyType({}),
 ) -> FlowGraph:
     """Build the flow graph with every edge and every searched convolution of a space relaxed.
 
@@ -105,6 +115,8 @@ def relaxed_flow_graph(
         architecture: Parameters of the space, which the graph uses and does not own.
         channels: C, the width of the pyramid and of every branch.
         norm: Norm of every node, by Detectron2's name; "" for none.
+        convs: Choice of a node's convolution → its option, where neither the space nor the default
+            gives it.
     """
     space = architecture.space
     flows = {edge.flow: MixedEdge(edge, channels, architecture) for edge in space.edges}
@@ -113,7 +125,7 @@ def relaxed_flow_graph(
         name = conv_choice(node)
         options = space.choices.get(name)
         if options is None:
-            nodes[node.name] = build_node("plain", channels, norm)
+            nodes[node.name] = build_node(convs.get(name, "plain"), channels, norm)
         else:
             built = {option: build_node(option, channels, norm) for option in options}
             nodes[node.name] = MixedChoice(name, built, architecture)

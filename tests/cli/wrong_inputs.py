@@ -65,12 +65,21 @@ NAMES: dict[str, tuple[str, ...]] = {
     "MODEL.SPATIALFLOW.TRUNK": ("timm:", "timm:nothing", "timm:resnet18\n", "efficientnet_lite9"),
     "INPUT.FORMAT": ("L", "RGB", "YUV-BT.601", "RGBA", "rgb"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupCosineLR", "WarmupStepWithFixedGammaLR", "cosine"),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead", "FastRCNNHead"),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("giou", "diou", "ciou", "iou"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "DATALOADER.SAMPLER_TRAIN": ("RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
     "INPUT.CROP.TYPE": ("absolute", "relative"),
     "TEST.EXPECTED_RESULTS": ("[['a', 'b', 'c', 1, 1]]", "['x']"),
 }
 """Key → names of its own that exist, here or in Detectron2, or nearly do."""
+REGIONS: tuple[tuple[str, Any], ...] = (
+    ("MODEL.SPATIALFLOW.REGIONS.ENABLED", True),
+    ("MODEL.ROI_HEADS.IN_FEATURES", ("p3", "p4", "p5")),
+    ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+    ("MODEL.ROI_BOX_HEAD.NUM_FC", 1),
+    ("MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+)
 WITH_IT: dict[str, tuple[tuple[str, Any], ...]] = {
     "INPUT.CROP.": (("INPUT.CROP.ENABLED", True),),
     "TEST.AUG.": (("TEST.AUG.ENABLED", True), ("TEST.AUG.MIN_SIZES", (64,))),
@@ -80,11 +89,15 @@ WITH_IT: dict[str, tuple[tuple[str, Any], ...]] = {
     "SOLVER.CLIP_GRADIENTS.": (("SOLVER.CLIP_GRADIENTS.ENABLED", True),),
     "MODEL.SPATIALFLOW.BOX_FILL.": (("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", True),),
     "MODEL.RESNETS.": (("MODEL.BACKBONE.FREEZE_AT", 0),),
+    "MODEL.RPN.": REGIONS,
+    "MODEL.ROI_HEADS.": REGIONS,
+    "MODEL.ROI_BOX_HEAD.": REGIONS,
+    "MODEL.SPATIALFLOW.REGIONS.": REGIONS[1:],
 }
 """Beginning of keys → keys with which these have an effect."""
 
 
-UNREAD = ("MODEL.RPN.", "MODEL.ROI_HEADS.", "MODEL.ROI_BOX_", "MODEL.ROI_KEYPOINT_")
+UNREAD = ("MODEL.ROI_BOX_CASCADE_HEAD.", "MODEL.ROI_KEYPOINT_")
 """Beginning of keys of parts that only other networks have: they are read, and no step is done."""
 
 

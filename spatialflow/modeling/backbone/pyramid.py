@@ -1,4 +1,4 @@
-"""SpatialFlow's feature pyramid, P3 to P7, on Detectron2's ResNets or other trunks.
+"""SpatialFlow's feature pyramid, P3 or P2 to P7, on Detectron2's ResNets or other trunks.
 
 Shape legend: N images, C channels of the pyramid, H and W the size of a map.
 """
@@ -6,7 +6,7 @@ Shape legend: N images, C channels of the pyramid, H and W the size of a map.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -80,19 +80,27 @@ class FeaturePyramid(FPN):
     affine parameters learn. Detectron2's ``FrozenBatchNorm2d`` freezes both.
     """
 
-    def __init__(self, trunk: Backbone, *, channels: int, norm: str, eval_norm: bool) -> None:
+    def __init__(
+        self,
+        trunk: Backbone,
+        *,
+        channels: int,
+        norm: str,
+        eval_norm: bool,
+        features: Sequence[str] = TRUNK_FEATURES,
+    ) -> None:
         """Build a pyramid.
 
         Args:
-            trunk: Backbone with the maps ``res3``, ``res4`` and ``res5`` at strides 8, 16 and 32.
+            trunk: Backbone with the maps ``features``.
             channels: C of the pyramid.
             norm: Norm of the pyramid's own convolutions, by Detectron2's name; "" for none.
             eval_norm: Whether the trunk's batch norms always run in eval mode.
+            features: Maps of the trunk: ``res3``, ``res4`` and ``res5`` at strides 8, 16 and 32,
+                and ``res2`` at stride 4 for a pyramid with P2.
         """
         top = ExtraLevels(trunk.output_shape()["res5"].channels, channels)
-        super().__init__(
-            trunk, list(TRUNK_FEATURES), channels, norm=norm_builder(norm), top_block=top
-        )
+        super().__init__(trunk, list(features), channels, norm=norm_builder(norm), top_block=top)
         self.eval_norm = eval_norm
         for module in (*self.lateral_convs, *self.output_convs, top.p6, top.p7):
             nn.init.xavier_uniform_(module.weight)
@@ -109,11 +117,12 @@ class FeaturePyramid(FPN):
             levels: Names of the levels that some branch reads, such as ``p3``.
         """
         read = {int(level.removeprefix("p")) for level in levels}
+        finest = 6 - len(self.lateral_convs)
         for i, lateral, output in zip(
-            (5, 4, 3), self.lateral_convs, self.output_convs, strict=True
+            range(5, finest - 1, -1), self.lateral_convs, self.output_convs, strict=True
         ):
             output.requires_grad_(i in read)
-            lateral.requires_grad_(bool(read & set(range(3, i + 1))))
+            lateral.requires_grad_(bool(read & set(range(finest, i + 1))))
         self.top_block.p6.requires_grad_(bool(read & {6, 7}))
         self.top_block.p7.requires_grad_(7 in read)
 
@@ -146,6 +155,7 @@ def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Feat
         channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         eval_norm=norm in ("EvalBN", "FrozenBN"),
+        features=cfg.MODEL.FPN.IN_FEATURES or TRUNK_FEATURES,
     )
 
 

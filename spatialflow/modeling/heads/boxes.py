@@ -44,6 +44,30 @@ class BoxSelection:
     nms_threshold: float
     detections: int
 
+    @torch.no_grad()
+    def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
+        """Select detections from the candidates of one image, by score and NMS per class.
+
+        Args:
+            boxes: Candidate boxes.
+            scores: Score of each class for each box, (boxes, K).
+            image_size: (height, width) of the image without padding.
+
+        Returns:
+            ``pred_boxes``, ``scores`` and ``pred_classes``, best score first.
+        """
+        index, classes = (scores > self.score_threshold).nonzero(as_tuple=True)
+        pair_scores = scores[index, classes]
+        keep = batched_nms(boxes.tensor[index], pair_scores, classes, self.nms_threshold)[
+            : self.detections
+        ]
+        return Instances(
+            image_size,
+            pred_boxes=boxes[index[keep]],
+            scores=pair_scores[keep],
+            pred_classes=classes[keep],
+        )
+
 
 class DenseBoxHead(nn.Module):
     """Predict classes and boxes of anchors (RetinaNet, arXiv 1708.02002) and select detections.
@@ -254,7 +278,7 @@ class DenseBoxHead(nn.Module):
         """
         candidates = self.candidates(anchors, logits, deltas, image_sizes)
         return [
-            self.select(boxes, scores, size)
+            self.selection.select(boxes, scores, size)
             for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
         ]
 
@@ -313,27 +337,3 @@ class DenseBoxHead(nn.Module):
         boxes, scores = boxes[finite], scores[finite]
         boxes.clip(image_size)
         return boxes, scores
-
-    @torch.no_grad()
-    def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
-        """Select detections from the candidates of one image, by score and NMS per class.
-
-        Args:
-            boxes: Candidate boxes.
-            scores: Score of each class for each box, (boxes, K).
-            image_size: (height, width) of the image without padding.
-
-        Returns:
-            ``pred_boxes``, ``scores`` and ``pred_classes``, best score first.
-        """
-        index, classes = (scores > self.selection.score_threshold).nonzero(as_tuple=True)
-        pair_scores = scores[index, classes]
-        keep = batched_nms(boxes.tensor[index], pair_scores, classes, self.selection.nms_threshold)[
-            : self.selection.detections
-        ]
-        return Instances(
-            image_size,
-            pred_boxes=boxes[index[keep]],
-            scores=pair_scores[keep],
-            pred_classes=classes[keep],
-        )

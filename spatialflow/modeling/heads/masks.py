@@ -118,7 +118,20 @@ class ProposalMaskHead(nn.Module):
             mask_rcnn_inference(full_precision(logits), detections)
             return detections
         assert targets is not None
-        proposals = [self._match_proposals(*pair) for pair in zip(detections, targets, strict=True)]
+        pairs = zip(detections, targets, strict=True)
+        return self.losses(features, [self._match_proposals(*pair) for pair in pairs])
+
+    def losses(self, features: list[Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        """Return the loss of proposals that are matched with ground truth.
+
+        Args:
+            features: Levels of the mask branch, each (N, C, H, W).
+            proposals: ``proposal_boxes``, ``gt_classes`` and ``gt_masks`` of each image.
+
+        Returns:
+            ``loss_mask``, a scalar in float32.
+        """
+        features = [full_precision(level) for level in features]
         logits = self.fcn.layers(
             self.pooler(features, [image.proposal_boxes for image in proposals])
         )

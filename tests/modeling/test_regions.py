@@ -1,0 +1,118 @@
+"""The region head: proposals from dense boxes, the sample that learns, detections by class."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from spatialflow.modeling.heads import RegionHead
+
+CLASSES, SIZE = 3, (64, 96)
+SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3, 4, 5)}
+
+
+@pytest.fixture
+def build(tiny_cfg):
+    def make(changes=None):
+        keys = {
+            "MODEL.ROI_HEADS.IN_FEATURES": list(SHAPES),
+            "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+            "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+            "MODEL.RETINANET.NUM_CLASSES": CLASSES,
+            **(changes or {}),
+        }
+        return RegionHead(tiny_cfg(keys), SHAPES)
+
+    return make
+
+
+@pytest.fixture
+def features():
+    return {name: torch.randn(1, 8, 64 // s.stride, 96 // s.stride) for name, s in SHAPES.items()}
+
+
+def truth(*boxes):
+    masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    instances = Instances(SIZE)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.arange(len(boxes)) % CLASSES
+    instances.gt_masks = BitMasks(masks)
+    return instances
+
+
+def test_proposals_suppress_each_other_whatever_their_class(build):
+    boxes = torch.tensor([[0, 0, 20, 20], [1, 0, 21, 20], [40, 40, 60, 60], [5, 5, 5, 30]]).float()
+    scores = torch.tensor([[0.2, 0.1, 0], [0, 0.9, 0], [0.3, 0, 0], [1, 0, 0]])
+    (proposals,) = build().propose([(Boxes(boxes), scores)], [SIZE])
+    # The box without a width is left out, and the first one overlaps a better one.
+    torch.testing.assert_close(proposals.proposal_boxes.tensor, boxes[[1, 2]])
+    torch.testing.assert_close(proposals.objectness_logits.sigmoid(), torch.tensor([0.9, 0.3]))
+
+
+@pytest.mark.parametrize(("training", "count"), [(True, 5), (False, 3)])
+def test_proposals_are_limited(build, training, count):
+    head = build({"MODEL.RPN.POST_NMS_TOPK_TRAIN": 5, "MODEL.RPN.POST_NMS_TOPK_TEST": 3})
+    left = torch.arange(8.0) * 10
+    boxes = Boxes(torch.stack([left, left * 0, left + 8, left * 0 + 8], dim=1))
+    scores = torch.rand(8, CLASSES)
+    (proposals,) = head.train(training).propose([(boxes, scores)], [SIZE])
+    best = scores.amax(dim=1).sort(descending=True).values[:count]
+    torch.testing.assert_close(proposals.objectness_logits.sigmoid(), best)
+
+
+def test_objects_are_those_that_overlap_the_truth(build, features):
+    targets = truth((8, 8, 40, 40), (50, 10, 90, 60))
+    proposals = Instances(
+        SIZE, proposal_boxes=Boxes(torch.tensor([[9, 9, 41, 40.0], [0, 0, 9, 9]]))
+    )
+    proposals.objectness_logits = torch.zeros(2)
+    head = build()
+    with EventStorage():
+        losses, (objects,) = head.losses(features, [proposals], [targets])
+    assert set(losses) == {"loss_region_cls", "loss_region_box"}
+    assert all(value > 0 for value in losses.values())
+    # One proposal, and the two true boxes.
+    assert sorted(objects.gt_classes.tolist()) == [0, 0, 1]
+    assert objects.gt_masks.tensor.flatten(1).sum(dim=1).tolist() == [
+        {0: 32 * 32, 1: 40 * 50}[c] for c in objects.gt_classes.tolist()
+    ]
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize("boxes", [[], [[0.0, 0, 9, 9]]])
+def test_an_image_without_objects_has_finite_losses(build, features, boxes):
+    proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
+    proposals.objectness_logits = torch.zeros(len(boxes))
+    with EventStorage():
+        losses, (objects,) = build().losses(features, [proposals], [truth()])
+    assert all(value.isfinite() for value in losses.values())
+    assert len(objects) == 0
+
+
+def test_candidates_are_boxes_of_one_class_inside_the_image(build, features):
+    head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.2}).eval()
+    predictor = head.box_predictor
+    torch.nn.init.zeros_(predictor.cls_score.weight)
+    predictor.cls_score.bias.data.copy_(torch.tensor([2.0, 0.0, 2.0, 0.0]))
+    torch.nn.init.zeros_(predictor.bbox_pred.weight)
+    # Class 2 moves its boxes to the right by half of their width.
+    predictor.bbox_pred.bias.data[8] = 0.5 * predictor.box2box_transform.weights[0]
+    proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[60.0, 10, 90, 40]])))
+    ((boxes, scores),) = head.candidates(features, [proposals])
+    torch.testing.assert_close(boxes.tensor, torch.tensor([[60.0, 10, 90, 40], [75, 10, 96, 40]]))
+    share = torch.tensor([2.0, 0, 2, 0]).softmax(0)[0].item()
+    torch.testing.assert_close(scores, torch.tensor([[share, 0, 0], [0, 0, share]]))
+
+
+def test_boxes_that_are_not_finite_are_left_out(build, features):
+    head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}).eval()
+    head.box_predictor.bbox_pred.bias.data[:4] = float("nan")
+    proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[60.0, 10, 90, 40]])))
+    ((boxes, scores),) = head.candidates(features, [proposals])
+    assert boxes.tensor.isfinite().all()
+    assert scores.argmax(dim=1).tolist() == [1, 2]
