@@ -71,13 +71,17 @@ def network_parts(model: nn.Module, genotype: Genotype) -> dict[str, list[str]]:
     }
     predictors = {"box": ["box_head.bbox_pred"], "cls": ["box_head.cls_score"]}
     nodes = [n for n in names if n.startswith("flow_graph.nodes.") and n.count(".") == 2]
-    for branch in ("box", "cls", "stuff", "mask"):
+    for branch in ("box", "cls", "stuff", "region", "mask"):
         mine = [n for n in nodes if n.split(".")[2].startswith(f"{branch}_")]
-        parts[f"{branch} branch"] = mine + predictors.get(branch, [])
+        if mine:
+            parts[f"{branch} branch"] = mine + predictors.get(branch, [])
     for flow in genotype.flows:
         parts[f"flow {flow}"] = [f"flow_graph.flows.{flow.key}"]
     parts["stuff head"] = ["stuff_head"]
     parts["mask head"] = ["mask_head"]
+    if "region_head" in names:
+        # Its own forward pass is not called.
+        parts["region head"] = ["region_head.box_head", "region_head.box_predictor"]
     return parts
 
 

@@ -4,9 +4,12 @@ import json
 import math
 
 import pytest
+from detectron2.modeling import build_model
 
+from spatialflow.analysis.costs import measure_parts
 from spatialflow.cli.analyze_model import rows
 from spatialflow.config import load_genotype
+from tests.modeling.test_refined import EAGER, REFINED
 
 C = 256
 HEIGHT, WIDTH = 256, 384
@@ -62,3 +65,14 @@ def test_the_published_network_costs_what_it_should(program, tmp_path):
     assert parts["mask head"]["activations"] > 100 * C * 14**2
     assert math.isclose(float(rows(parts)[-1][1]), 50.80)
     assert "| mask head | 2.64 |" in done.stdout
+
+
+def test_the_parts_of_a_refined_network_are_the_whole(tiny_cfg):
+    cfg = tiny_cfg({**REFINED, **EAGER, "MODEL.SPATIALFLOW.POOL_FROM": "branch"})
+    found = measure_parts(build_model(cfg).eval(), load_genotype("spatialflow"), (64, 96))
+    parts = dict(found["parts"])
+    everything = parts.pop("everything")
+    assert {"region branch", "region head"} <= parts.keys()
+    assert sum(part["parameters"] for part in parts.values()) == everything["parameters"]
+    accounted = sum(part["multiply_adds"] for part in parts.values())
+    assert everything["multiply_adds"] == pytest.approx(accounted, rel=0.01)

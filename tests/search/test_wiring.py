@@ -76,6 +76,7 @@ def test_the_virtual_step_in_float16_is_that_of_gradients_without_their_scale(
     monkeypatch.setattr(VirtualStep, "take", note)
     amp = {"SOLVER.AMP.ENABLED": True, "SOLVER.AMP.DTYPE": "float16", **GROUP_NORM}
     keys = {**VARIANTS["second order"], "SEARCH.WARMUP": 0.0, "SOLVER.MAX_ITER": 12}
+    keys |= {"SOLVER.IMS_PER_BATCH": 1}  # half precision is slow on CPUs
     trainer = search(scenes_cfg({**SEARCH, **amp, **keys}))
     # The first steps may be left out, as the scale starts too large.
     assert foreseen
