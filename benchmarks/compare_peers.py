@@ -3,13 +3,16 @@
 
     python benchmarks/compare_peers.py run --nuclei nuclei_train433     # hours; may be stopped
     python benchmarks/compare_peers.py flows --nuclei nuclei_train433   # hours; the same
+    python benchmarks/compare_peers.py learn --nuclei nuclei_train433 --facades facades_train278
     python benchmarks/compare_peers.py speed --nuclei nuclei_train433   # minutes
     python benchmarks/compare_peers.py report                          # tables from the results
 
 ``run`` trains Panoptic FPN, parallel branches and SpatialFlow, with every seed at two learning
 rates. ``flows`` trains SpatialFlow, parallel branches and SpatialFlow without each flow, for longer
-and at one rate. A result is one small JSON file below ``benchmarks/results``. It is written when
-its run is complete, and runs that have a result are not repeated.
+and at one rate. ``learn`` trains the refined network beside them, on 60 % of the images of each
+data set, by the plan in benchmarks/peers/PLAN.md. A result is one small JSON file below
+``benchmarks/results``. It is written when its run is complete, and runs that have a result are not
+repeated.
 """
 
 from __future__ import annotations
@@ -26,9 +29,12 @@ import torch
 from benchmarks.peers.analysis import report
 from benchmarks.peers.contestants import (
     DATASETS,
+    FOLDERS,
     MAIN,
+    REFINED,
     config,
     flow_contestants,
+    folder_of,
     genotype,
     run_name,
 )
@@ -36,7 +42,6 @@ from benchmarks.peers.speed import measure_speed
 from spatialflow.analysis.trials import run_in_subprocess, run_trial
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.utils.console import start_logging
-from spatialflow.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,6 +50,12 @@ SEEDS = (0, 1, 2)
 # With fewer steps flows are not learnt, and leaving one out changes nothing.
 FLOW_RATE = 0.001
 FLOW_STEPS = ["SOLVER.MAX_ITER", "300", "SOLVER.WARMUP_ITERS", "30"]
+
+
+LEARN_STEPS = ["DATASETS.FOLDER.VAL_FRACTION", "0.4", "DATASETS.SCENES.VAL", "80"]
+MEASURED = ("nuclei", "scenes")
+# Command → folder of its results and its data sets, where they differ from those of "run".
+DEFAULTS = {"flows": ("flows", ("nuclei",)), "learn": ("learning", DATASETS)}
 
 
 class Run(NamedTuple):
@@ -73,6 +84,17 @@ def flows(args: argparse.Namespace) -> Iterator[Run]:
         yield Run(dataset, contestant, FLOW_RATE, seed)
 
 
+def learn(args: argparse.Namespace) -> Iterator[Run]:
+    """Yield the runs that compare how fast the refined network learns."""
+    names = ("panoptic_fpn", *REFINED, "parallel", "spatialflow")
+    for seed, dataset, name in itertools.product(args.seeds, args.data, names):
+        for rate in RATES:
+            yield Run(dataset, name, rate, seed)
+
+
+PLANS = {"run": (peers, []), "flows": (flows, FLOW_STEPS), "learn": (learn, LEARN_STEPS)}
+
+
 def run_all(args: argparse.Namespace) -> None:
     """Do every run that has no result yet, each in a process of its own.
 
@@ -81,15 +103,17 @@ def run_all(args: argparse.Namespace) -> None:
     """
     for name in args.contestants or ():
         genotype(name)
-    plan, steps = (flows, FLOW_STEPS) if args.command == "flows" else (peers, [])
-    if "nuclei" in args.data and args.nuclei is None:
-        raise ConfigError("--nuclei: the folder of the nuclei is needed, or --data scenes")
+    plan, steps = PLANS[args.command]
+    folders = {name: getattr(args, name) for name in FOLDERS}
+    for dataset in set(FOLDERS) & {*args.data}:
+        folder_of(dataset, folders)
     for run in plan(args):
         skipped = args.contestants is not None and run.contestant not in args.contestants
         if skipped or (args.results / run.file).is_file():
             continue
         words = [__file__, "one", *run, "--results", args.results, "--threads", args.threads]
-        words += ["--nuclei", args.nuclei] if args.nuclei else []
+        for name in FOLDERS:
+            words += [f"--{name}", folders[name]] if folders[name] else []
         run_in_subprocess(run.file, [*words, "--opts", *steps, *args.opts])
 
 
@@ -97,8 +121,9 @@ def run_one(args: argparse.Namespace) -> None:
     """Train and evaluate one contestant once, and write the result."""
     run = Run(args.dataset, args.contestant, args.rate, args.seed)
     torch.set_num_threads(args.threads)
+    folders = {name: getattr(args, name) for name in FOLDERS}
     output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
-    cfg = config(**run._asdict(), output=output, nuclei=args.nuclei, opts=args.opts)
+    cfg = config(**run._asdict(), output=output, folders=folders, opts=args.opts)
     run_trial(cfg, args.results / run.file, run._asdict())
 
 
@@ -111,9 +136,10 @@ def parse_arguments() -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--results", type=Path, help="folder of the results")
     common.add_argument("--data", nargs="+", choices=DATASETS)
-    common.add_argument("--nuclei", type=Path, help="folder of the nuclei in COCO panoptic layout")
+    for name in FOLDERS:
+        common.add_argument(f"--{name}", type=Path, help="its folder in COCO panoptic layout")
     common.add_argument("--threads", type=int, default=torch.get_num_threads())
-    plans = [commands.add_parser(name, parents=[common]) for name in ("run", "flows")]
+    plans = [commands.add_parser(name, parents=[common]) for name in PLANS]
     for plan in plans:
         plan.add_argument("--contestants", nargs="*", help="train these only")
         plan.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
@@ -132,12 +158,13 @@ def parse_arguments() -> argparse.Namespace:
         "--write", type=Path, nargs="*", default=[], help="pages to bring up to date"
     )
     tables.add_argument("--flow-results", type=Path, default=RESULTS / "flows")
+    tables.add_argument("--learning-results", type=Path, default=RESULTS / "learning")
     for command in (*plans, one):
         command.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()
-    of_flows = args.command == "flows"
-    args.results = args.results or RESULTS / ("flows" if of_flows else "peers")
-    args.data = args.data or (["nuclei"] if of_flows else DATASETS)
+    folder, data = DEFAULTS.get(args.command, ("peers", MEASURED))
+    args.results = args.results or RESULTS / folder
+    args.data = args.data or data
     return args
 
 
@@ -147,8 +174,7 @@ def main() -> None:
     if args.command != "one":
         start_logging()
     work = {
-        "run": run_all,
-        "flows": run_all,
+        **dict.fromkeys(PLANS, run_all),
         "one": run_one,
         "speed": measure_speed,
         "report": report,

@@ -16,8 +16,10 @@ from spatialflow.analysis.intervals import (
     Result,
     load_results,
     paired_difference,
+    pq_from_counts,
 )
 from spatialflow.analysis.tables import complete, table
+from spatialflow.data.selection import in_validation_split
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import read_json
 
@@ -32,6 +34,52 @@ def results_of(results: list[Result], dataset: str, contestant: str, rate: float
         if (r["dataset"], r["contestant"], r["rate"]) == (dataset, contestant, rate)
     ]
     return sorted(mine, key=lambda r: r["seed"])
+
+
+def half_of(result: Result, half: str) -> Result:
+    """Return a result on one half of its images: choices are made on one, figures are of the other.
+
+    Args:
+        result: Result of a run.
+        half: ``choose`` or ``report``; a hash of its name puts an image into one of them.
+    """
+    kept = [
+        i
+        for i, name in enumerate(result["images"])
+        if in_validation_split(name, 0.5, 1) == (half == "report")
+    ]
+    counts = [result["counts"][i] for i in kept]
+    isthing = np.array([bool(c["isthing"]) for c in result["classes"]])
+    quality = pq_from_counts(np.sum(counts, axis=0), isthing)
+    return {
+        **result,
+        "images": [result["images"][i] for i in kept],
+        "counts": counts,
+        **dict(zip(GROUPS, quality.tolist(), strict=True)),
+    }
+
+
+def learning_table(results: list[Result], dataset: str) -> str:
+    """Return a Markdown table of how well the networks learn, each beside Panoptic FPN.
+
+    A learning rate is the better one on the images to choose on, by the seeds that both have;
+    all figures are of the other images.
+    """
+    chosen_on = [half_of(r, "choose") for r in results]
+    reported = [half_of(r, "report") for r in results]
+    rows, runs = [], {}
+    for name in dict.fromkeys(r["contestant"] for r in results if r["dataset"] == dataset):
+        rate = best_rate(chosen_on, dataset, name)
+        runs[name] = results_of(reported, dataset, name, rate)
+        sampled = ResampledPQ(runs[name])
+        seconds = f"{np.mean([r['seconds'] for r in runs[name]]):.0f}"
+        cells = [sampled.cell(group) for group in range(3)]
+        rows.append([name, f"{rate:g}", *cells, str(len(runs[name])), seconds])
+    first = MAIN[0]
+    for row in rows:
+        worth, seeds = paired_difference(runs[row[0]], runs[first])
+        row.append("" if row[0] == first else f"{worth.cell(0, sign=True)}, {seeds} seeds")
+    return table(["", "rate", *GROUPS, "seeds", "s", f"PQ over {first}"], rows)
 
 
 def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
@@ -151,6 +199,9 @@ def report(args: argparse.Namespace) -> None:
     flows = load_results(args.flow_results)
     for dataset in sorted({r["dataset"] for r in flows}):
         tables[f"flows {dataset}"] = flow_table(flows, dataset)
+    learned = load_results(args.learning_results)
+    for dataset in sorted({r["dataset"] for r in learned}):
+        tables[f"learning {dataset}"] = learning_table(learned, dataset)
     for name, content in tables.items():
         print(f"### {name}\n\n{content}\n")
     complete(args.write, tables)

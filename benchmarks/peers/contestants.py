@@ -1,11 +1,13 @@
 """The networks that are compared, and their configs.
 
-These are Detectron2's Panoptic FPN, parallel branches, SpatialFlow, and SpatialFlow less one flow.
+These are Detectron2's Panoptic FPN, parallel branches, SpatialFlow, SpatialFlow less one flow, and
+the refined SpatialFlow without flows, with the human ones, and with these as gates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -14,7 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from darts.genotype import Genotype
+from darts.genotype import Flow, Genotype
 from spatialflow.analysis.ablations import file_name, without_each_flow
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.engine import prepare_config
@@ -22,8 +24,11 @@ from spatialflow.modeling.backbone.trunks import build_trunk
 from spatialflow.utils.errors import ConfigError
 
 HERE = Path(__file__).parent
-DATASETS = ("nuclei", "scenes")
+DATASETS = ("nuclei", "scenes", "facades")
+FOLDERS = ("nuclei", "facades")
+"""Data sets that are a folder in COCO panoptic layout; scenes are generated."""
 MAIN = ("panoptic_fpn", "parallel", "spatialflow")
+REFINED = ("refined", "refined_flows", "refined_gates")
 
 
 @BACKBONE_REGISTRY.register()
@@ -46,6 +51,26 @@ def flow_contestants() -> list[str]:
     return ["spatialflow", "parallel", *without_each_flow(load_genotype("spatialflow"))]
 
 
+def refined_genotypes() -> dict[str, Genotype]:
+    """Return the genotype of each refined contestant.
+
+    The human flows into the mask branch go into the region branch, too.
+    """
+    human = load_genotype("spatialflow")
+    into_regions = [
+        Flow(flow.source, "region.1", flow.port, flow.operation)
+        for flow in human.flows
+        if flow.target == "mask.1"
+    ]
+    flows = (*human.flows, *into_regions)
+    gates = tuple(replace(flow, port="gate") for flow in flows)
+    return {
+        "refined": load_genotype("parallel"),
+        "refined_flows": replace(human, name="refined_flows", flows=flows, provenance={}),
+        "refined_gates": replace(human, name="refined_gates", flows=gates, provenance={}),
+    }
+
+
 def run_name(dataset: str, contestant: str, rate: float, seed: int) -> str:
     """Return the path of a run's files, below the folder of outputs or of results."""
     return f"{dataset}/{file_name(contestant)}-lr{rate:g}-seed{seed}"
@@ -63,6 +88,7 @@ def genotype(contestant: str) -> Genotype | None:
         "parallel": load_genotype("parallel"),
         "spatialflow": whole,
         **without_each_flow(whole),
+        **refined_genotypes(),
     }
     if contestant not in known:
         raise ConfigError(f"contestant {contestant!r} given, one of {list(known)} expected")
@@ -76,22 +102,22 @@ def config(
     rate: float,
     seed: int,
     output: Path,
-    nuclei: Path | None = None,
+    folders: Mapping[str, Path | None] | None = None,
     opts: Sequence[object] = (),
 ) -> CfgNode:
     """Return the complete config of a run, and write its genotype to its folder.
 
     Args:
-        dataset: ``nuclei`` or ``scenes``.
-        contestant: One of :data:`MAIN` and :func:`flow_contestants`.
+        dataset: One of :data:`DATASETS`.
+        contestant: One of :data:`MAIN`, :func:`flow_contestants` and :data:`REFINED`.
         rate: Learning rate.
         seed: Seed of the run.
         output: Folder of the run.
-        nuclei: Folder of the nuclei in COCO panoptic layout; needed for ``nuclei`` alone.
+        folders: Data set of :data:`FOLDERS` → its folder.
         opts: KEY VALUE pairs that come last.
 
     Raises:
-        ConfigError: If the data set or the contestant is not known, or the nuclei are missing.
+        ConfigError: If the data set or the contestant is not known, or its folder is not given.
     """
     if dataset not in DATASETS:
         raise ConfigError(f"data set {dataset!r} given, one of {DATASETS} expected")
@@ -102,14 +128,25 @@ def config(
         path = (output / "genotype.json").absolute()
         design.save(path)
         keys["MODEL.SPATIALFLOW.GENOTYPE"] = str(path)
-    if dataset == "nuclei":
-        if nuclei is None:
-            raise ConfigError("--nuclei: the folder of the nuclei is needed")
-        keys["DATASETS.FOLDER.PATH"] = str(nuclei)
-    file = HERE / (f"{dataset}.yaml" if design else f"{dataset}_{contestant}.yaml")
+    if dataset in FOLDERS:
+        keys["DATASETS.FOLDER.PATH"] = str(folder_of(dataset, folders))
+    kind = "" if design is not None else f"_{contestant}"
+    file = HERE / f"{dataset}{'_refined' if contestant in REFINED else kind}.yaml"
     cfg = get_cfg(file, [*(item for pair in keys.items() for item in pair), *opts])
     prepare_config(cfg)
     # Panoptic FPN reads its number of thing classes from another key.
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
     cfg.freeze()
     return cfg
+
+
+def folder_of(dataset: str, folders: Mapping[str, Path | None] | None) -> Path:
+    """Return the folder of a data set.
+
+    Raises:
+        ConfigError: If it is not given.
+    """
+    folder = (folders or {}).get(dataset)
+    if folder is None:
+        raise ConfigError(f"--{dataset}: the folder of the {dataset} is needed")
+    return folder

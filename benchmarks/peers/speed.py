@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.peers.analysis import SPEED_FILE, best_rate, results_of
-from benchmarks.peers.contestants import MAIN, config, run_name
+from benchmarks.peers.contestants import FOLDERS, MAIN, config, run_name
 from spatialflow.analysis.intervals import Result, load_results
 from spatialflow.analysis.timing import IMAGES, ROUNDS, TimedModel, compare_times, time_in_turn
 from spatialflow.utils.errors import ConfigError
@@ -23,15 +24,19 @@ from spatialflow.utils.files import write_json
 
 
 def timed(
-    dataset: str, contestant: str, weights: Path, nuclei: Path | None, folder: Path
+    dataset: str,
+    contestant: str,
+    weights: Path,
+    folders: Mapping[str, Path | None],
+    folder: Path,
 ) -> TimedModel:
     """Build a main contestant with the weights of a run.
 
     Args:
-        dataset: ``nuclei`` or ``scenes``.
+        dataset: One of :data:`benchmarks.peers.contestants.DATASETS`.
         contestant: Name of the contestant.
         weights: Checkpoint of the run.
-        nuclei: Folder of the nuclei in COCO panoptic layout; needed for ``nuclei`` alone.
+        folders: Data set → its folder.
         folder: Folder for outputs.
 
     Raises:
@@ -41,7 +46,7 @@ def timed(
         raise ConfigError(f"{weights}: no such file; the model of a run expected (--weights)")
     output, opts = folder / dataset / contestant, ["MODEL.WEIGHTS", str(weights)]
     return TimedModel(
-        config(dataset, contestant, rate=1e-4, seed=0, output=output, nuclei=nuclei, opts=opts)
+        config(dataset, contestant, rate=1e-4, seed=0, output=output, folders=folders, opts=opts)
     )
 
 
@@ -52,6 +57,7 @@ def measure_speed(args: argparse.Namespace) -> None:
         ConfigError: If a contestant has no result or its model is not there.
     """
     results = load_results(args.results)
+    folders = {name: getattr(args, name) for name in FOLDERS}
     torch.set_num_threads(args.threads)
     content: dict[str, Any] = {
         "threads": args.threads,
@@ -62,7 +68,7 @@ def measure_speed(args: argparse.Namespace) -> None:
     for dataset in args.data:
         with tempfile.TemporaryDirectory(prefix="spatialflow_speed_") as folder:
             entrants = {
-                name: timed(dataset, name, model, args.nuclei, Path(folder))
+                name: timed(dataset, name, model, folders, Path(folder))
                 for name, model in models(results, dataset, args.weights).items()
             }
         # Inference comes first, as training steps change what is detected.

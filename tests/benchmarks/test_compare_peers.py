@@ -10,8 +10,22 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from benchmarks import compare_peers
-from benchmarks.peers.analysis import best_rate, flow_table, main_table
-from benchmarks.peers.contestants import MAIN, config, flow_contestants, genotype, run_name
+from benchmarks.peers.analysis import (
+    best_rate,
+    flow_table,
+    half_of,
+    learning_table,
+    main_table,
+)
+from benchmarks.peers.contestants import (
+    FOLDERS,
+    MAIN,
+    REFINED,
+    config,
+    flow_contestants,
+    genotype,
+    run_name,
+)
 from benchmarks.peers.speed import models, timed
 from spatialflow.analysis import trials
 from spatialflow.config import load_genotype
@@ -34,12 +48,22 @@ def test_unknown_contestants_are_named(name):
         genotype(name)
 
 
-def test_missing_data_are_named(tmp_path):
-    with pytest.raises(ValueError, match="--nuclei"):
-        config("nuclei", "parallel", rate=0.1, seed=0, output=tmp_path)
+@pytest.mark.parametrize("dataset", FOLDERS)
+def test_missing_data_are_named(tmp_path, dataset):
+    with pytest.raises(ValueError, match=f"--{dataset}"):
+        config(dataset, "parallel", rate=0.1, seed=0, output=tmp_path)
 
 
-@pytest.mark.parametrize("contestant", MAIN)
+def test_human_flows_reach_the_regions():
+    found = {str(flow) for flow in genotype("refined_gates").flows}
+    human = {str(flow).replace("[input", "[gate") for flow in genotype("spatialflow").flows}
+    more = {f.replace("mask.1", "region.1") for f in human if "mask.1" in f}
+    assert found == human | more
+    assert len(found) == 12
+    assert genotype("refined").flows == ()
+
+
+@pytest.mark.parametrize("contestant", [*MAIN, *REFINED])
 @pytest.mark.usefixtures("scenes")  # what is registered meanwhile is taken out again
 def test_contestants_learn_on_the_same_trunk(tmp_path, make_input, contestant):
     few = ["DATASETS.SCENES.TRAIN", 2, "DATASETS.SCENES.VAL", 1]
@@ -112,7 +136,7 @@ def test_speed_needs_the_models_of_the_runs(tmp_path):
     name = run_name("scenes", "parallel", 0.001, 1)
     assert found["parallel"] == tmp_path / name / "model_final.pth"
     with pytest.raises(ValueError, match=r"seed1/model_final\.pth: no such file"):
-        timed("scenes", "parallel", found["parallel"], None, tmp_path)
+        timed("scenes", "parallel", found["parallel"], {}, tmp_path)
 
 
 def arguments(folder, **changes):
@@ -122,6 +146,7 @@ def arguments(folder, **changes):
         "data": ("scenes",),
         "seeds": (0, 1),
         "nuclei": None,
+        "facades": None,
         "threads": 1,
         "contestants": None,
         "opts": [],
@@ -188,3 +213,40 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "_run_to_its_end", lambda command, environment: (1, None))
     with pytest.raises(ValueError, match=r"panoptic_fpn-lr0\.001-seed0\.json: .* status 1"):
         compare_peers.run_all(arguments(tmp_path))
+
+
+def of_images(contestant, seed, rate, worse=()):
+    """A result on images whose halves are known, with half the IoU on those at some positions."""
+    counts = np.array(random_counts(seed, images=40))
+    counts[list(worse), :, 0] *= 0.5
+    made = result(contestant, seed, counts.tolist(), rate)
+    return {**made, "images": [f"{i}.png" for i in range(40)]}
+
+
+def test_rates_are_chosen_on_one_half_and_figures_are_of_the_other():
+    whole = of_images("refined", 0, 0.1)
+    halves = [half_of(whole, half) for half in ("choose", "report")]
+    names = [half["images"] for half in halves]
+    assert sorted(names[0] + names[1]) == sorted(whole["images"])
+    assert min(map(len, names)) > 10
+    chosen, reported = ([int(name.removesuffix(".png")) for name in half] for half in names)
+    results = []
+    for seed in range(2):
+        results.append(of_images("panoptic_fpn", seed, 0.1))
+        # The first rate is the better one where it counts, and the other one where it is chosen.
+        results.append(of_images("refined", seed, 0.1, worse=chosen))
+        results.append(of_images("refined", seed, 0.2, worse=reported))
+    text = learning_table(results, "scenes")
+    (row,) = [line for line in text.splitlines() if line.startswith("| refined |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "0.2"
+    (reference,) = [line for line in text.splitlines() if line.startswith("| panoptic_fpn |")]
+    expected = float(reference.split("|")[3].split()[0]) / 2
+    assert float(cells[2].split()[0]) == pytest.approx(expected, abs=0.06)
+    assert cells[-1].endswith("2 seeds")
+
+
+def test_the_plan_of_learning(tmp_path, started):
+    compare_peers.run_all(arguments(tmp_path, command="learn"))
+    assert {run.contestant for run in started} == {*MAIN, *REFINED}
+    assert {run.rate for run in started} == set(compare_peers.RATES)
