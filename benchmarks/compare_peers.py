@@ -88,7 +88,7 @@ def learn(args: argparse.Namespace) -> Iterator[Run]:
     """Yield the runs that compare how fast the refined network learns."""
     names = ("panoptic_fpn", *REFINED, "parallel", "spatialflow")
     for seed, dataset, name in itertools.product(args.seeds, args.data, names):
-        for rate in RATES:
+        for rate in args.rates:
             yield Run(dataset, name, rate, seed)
 
 
@@ -143,6 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     for plan in plans:
         plan.add_argument("--contestants", nargs="*", help="train these only")
         plan.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+        plan.add_argument("--rates", nargs="+", type=float, default=RATES, help="rates of learn")
     one = commands.add_parser("one", parents=[common], help="do one run")
     for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
         one.add_argument(name, type=kind)

@@ -144,7 +144,7 @@ def _after_the_network(
 ) -> dict[str, dict[str, float]]:
     """Return the seconds of work outside of modules: NMS, upsampling, pasting and fusion."""
     watched = {
-        "choosing boxes (NMS)": (model.box_head, "inference"),
+        "choosing boxes (NMS)": (model, "detect"),
         "upsampling stuff": (model.stuff_head, "upsample"),
         "pasting masks, labels and fusion": (model, "postprocess"),
     }

@@ -82,6 +82,8 @@ def network_parts(model: nn.Module, genotype: Genotype) -> dict[str, list[str]]:
     if "region_head" in names:
         # Its own forward pass is not called.
         parts["region head"] = ["region_head.box_head", "region_head.box_predictor"]
+    if "residual" in names:
+        parts["residual"] = ["residual"]
     return parts
 
 

@@ -156,7 +156,7 @@ def _is_to_report(patience: float) -> bool:
             time.sleep(0.1)
         if store.add(reported, 1) == 1:
             return True
-    except RuntimeError:
+    except (RuntimeError, ValueError, AttributeError):  # also of a PyTorch without this function
         return True
     time.sleep(1.0)  # What started the processes ends the other one when this one ends.
     return False

@@ -182,7 +182,11 @@ MODEL_RULES: tuple[Rule, ...] = (
         "anchors on each level,",
         _are_equally_many_anchors,
     ),
-    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", "some of p3, p4 and p5 in order", are_stuff_levels),
+    (
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+        "some of p3, p4 and p5 in order, and p2 with res2 in MODEL.FPN.IN_FEATURES",
+        are_stuff_levels,
+    ),
     (
         "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
         "a power of two up to the stride of the first of IN_FEATURES",

@@ -34,11 +34,13 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # are used. It takes less time than the reading itself; types are always checked.
     own.CHECK_WEIGHTS = True
     # Second box stage on regions, as in Faster R-CNN (arXiv 1506.01497): the dense boxes are its
-    # proposals, their number and NMS are those of MODEL.RPN; the other keys are MODEL.ROI_HEADS and
-    # MODEL.ROI_BOX_HEAD. The flow graph gets a node "region.1", from which its boxes are pooled.
+    # proposals, limited by MODEL.RPN.POST_NMS_TOPK_* and NMS_THRESH. The other keys are those of
+    # MODEL.ROI_HEADS and MODEL.ROI_BOX_HEAD, but NAME and NUM_CLASSES of ROI_HEADS. The thresholds
+    # of detections are those of ROI_HEADS then, and MASK_PROPOSAL_IOU has no effect. The flow graph
+    # gets a node "region.1", from which boxes are pooled.
     own.REGIONS = CfgNode({"ENABLED": False})
     # Add the pyramid P to the outputs of the box, cls, region and mask branches: "none", "rms" for
-    # P / rms(P), "learned" for P at a learned scale.
+    # P / rms(P), "learned" for P at a learned scale, on which SOLVER.WEIGHT_DECAY acts.
     own.RESIDUAL = "none"
     # Nodes from which regions and masks are pooled: convolutions of the "branch", or the "pyramid"
     # itself, with what flows add to it. A genotype's own choice for the node comes first.

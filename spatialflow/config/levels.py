@@ -7,7 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode
 
 OWN_BACKBONE = "build_spatialflow_fpn_backbone"
-LEVEL_NAMES = "names of the pyramid's levels up to p7, finest first and without a gap,"
+LEVEL_NAMES = (
+    "names of p3 to p7, or from p2 on with res2 in MODEL.FPN.IN_FEATURES, finest first and without "
+    "a gap,"
+)
 
 
 def has_own_backbone(cfg: CfgNode) -> bool:

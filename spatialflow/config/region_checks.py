@@ -15,6 +15,11 @@ MOST_CHANNELS = 16384
 REGION_RULES: tuple[Rule, ...] = (
     ("MODEL.ROI_HEADS.IN_FEATURES", LEVEL_NAMES, are_consecutive_levels),
     *in_range(1, 1e6, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"),
+    (
+        "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+        "1 or more objects in a sample of BATCH_SIZE_PER_IMAGE proposals",
+        lambda v, c: int(v * c.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE) >= 1,
+    ),
     *in_range(1, 1e6, "MODEL.RPN.POST_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TEST"),
     *in_range(
         0,

@@ -18,7 +18,11 @@ from spatialflow.utils.numpy_pickle import load_numpy_pickle
 from spatialflow.utils.text import first_of
 from spatialflow.utils.weights import check_archive, check_state, check_tensors
 
-ZOO_NAMES = {"roi_heads.mask_head.": "mask_head.fcn."}
+ZOO_NAMES = {
+    "roi_heads.mask_head.": "mask_head.fcn.",
+    "roi_heads.box_head.": "region_head.box_head.",
+    "roi_heads.box_predictor.": "region_head.box_predictor.",
+}
 """Prefix of names in Detectron2's Mask R-CNN and Panoptic FPN → prefix of the same part here."""
 
 PARTS = {
@@ -26,6 +30,7 @@ PARTS = {
     "pyramid": "backbone.",
     "branches and flows": "flow_graph.",
     "box head": "box_head.",
+    "region head": "region_head.",
     "mask head": "mask_head.",
     "stuff head": "stuff_head.",
 }

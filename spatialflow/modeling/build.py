@@ -14,7 +14,7 @@ from torch import nn
 from darts.genotype import GenotypeError
 from darts.space import SpaceError
 from spatialflow.config.checks import check_config
-from spatialflow.config.genotypes import genotype_of, pooled_convs
+from spatialflow.config.genotypes import genotype_of
 from spatialflow.config.levels import has_own_backbone
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.backbone import FeaturePyramid
@@ -129,7 +129,9 @@ def _modules(
     if own.REGIONS.ENABLED:
         modules["region_head"] = RegionHead(cfg, shapes)
     if own.RESIDUAL != "none":
-        modules["residual"] = PyramidResidual(own.RESIDUAL, _residual_branches(cfg))
+        modules["residual"] = PyramidResidual(
+            own.RESIDUAL, _residual_branches(flow_modules["flow_graph"])
+        )
     return {
         **flow_modules,
         **modules,
@@ -140,11 +142,18 @@ def _modules(
     }
 
 
-def _residual_branches(cfg: CfgNode) -> list[str]:
-    """Return the branches to whose output the pyramid is added, which have convolutions."""
-    names = [branch.name for branch in topology_from_config(cfg).branches if branch.name != "stuff"]
-    pooled = pooled_convs(cfg)
-    return [name for name in names if f"{name}.1.conv" not in pooled]
+def _residual_branches(graph: nn.Module) -> list[str]:
+    """Return the branches to whose output the pyramid is added: those of objects.
+
+    A branch that ends with a node without a convolution is the pyramid already.
+    """
+    assert isinstance(graph, FlowGraph)
+    return [
+        branch.name
+        for branch in graph.topology.branches
+        if branch.name != "stuff"
+        and not isinstance(graph.nodes[f"{branch.name}_{branch.nodes}"], nn.Identity)
+    ]
 
 
 def genotype_parts(cfg: CfgNode) -> FlowParts:

@@ -1,4 +1,4 @@
-"""The four branches of SpatialFlow and the flows between them.
+"""The branches of SpatialFlow and the flows between them.
 
 Shape legend: N images, C channels of pyramid and branches, H and W the size of a pyramid level.
 """
@@ -245,8 +245,10 @@ class FlowGraph(nn.Module):
                 signal = dict(module.forward_levels(maps))
             else:
                 signal = {level: module(x) for level, x in maps.items()}
-            for level in node.branch.levels[: node.branch.levels.index(shared[0])]:
-                signal[level] = F.interpolate(signal[shared[0]], inputs[level].shape[-2:])
+            finest = next(iter(source))
+            finer = node.branch.levels.index(finest) if finest in shared else 0
+            for level in node.branch.levels[:finer]:
+                signal[level] = F.interpolate(signal[finest], inputs[level].shape[-2:])
             signals.append((flow, signal))
         return signals
 

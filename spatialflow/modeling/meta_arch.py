@@ -57,9 +57,9 @@ class PredictionMaps(NamedTuple):
 
 @META_ARCH_REGISTRY.register()
 class SpatialFlow(nn.Module):
-    """Panoptic segmentation with four parallel branches, connected by flows (arXiv 1910.08787).
+    """Panoptic segmentation with parallel branches, connected by flows (arXiv 1910.08787).
 
-    Inference runs in this order: :meth:`preprocess_image`, :meth:`predict_maps`, :meth:`propose`,
+    Inference runs in this order: :meth:`preprocess_image`, :meth:`predict_maps`, :meth:`detect`,
     the mask head on the detections, :meth:`postprocess`. Training runs the first three steps in the
     same order, then :meth:`losses`. With a region head the dense boxes are proposals, from which
     :meth:`detect` makes the detections.
@@ -172,7 +172,7 @@ class SpatialFlow(nn.Module):
         return autocast(self.device, None if self.training else self.inference_dtype)
 
     def training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the four losses of a batch, as :meth:`forward` does in training."""
+        """Return the losses of a batch, as :meth:`forward` does in training."""
         images = self.preprocess_image(batched_inputs)
         maps = self.predict_maps(images)
         return self.losses(maps, self.propose(maps, images.image_sizes), batched_inputs)

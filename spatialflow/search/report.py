@@ -100,7 +100,7 @@ def compared(genotype: Genotype, topology: Topology) -> Markup:
     drawn = []
     for one in (genotype, human_genotype()):
         flows = "; ".join(str(flow) for flow in one.flows) or "none"
-        alt = f"{one.name}: {len(one.flows)} flows between the four branches: {flows}"
+        alt = f"{one.name}: {len(one.flows)} flows between the branches: {flows}"
         drawn.append(drawing(to_svg(one, topology), alt=alt, width="large"))
     return beside(*drawn)
 
@@ -164,7 +164,7 @@ def _metrics(folder: Path) -> dict[str, list[charts.Point]]:
         return {}
     found: dict[str, list[charts.Point]] = {}
     for line in read_json_lines(path):
-        for name in ("total_loss", "loss_cls", "loss_box", "loss_mask", "loss_stuff"):
+        for name in ("total_loss", *(name for name in sorted(line) if name.startswith("loss_"))):
             if line.get(name) is not None and "iteration" in line:
                 found.setdefault(name, []).append((line["iteration"] + 1, line[name]))
     return found

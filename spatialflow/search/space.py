@@ -103,7 +103,7 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
     """Return the cost of every flow and option, and the cost of the human flows.
 
     The unit is a million multiply-adds for an image of one megapixel. A flow is counted on the
-    levels where source and target both exist.
+    levels where source and target both exist, without what is enlarged.
 
     Args:
         cfg: Config of a search or a training.
@@ -134,8 +134,10 @@ def flow_costs(cfg: CfgNode, topology: Topology) -> tuple[Costs, float]:
         each = [attention_multiply_adds(option, width, 1e6 * area) for area in maps[name]]
         costs[choice_key(name), option] = sum(each) / 1e6
     for node in topology.nodes:
-        cost_of_deforming = DEFORMABLE_EXTRA * channels * _area(node.branch.levels)
-        costs[choice_key(conv_choice(node)), "deformable"] = cost_of_deforming
+        area, name = _area(node.branch.levels), choice_key(conv_choice(node))
+        costs[name, "deformable"] = DEFORMABLE_EXTRA * channels * area
+        # What it saves, as costs are those beyond a plain convolution's.
+        costs[name, "identity"] = -multiply_adds("conv_3x3", channels) * area
     return costs, sum(cost(flow) for flow in human_genotype().flows)
 
 

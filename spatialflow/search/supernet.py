@@ -58,7 +58,7 @@ class SpatialFlowSupernet(SpatialFlow):
         return network_parts(cfg, supernet_parts)
 
     def training_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the four losses of a batch, with a new draw of the relaxation.
+        """Return the losses of a batch, with a new draw of the relaxation.
 
         Args:
             batched_inputs: As :meth:`SpatialFlow.forward` takes them. A

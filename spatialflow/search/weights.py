@@ -14,6 +14,7 @@ from darts.genotype import Genotype
 from darts.inheritance import inherited, warm_start
 from darts.mixed import MixedChoice, MixedEdge
 from spatialflow.config import genotype_of
+from spatialflow.config.genotypes import pooled_convs
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.preparation import for_checkpoint
 from spatialflow.modeling.flow_graph import default_option
@@ -84,7 +85,13 @@ def _chosen(
         for key, block in network_modules.items():
             found = supernet_modules[key]
             if isinstance(found, MixedChoice):
-                found = found.options[choices.get(found.name, default_option(found.name))]
+                option = choices.get(found.name, default_option(found.name))
+                if option not in found.options:
+                    raise ConfigError(
+                        f"SEARCH.SPACE.CHOICES: {found.name} without {option!r}, which the network "
+                        f"has; {option!r} among its options expected"
+                    )
+                found = found.options[option]
             yield block, found
 
 
@@ -101,8 +108,10 @@ def start_from(cfg: CfgNode, supernet: SpatialFlowSupernet) -> None:
     """
     name, genotype = cfg.MODEL.SPATIALFLOW.GENOTYPE, genotype_of(cfg)
     searched = supernet.architecture.space.choices
+    pooled = pooled_convs(cfg)
     for choice, option in genotype.choices.items():
-        if choice not in searched and option != default_option(choice):
+        given = pooled.get(choice, default_option(choice))
+        if choice not in searched and option != given:
             raise ConfigError(
                 f"SEARCH.WEIGHTS: the genotype {name!r} has {choice!r}: {option!r}, which is not "
                 "searched; SEARCH.SPACE.CHOICES with it expected"

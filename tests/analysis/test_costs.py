@@ -67,8 +67,10 @@ def test_the_published_network_costs_what_it_should(program, tmp_path):
     assert "| mask head | 2.64 |" in done.stdout
 
 
-def test_the_parts_of_a_refined_network_are_the_whole(tiny_cfg):
-    cfg = tiny_cfg({**REFINED, **EAGER, "MODEL.SPATIALFLOW.POOL_FROM": "branch"})
+@pytest.mark.parametrize("pool_from", ["branch", "pyramid"])
+def test_the_parts_of_a_refined_network_are_the_whole(tiny_cfg, pool_from):
+    changes = {"MODEL.SPATIALFLOW.POOL_FROM": pool_from, "MODEL.SPATIALFLOW.RESIDUAL": "learned"}
+    cfg = tiny_cfg({**REFINED, **EAGER, **changes})
     found = measure_parts(build_model(cfg).eval(), load_genotype("spatialflow"), (64, 96))
     parts = dict(found["parts"])
     everything = parts.pop("everything")

@@ -14,6 +14,7 @@ from benchmarks.peers.analysis import (
     best_rate,
     flow_table,
     half_of,
+    is_known,
     learning_table,
     main_table,
 )
@@ -29,6 +30,7 @@ from benchmarks.peers.contestants import (
 from benchmarks.peers.speed import models, timed
 from spatialflow.analysis import trials
 from spatialflow.config import load_genotype
+from spatialflow.data.selection import in_validation_split
 from tests.analysis.test_intervals import random_counts, result
 
 ABLATIONS = flow_contestants()[2:]
@@ -145,6 +147,7 @@ def arguments(folder, **changes):
         "results": folder,
         "data": ("scenes",),
         "seeds": (0, 1),
+        "rates": compare_peers.RATES,
         "nuclei": None,
         "facades": None,
         "threads": 1,
@@ -217,19 +220,17 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
 
 def of_images(contestant, seed, rate, worse=()):
     """A result on images whose halves are known, with half the IoU on those at some positions."""
-    counts = np.array(random_counts(seed, images=40))
+    counts = np.array(random_counts(seed, images=80))
     counts[list(worse), :, 0] *= 0.5
     made = result(contestant, seed, counts.tolist(), rate)
-    return {**made, "images": [f"{i}.png" for i in range(40)]}
+    return {**made, "images": [f"{i:06d}.png" for i in range(80)]}
 
 
 def test_rates_are_chosen_on_one_half_and_figures_are_of_the_other():
     whole = of_images("refined", 0, 0.1)
     halves = [half_of(whole, half) for half in ("choose", "report")]
-    names = [half["images"] for half in halves]
-    assert sorted(names[0] + names[1]) == sorted(whole["images"])
-    assert min(map(len, names)) > 10
-    chosen, reported = ([int(name.removesuffix(".png")) for name in half] for half in names)
+    assert [half["images"] for half in halves] == [whole["images"][:40], whole["images"][40:]]
+    chosen, reported = range(40), range(40, 80)
     results = []
     for seed in range(2):
         results.append(of_images("panoptic_fpn", seed, 0.1))
@@ -244,6 +245,13 @@ def test_rates_are_chosen_on_one_half_and_figures_are_of_the_other():
     expected = float(reference.split("|")[3].split()[0]) / 2
     assert float(cells[2].split()[0]) == pytest.approx(expected, abs=0.06)
     assert cells[-1].endswith("2 seeds")
+
+
+def test_images_of_folders_are_known_by_the_split_of_earlier_versions():
+    names = [f"{i}.jpg" for i in range(200)]
+    known = {name for name in names if is_known("nuclei", name)}
+    assert known == {name for name in names if in_validation_split(name, 0.2, 0)}
+    assert known < {name for name in names if in_validation_split(name, 0.4, 0)}
 
 
 def test_the_plan_of_learning(tmp_path, started):

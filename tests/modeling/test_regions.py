@@ -109,6 +109,31 @@ def test_candidates_are_boxes_of_one_class_inside_the_image(build, features):
     torch.testing.assert_close(scores, torch.tensor([[share, 0, 0], [0, 0, share]]))
 
 
+@torch.no_grad()
+def test_an_image_without_proposals_has_no_candidates(build, features):
+    head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}).eval()
+    two = {name: x.repeat(2, 1, 1, 1) for name, x in features.items()}
+    one = (Boxes(torch.tensor([[1.0, 2, 30, 40]])), torch.tensor([[0.5, 0, 0]]))
+    none = (Boxes(torch.zeros(0, 4)), torch.zeros(0, CLASSES))
+    proposals = head.propose([one, none], [SIZE, SIZE])
+    (boxes, _), (no_boxes, no_scores) = head.candidates(two, proposals)
+    assert (len(boxes), len(no_boxes), no_scores.shape) == (CLASSES, 0, (0, CLASSES))
+    ((no_boxes, no_scores),) = head.candidates(features, head.propose([none], [SIZE]))
+    assert (len(no_boxes), no_scores.shape) == (0, (0, CLASSES))
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@torch.no_grad()
+def test_boxes_may_be_those_of_all_classes(build, features, agnostic):
+    keys = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
+    head = build({**keys, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": agnostic}).eval()
+    torch.nn.init.normal_(head.box_predictor.bbox_pred.weight, std=1.0)
+    proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[20.0, 10, 60, 40]])))
+    ((boxes, scores),) = head.candidates(features, [proposals])
+    assert scores.shape == (CLASSES, CLASSES)
+    assert (len(boxes.tensor.unique(dim=0)) == 1) == agnostic
+
+
 def test_boxes_that_are_not_finite_are_left_out(build, features):
     head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}).eval()
     head.box_predictor.bbox_pred.bias.data[:4] = float("nan")

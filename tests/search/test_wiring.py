@@ -5,11 +5,14 @@ import torch
 
 from darts.architect import VirtualStep
 from darts.relaxation import Architecture
+from spatialflow.engine import Trainer
+from spatialflow.modeling.heads import RegionHead
 from spatialflow.search.hook import ArchitectureHook
 from spatialflow.search.space import flow_costs
 from spatialflow.search.trainer import SearchTrainer
 from tests.conftest import GROUP_NORM
 from tests.engine.test_resume import equal
+from tests.modeling.test_refined import REFINED
 from tests.search.test_search import SEARCH, VARIANTS, search
 
 
@@ -83,6 +86,41 @@ def test_the_virtual_step_in_float16_is_that_of_gradients_without_their_scale(
     taken = dict(trainer.supernet.named_parameters())
     for name, weight in foreseen[-1].items():
         torch.testing.assert_close(taken[name], weight, msg=name)
+
+
+def test_a_central_difference_sees_one_sample_of_proposals(scenes_cfg, monkeypatch):
+    """A central difference compares passes through slightly different weights."""
+    samples, losses = [], RegionHead.losses
+
+    def note(self, *given):
+        found = losses(self, *given)
+        samples.append([image.proposal_boxes.tensor for image in found[1]])
+        return found
+
+    monkeypatch.setattr(RegionHead, "losses", note)
+    keys = {**REFINED, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8, "SEARCH.WARMUP": 0.0}
+    search(scenes_cfg({**SEARCH, **VARIANTS["second order"], **keys, "SOLVER.MAX_ITER": 1}))
+    assert len(samples) == 4
+    # The step's own pass, the held-out one, and the two of the central difference.
+    for one, other in zip(*samples[2:], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_search_with_identity_nodes_starts_from_a_trained_network(scenes_cfg, tmp_path):
+    """Its genotype names these nodes, which the space does not search."""
+    keys = {**REFINED, "MODEL.SPATIALFLOW.GENOTYPE": "parallel", "SOLVER.MAX_ITER": 1}
+    cfg = scenes_cfg({**keys, "OUTPUT_DIR": str(tmp_path / "trained")})
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    weights = str(tmp_path / "trained" / "model_final.pth")
+    started = SearchTrainer(scenes_cfg({**SEARCH, **keys, "SEARCH.WEIGHTS": weights}))
+    started.resume_or_load(resume=False)
+    trained = dict(trainer.model.named_parameters())
+    found = dict(started.supernet.named_parameters())
+    for name in ("region_head.box_head.fc1.weight", "flow_graph.nodes.cls_4.weight"):
+        assert torch.equal(found[name], trained[name])
+    assert not any("mask_1" in name for name in found if name.startswith("flow_graph.nodes."))
 
 
 def test_all_passes_of_a_step_of_second_order_see_one_draw(scenes_cfg, monkeypatch):

@@ -23,6 +23,7 @@ from spatialflow.config.options import TRUNK_FEATURES
 from spatialflow.modeling.backbone.trunks import build_trunk, preferred_pixel_statistics
 from spatialflow.modeling.layers.deformable import DeformableBottleneck
 from spatialflow.modeling.layers.norms import norm_builder
+from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -150,12 +151,18 @@ def build_spatialflow_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Feat
     check_backbone_config(cfg)
     name, norm = cfg.MODEL.SPATIALFLOW.TRUNK, cfg.MODEL.RESNETS.NORM
     trunk = _resnet(cfg, input_shape) if name == "resnet" else _other_trunk(cfg)
+    features, known = cfg.MODEL.FPN.IN_FEATURES or TRUNK_FEATURES, trunk.output_shape()
+    if not set(features) <= set(known):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES: {list(features)} given, but the trunk {name} has "
+            f"{sorted(known)}"
+        )
     return FeaturePyramid(
         trunk,
         channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         eval_norm=norm in ("EvalBN", "FrozenBN"),
-        features=cfg.MODEL.FPN.IN_FEATURES or TRUNK_FEATURES,
+        features=features,
     )
 
 

@@ -28,9 +28,9 @@ from spatialflow.utils.precision import full_precision
 class ProposalMaskHead(nn.Module):
     """Detectron2's mask head (Mask R-CNN, arXiv 1703.06870) on the boxes of the box head.
 
-    There is no RPN and no second box stage. In training the proposals are the current detections
-    and the ground-truth boxes. A proposal that overlaps a ground truth by ``proposal_iou`` or more
-    learns its mask, whatever its class.
+    In training the proposals are the current detections and the ground-truth boxes, or the sample
+    of a region head, which is matched already (:meth:`losses`). A detection that overlaps a ground
+    truth by ``proposal_iou`` or more learns its mask, whatever its class.
     """
 
     @configurable

@@ -143,8 +143,9 @@ class RegionHead(StandardROIHeads):
             For each image boxes, clipped to the image, and their scores (boxes, K), which are 0 for
             other classes than the box's own.
         """
-        levels = [_full_precision(features)[name] for name in self.box_in_features]
-        pooled = self.box_pooler(levels, [image.proposal_boxes for image in proposals])
+        levels = _full_precision(features)
+        maps = [levels[name] for name in self.box_in_features]
+        pooled = self.box_pooler(maps, [image.proposal_boxes for image in proposals])
         predictions = self.box_predictor(self.box_head(pooled))
         all_boxes = self.box_predictor.predict_boxes(predictions, proposals)
         all_scores = self.box_predictor.predict_probs(predictions, proposals)
@@ -152,7 +153,7 @@ class RegionHead(StandardROIHeads):
         for boxes, scores, image in zip(all_boxes, all_scores, proposals, strict=True):
             of_classes = scores[:, :-1]
             # A box that is not finite belongs to a model that diverges, which the trainer reports.
-            each = boxes.view(len(boxes), -1, 4).expand(-1, self.num_classes, 4)
+            each = boxes.view(len(boxes), boxes.shape[1] // 4, 4).expand(-1, self.num_classes, 4)
             kept = (of_classes > self.selection.score_threshold) & each.isfinite().all(dim=-1)
             clipped = Boxes(each[kept])
             clipped.clip(image.image_size)

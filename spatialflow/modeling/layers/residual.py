@@ -23,8 +23,9 @@ class PyramidResidual(nn.Module):
         """Keep the branches, and build their scales.
 
         Args:
-            kind: ``rms`` adds P / rms(P), with the root of the mean square over each map of an
-                image, (C, H, W); ``learned`` adds P times a learned scale of the branch.
+            kind: ``rms`` adds P / rms(P), with the root of the mean square over the C channels at
+                each position (RMSNorm, arXiv 1910.07467), so that padding has no effect;
+                ``learned`` adds P times a learned scale of the branch.
             branches: Names of the branches.
         """
         super().__init__()
@@ -52,5 +53,5 @@ class PyramidResidual(nn.Module):
     def _scaled(self, branch: str, x: Tensor) -> Tensor:
         if branch in self.scales:
             return x * self.scales[branch]
-        mean_square = x.float().square().mean(dim=(1, 2, 3), keepdim=True)
+        mean_square = x.float().square().mean(dim=1, keepdim=True)
         return x * (mean_square + 1e-6).rsqrt().to(x)
