@@ -31,10 +31,10 @@ from spatialflow.config.rules import (
     at_least,
     check_rules,
     in_range,
+    matching,
     norm,
     one_of,
     only_with,
-    rising,
 )
 from spatialflow.config.values import items
 from spatialflow.utils.precision import AMP_DTYPES
@@ -158,16 +158,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     *in_range(-1, 1, "MODEL.RETINANET.FOCAL_LOSS_ALPHA"),
     ("MODEL.RETINANET.PRIOR_PROB", "a number between 0 and 1", lambda v, _: 0 < v < 1),
     ("MODEL.RETINANET.IN_FEATURES", LEVEL_NAMES, are_consecutive_levels),
-    (
-        "MODEL.RETINANET.IOU_THRESHOLDS",
-        "rising numbers up to 1, above 0,",
-        lambda v, _: min(v) > 0 and max(v) <= 1 and rising(v),
-    ),
-    (
-        "MODEL.RETINANET.IOU_LABELS",
-        "one more than IOU_THRESHOLDS of -1, 0 and 1",
-        lambda v, c: len(v) == len(c.MODEL.RETINANET.IOU_THRESHOLDS) + 1 and {*v} <= {-1, 0, 1},
-    ),
+    *matching("MODEL.RETINANET"),
     ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "4 numbers", lambda v, _: len(v) == 4),
     *norm("MODEL.RETINANET.NORM", "MODEL.FPN.OUT_CHANNELS"),
     (

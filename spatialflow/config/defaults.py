@@ -33,18 +33,6 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # Compare the checksums of files of weights, and look for NaN and infinity in them, before they
     # are used. It takes less time than the reading itself; types are always checked.
     own.CHECK_WEIGHTS = True
-    # Second box stage on regions, as in Faster R-CNN (arXiv 1506.01497): the dense boxes are its
-    # proposals, limited by MODEL.RPN.POST_NMS_TOPK_* and NMS_THRESH. The other keys are those of
-    # MODEL.ROI_HEADS and MODEL.ROI_BOX_HEAD, but NAME and NUM_CLASSES of ROI_HEADS. The thresholds
-    # of detections are those of ROI_HEADS then, and MASK_PROPOSAL_IOU has no effect. The flow graph
-    # gets a node "region.1", from which boxes are pooled.
-    own.REGIONS = CfgNode({"ENABLED": False})
-    # Add the pyramid P to the outputs of the box, cls, region and mask branches: "none", "rms" for
-    # P / rms(P), "learned" for P at a learned scale, on which SOLVER.WEIGHT_DECAY acts.
-    own.RESIDUAL = "none"
-    # Nodes from which regions and masks are pooled: convolutions of the "branch", or the "pyramid"
-    # itself, with what flows add to it. A genotype's own choice for the node comes first.
-    own.POOL_FROM = "branch"
     # Levels of the mask branch.
     own.MASK_IN_FEATURES = ["p3", "p4", "p5"]
     # A box whose sqrt(area) is MASK_CANONICAL_BOX_SIZE pixels is pooled from the level
@@ -66,11 +54,28 @@ def add_spatialflow_config(cfg: CfgNode) -> None:
     # Convolutions keep their weights in oneDNN's layout at inference on x86 CPUs; off by default.
     own.PACK_CONVOLUTIONS = False
 
+    _add_refined_keys(own)
     _add_data_keys(cfg)
     _add_training_keys(cfg)
     cfg.SEARCH = _search_keys()
     _add_derivation_keys(cfg.SEARCH)
     cfg.SEARCH.SPACE = _search_space_keys()
+
+
+def _add_refined_keys(own: CfgNode) -> None:
+    """Add the keys of the refined network (docs/architecture.md)."""
+    # Second box stage on regions, as in Faster R-CNN (arXiv 1506.01497): the dense boxes are its
+    # proposals, limited by MODEL.RPN.POST_NMS_TOPK_* and NMS_THRESH. The other keys are those of
+    # MODEL.ROI_HEADS and MODEL.ROI_BOX_HEAD, but NAME and NUM_CLASSES of ROI_HEADS. The thresholds
+    # of detections are those of ROI_HEADS then, and MASK_PROPOSAL_IOU has no effect. The flow graph
+    # gets a node "region.1", from which boxes are pooled.
+    own.REGIONS = CfgNode({"ENABLED": False})
+    # Add the pyramid P to the outputs of the box, cls, region and mask branches: "none", "rms" for
+    # P / rms(P), "learned" for P at a learned scale, on which SOLVER.WEIGHT_DECAY acts.
+    own.RESIDUAL = "none"
+    # Nodes from which regions and masks are pooled: convolutions of the "branch", or the "pyramid"
+    # itself, with what flows add to it. A genotype's own choice for the node comes first.
+    own.POOL_FROM = "branch"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:

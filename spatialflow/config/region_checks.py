@@ -6,7 +6,7 @@ The reasons for a rule are those of :mod:`spatialflow.config.checks`.
 from __future__ import annotations
 
 from spatialflow.config.levels import LEVEL_NAMES, are_consecutive_levels
-from spatialflow.config.rules import Rule, above_zero, in_range, norm, one_of, rising
+from spatialflow.config.rules import Rule, above_zero, in_range, matching, norm, one_of
 
 MOST_LAYERS = 100
 """Number of layers in a row from which building a network would take too long."""
@@ -29,16 +29,7 @@ REGION_RULES: tuple[Rule, ...] = (
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
         "MODEL.ROI_HEADS.NMS_THRESH_TEST",
     ),
-    (
-        "MODEL.ROI_HEADS.IOU_THRESHOLDS",
-        "rising numbers up to 1, above 0,",
-        lambda v, _: min(v) > 0 and max(v) <= 1 and rising(v),
-    ),
-    (
-        "MODEL.ROI_HEADS.IOU_LABELS",
-        "one more than IOU_THRESHOLDS of -1, 0 and 1",
-        lambda v, c: len(v) == len(c.MODEL.ROI_HEADS.IOU_THRESHOLDS) + 1 and {*v} <= {-1, 0, 1},
-    ),
+    *matching("MODEL.ROI_HEADS"),
     one_of("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
     one_of("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "smooth_l1", "giou", "diou", "ciou"),
     *in_range(

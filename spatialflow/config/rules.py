@@ -103,3 +103,20 @@ def norm(key: str, channels_key: str, *more: str) -> tuple[Rule, Rule]:
             lambda v, c: v != "GN" or value_of(c, channels_key) % GROUP_NORM_GROUPS == 0,
         ),
     )
+
+
+def matching(section: str) -> tuple[Rule, Rule]:
+    """Return the rules of the IoU thresholds in a section, and of the labels between them."""
+    thresholds = f"{section}.IOU_THRESHOLDS"
+    return (
+        (
+            thresholds,
+            "rising numbers up to 1, above 0,",
+            lambda v, _: min(v) > 0 and max(v) <= 1 and rising(v),
+        ),
+        (
+            f"{section}.IOU_LABELS",
+            "one more than IOU_THRESHOLDS of -1, 0 and 1",
+            lambda v, c: len(v) == len(value_of(c, thresholds)) + 1 and {*v} <= {-1, 0, 1},
+        ),
+    )

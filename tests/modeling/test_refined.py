@@ -12,6 +12,7 @@ from spatialflow.config import genotype_of, load_genotype
 from spatialflow.modeling.flow_graph import spatialflow_topology, topology_from_config
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.search.space import search_space
+from tests.modeling.test_meta_arch import EAGER as DENSE_EAGER
 from tests.modeling.test_meta_arch import LOSSES
 
 REGIONS = {
@@ -41,12 +42,7 @@ KEYS = {
     "pyramid": {"MODEL.SPATIALFLOW.POOL_FROM": "pyramid"},
     "all": REFINED,
 }
-EAGER = {  # keep all detections of an untrained model
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
-    "TEST.DETECTIONS_PER_IMAGE": 8,
-}
+EAGER = {**DENSE_EAGER, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
 
 
 @pytest.fixture

@@ -86,8 +86,8 @@ class _Packing(nn.Conv2d):
 
         Args:
             x: (N, C, H, W), on the CPU.
-            of_norm: Tensors of the norm to fold in, or nothing.
-            eps: Of that norm.
+            of_norm: Tensors of the norm to fold in; empty without a norm.
+            eps: The epsilon of that norm.
 
         Returns:
             (N, C', H', W'), or None where PyTorch has to compute it.
