@@ -36,6 +36,7 @@ from benchmarks.peers.contestants import (
     flow_contestants,
     folder_of,
     genotype,
+    given_folders,
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
@@ -104,7 +105,7 @@ def run_all(args: argparse.Namespace) -> None:
     for name in args.contestants or ():
         genotype(name)
     plan, steps = PLANS[args.command]
-    folders = {name: getattr(args, name) for name in FOLDERS}
+    folders = given_folders(args)
     for dataset in set(FOLDERS) & {*args.data}:
         folder_of(dataset, folders)
     for run in plan(args):
@@ -121,7 +122,7 @@ def run_one(args: argparse.Namespace) -> None:
     """Train and evaluate one contestant once, and write the result."""
     run = Run(args.dataset, args.contestant, args.rate, args.seed)
     torch.set_num_threads(args.threads)
-    folders = {name: getattr(args, name) for name in FOLDERS}
+    folders = given_folders(args)
     output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
     cfg = config(**run._asdict(), output=output, folders=folders, opts=args.opts)
     run_trial(cfg, args.results / run.file, run._asdict())

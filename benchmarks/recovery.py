@@ -35,7 +35,8 @@ from darts.relaxation import Architecture, Relaxation
 from darts.space import Costs, SearchSpace
 from spatialflow.analysis.tables import complete, table
 from spatialflow.config import get_cfg
-from spatialflow.modeling.flow_graph import FlowGraph, spatialflow_topology
+from spatialflow.modeling.flow_graph import FlowGraph
+from spatialflow.modeling.topology import spatialflow_topology
 from spatialflow.search.settings import learner_settings
 from spatialflow.search.space import human_genotype, relaxation_from_config
 from spatialflow.search.supernet import relaxed_flow_graph

@@ -49,16 +49,16 @@ def is_known(dataset: str, name: str) -> bool:
     return in_validation_split(name, fraction=0.2, seed=0)
 
 
-def half_of(result: Result, half: str) -> Result:
-    """Return a result on one half of its images: choices are made on one, figures are of the other.
+def part_of(result: Result, part: str) -> Result:
+    """Return a result on a part of its images: choices are made on one, figures are of the other.
 
     Args:
         result: Result of a run.
-        half: ``choose`` for the images on which earlier versions were evaluated, ``report`` for
+        part: ``choose`` for the images on which earlier versions were evaluated, ``report`` for
             the others.
     """
     known = [is_known(result["dataset"], name) for name in result["images"]]
-    kept = [i for i, is_one in enumerate(known) if is_one == (half == "choose")]
+    kept = [i for i, is_one in enumerate(known) if is_one == (part == "choose")]
     counts = [result["counts"][i] for i in kept]
     isthing = np.array([bool(c["isthing"]) for c in result["classes"]])
     quality = pq_from_counts(np.sum(counts, axis=0), isthing)
@@ -76,10 +76,10 @@ def learning_table(results: list[Result], dataset: str) -> str:
     A learning rate is the better one on the images to choose on, by the seeds that both have;
     all figures are of the other images.
     """
-    chosen_on = [half_of(r, "choose") for r in results]
-    reported = [half_of(r, "report") for r in results]
+    mine = [r for r in results if r["dataset"] == dataset]
+    chosen_on, reported = ([part_of(r, part) for r in mine] for part in ("choose", "report"))
     rows, runs = [], {}
-    for name in dict.fromkeys(r["contestant"] for r in results if r["dataset"] == dataset):
+    for name in dict.fromkeys(r["contestant"] for r in mine):
         rate = best_rate(chosen_on, dataset, name)
         runs[name] = results_of(reported, dataset, name, rate)
         sampled = ResampledPQ(runs[name])

@@ -6,6 +6,7 @@ the refined SpatialFlow without flows, with the human ones, and with these as ga
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,11 @@ def config(
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES
     cfg.freeze()
     return cfg
+
+
+def given_folders(args: argparse.Namespace) -> dict[str, Path | None]:
+    """Return the folder of each data set of :data:`FOLDERS`, None where it is not given."""
+    return {name: getattr(args, name) for name in FOLDERS}
 
 
 def folder_of(dataset: str, folders: Mapping[str, Path | None] | None) -> Path:

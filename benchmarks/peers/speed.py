@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.analysis import SPEED_FILE, best_rate, results_of
-from benchmarks.peers.contestants import FOLDERS, MAIN, config, run_name
+from benchmarks.peers.contestants import MAIN, config, given_folders, run_name
 from spatialflow.analysis.intervals import Result, load_results
 from spatialflow.analysis.timing import IMAGES, ROUNDS, TimedModel, compare_times, time_in_turn
 from spatialflow.utils.errors import ConfigError
@@ -57,7 +57,7 @@ def measure_speed(args: argparse.Namespace) -> None:
         ConfigError: If a contestant has no result or its model is not there.
     """
     results = load_results(args.results)
-    folders = {name: getattr(args, name) for name in FOLDERS}
+    folders = given_folders(args)
     torch.set_num_threads(args.threads)
     content: dict[str, Any] = {
         "threads": args.threads,

@@ -26,7 +26,7 @@ from experiments.study.analysis import (
     outcomes,
 )
 from experiments.study.settings import REPOSITORY, RESULTS
-from spatialflow.modeling.flow_graph import spatialflow_topology
+from spatialflow.modeling.topology import spatialflow_topology
 
 NAME = "nas_spatialflow"
 

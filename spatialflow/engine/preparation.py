@@ -23,8 +23,8 @@ from spatialflow.data.dataset_spec import unusable_classes
 from spatialflow.data.foreign import VIEW_SUFFIX
 from spatialflow.data.registration import is_own, own_name, register_own, view_of
 from spatialflow.data.synthetic.registration import register_scenes
-from spatialflow.modeling.flow_graph import check_choices, topology_from_config
 from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.modeling.topology import check_choices, topology_from_config
 from spatialflow.utils.errors import ConfigError
 
 FOLDER_DATASETS = ("folder_all", "folder_train", "folder_val")

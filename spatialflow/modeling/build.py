@@ -18,7 +18,7 @@ from spatialflow.config.genotypes import genotype_of
 from spatialflow.config.levels import has_own_backbone
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.backbone import FeaturePyramid
-from spatialflow.modeling.flow_graph import FlowGraph, topology_from_config
+from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import DenseBoxHead, ProposalMaskHead, RegionHead, StuffHead
 from spatialflow.modeling.heads.attention import attention_channels, build_attention
@@ -26,6 +26,7 @@ from spatialflow.modeling.initialization import RandomTape
 from spatialflow.modeling.layers.packed_conv import pack_convolutions
 from spatialflow.modeling.layers.residual import PyramidResidual
 from spatialflow.modeling.losses import LossNormalizer
+from spatialflow.modeling.topology import topology_from_config
 from spatialflow.utils.errors import CheckpointError, ConfigError
 from spatialflow.utils.precision import amp_dtype
 

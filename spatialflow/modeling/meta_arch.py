@@ -225,10 +225,9 @@ class SpatialFlow(nn.Module):
             ``scores`` and ``pred_classes``, or with a region head ``proposal_boxes`` and
             ``objectness_logits``.
         """
-        dense = (maps.anchors, maps.class_logits, maps.box_deltas, image_sizes)
         if self.region_head is None:
-            return self.box_head.inference(*dense)
-        return self.region_head.propose(self.box_head.candidates(*dense), image_sizes)
+            return self.detect(maps, image_sizes)
+        return self.region_head.propose(self._dense_candidates(maps, image_sizes), image_sizes)
 
     def candidates(
         self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]
@@ -243,9 +242,7 @@ class SpatialFlow(nn.Module):
             For each image boxes in pixels of the network's input, and their scores (boxes, K).
         """
         if self.region_head is None:
-            return self.box_head.candidates(
-                maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
-            )
+            return self._dense_candidates(maps, image_sizes)
         return self.region_head.candidates(maps.region_features, self.propose(maps, image_sizes))
 
     @property
@@ -260,11 +257,14 @@ class SpatialFlow(nn.Module):
             maps: Predictions from :meth:`predict_maps`.
             image_sizes: (h, w) of each image.
         """
-        candidates = self.candidates(maps, image_sizes)
-        return [
-            self.selection.select(boxes, scores, size)
-            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
-        ]
+        return self.selection.select_all(self.candidates(maps, image_sizes), image_sizes)
+
+    def _dense_candidates(
+        self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]
+    ) -> list[tuple[Boxes, Tensor]]:
+        return self.box_head.candidates(
+            maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
+        )
 
     def losses(
         self,

@@ -16,8 +16,8 @@ from darts.relaxation import Relaxation, choice_key
 from darts.space import Costs, SearchSpace, SpaceError, Topology
 from spatialflow.config import load_genotype
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES
-from spatialflow.modeling.flow_graph import conv_choice, known_choices, topology_from_config
 from spatialflow.modeling.heads.attention import attention_channels, attention_multiply_adds
+from spatialflow.modeling.topology import conv_choice, known_choices, topology_from_config
 from spatialflow.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)

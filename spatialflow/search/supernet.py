@@ -16,9 +16,10 @@ from darts.relaxation import Architecture
 from spatialflow.config.genotypes import pooled_convs
 from spatialflow.config.options import ATTENTION_SITES
 from spatialflow.modeling.build import FlowParts, network_parts
-from spatialflow.modeling.flow_graph import FlowGraph, build_node, conv_choice
+from spatialflow.modeling.flow_graph import FlowGraph, build_node
 from spatialflow.modeling.heads.attention import attention_channels, build_attention
 from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.modeling.topology import conv_choice
 from spatialflow.search.space import relaxation_from_config, search_space
 
 

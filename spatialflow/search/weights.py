@@ -17,8 +17,8 @@ from spatialflow.config import genotype_of
 from spatialflow.config.genotypes import pooled_convs
 from spatialflow.engine.checkpoint import Checkpointer
 from spatialflow.engine.preparation import for_checkpoint
-from spatialflow.modeling.flow_graph import default_option
 from spatialflow.modeling.meta_arch import SpatialFlow
+from spatialflow.modeling.topology import default_option
 from spatialflow.search.supernet import SpatialFlowSupernet
 from spatialflow.utils.errors import ConfigError
 

@@ -13,10 +13,10 @@ from benchmarks import compare_peers
 from benchmarks.peers.analysis import (
     best_rate,
     flow_table,
-    half_of,
     is_known,
     learning_table,
     main_table,
+    part_of,
 )
 from benchmarks.peers.contestants import (
     FOLDERS,
@@ -219,17 +219,17 @@ def test_a_run_that_fails_is_named(tmp_path, monkeypatch):
 
 
 def of_images(contestant, seed, rate, worse=()):
-    """A result on images whose halves are known, with half the IoU on those at some positions."""
+    """A result on images whose parts are known, with half the IoU on those at some positions."""
     counts = np.array(random_counts(seed, images=80))
     counts[list(worse), :, 0] *= 0.5
     made = result(contestant, seed, counts.tolist(), rate)
     return {**made, "images": [f"{i:06d}.png" for i in range(80)]}
 
 
-def test_rates_are_chosen_on_one_half_and_figures_are_of_the_other():
+def test_rates_are_chosen_on_one_part_and_figures_are_of_the_other():
     whole = of_images("refined", 0, 0.1)
-    halves = [half_of(whole, half) for half in ("choose", "report")]
-    assert [half["images"] for half in halves] == [whole["images"][:40], whole["images"][40:]]
+    parts = [part_of(whole, part) for part in ("choose", "report")]
+    assert [part["images"] for part in parts] == [whole["images"][:40], whole["images"][40:]]
     chosen, reported = range(40), range(40, 80)
     results = []
     for seed in range(2):

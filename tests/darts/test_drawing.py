@@ -12,7 +12,7 @@ from darts.genotype import Flow, Genotype
 from darts.operations import OPERATIONS
 from darts.space import SearchSpace
 from spatialflow.config import load_genotype
-from spatialflow.modeling.flow_graph import spatialflow_topology
+from spatialflow.modeling.topology import spatialflow_topology
 
 TOPOLOGY = spatialflow_topology()
 SVG = "{http://www.w3.org/2000/svg}"

@@ -5,7 +5,7 @@ import pytest
 from darts.genotype import Flow, Genotype
 from darts.space import Branch, SearchSpace, Topology
 from spatialflow.config import load_genotype
-from spatialflow.modeling.flow_graph import spatialflow_topology
+from spatialflow.modeling.topology import spatialflow_topology
 
 P3_P5 = ("p3", "p4", "p5")
 P3_P7 = (*P3_P5, "p6", "p7")

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from spatialflow.config import get_cfg, load_genotype
-from spatialflow.modeling.flow_graph import FlowGraph, spatialflow_topology
+from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.layers.deformable import DeformableBottleneck, DeformableConv
+from spatialflow.modeling.topology import spatialflow_topology
 from spatialflow.reference.conversion import ReferenceLayout, convert_reference, is_deformable
 from spatialflow.reference.names import our_name
 

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from darts.genotype import Flow, Genotype
 from spatialflow.config import load_genotype
-from spatialflow.modeling.flow_graph import FlowGraph, spatialflow_topology
+from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.layers.norms import build_norm
+from spatialflow.modeling.topology import spatialflow_topology
 
 CHANNELS = 6
 LEVELS = {"p3": (16, 12), "p4": (8, 6), "p5": (4, 3), "p6": (2, 2), "p7": (1, 1)}

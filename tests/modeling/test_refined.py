@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from darts.genotype import Flow, Genotype, GenotypeError
 from spatialflow.config import genotype_of, load_genotype
-from spatialflow.modeling.flow_graph import spatialflow_topology, topology_from_config
+from spatialflow.modeling.topology import spatialflow_topology, topology_from_config
 from spatialflow.modeling.tta import TestTimeAugmentation
 from spatialflow.search.space import search_space
 from tests.modeling.test_meta_arch import EAGER as DENSE_EAGER

@@ -362,10 +362,8 @@ def test_fixed_proposals_are_those_of_the_first_pass(tiny_cfg, make_input, monke
     batch, other = [make_input(64, 64)], FixedProposalBatch([make_input(64, 64, seed=1)])
     fixed = FixedProposalBatch(batch)
     calls = []
-    inference = model.box_head.inference
-    monkeypatch.setattr(
-        model.box_head, "inference", lambda *args: calls.append(1) or inference(*args)
-    )
+    propose = model.propose
+    monkeypatch.setattr(model, "propose", lambda *args: calls.append(1) or propose(*args))
     with EventStorage():
         for item in (fixed, other, fixed):
             model(item)

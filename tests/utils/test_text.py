@@ -19,7 +19,7 @@ from spatialflow.cli.results import ResultWriter
 from spatialflow.data import panoptic_ground_truth
 from spatialflow.data.loader import build_train_loader
 from spatialflow.evaluation import build_evaluator
-from spatialflow.modeling.flow_graph import spatialflow_topology
+from spatialflow.modeling.topology import spatialflow_topology
 from spatialflow.search.space import human_genotype
 from spatialflow.utils import charts
 from spatialflow.utils.html import Page, details, paragraph

@@ -44,6 +44,15 @@ class BoxSelection:
     nms_threshold: float
     detections: int
 
+    def select_all(
+        self, candidates: list[tuple[Boxes, Tensor]], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """Select the detections of each image, as :meth:`select` does of one."""
+        return [
+            self.select(boxes, scores, size)
+            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
+        ]
+
     @torch.no_grad()
     def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
         """Select detections from the candidates of one image, by score and NMS per class.
@@ -277,10 +286,7 @@ class DenseBoxHead(nn.Module):
             pixels of the network's input.
         """
         candidates = self.candidates(anchors, logits, deltas, image_sizes)
-        return [
-            self.selection.select(boxes, scores, size)
-            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
-        ]
+        return self.selection.select_all(candidates, image_sizes)
 
     @torch.no_grad()
     def candidates(
