@@ -21,7 +21,7 @@ import torch
 
 from spatialflow.analysis.intervals import ResampledPQ, Result
 from spatialflow.analysis.tables import complete, program_parser, table
-from spatialflow.analysis.trials import PQTrainer, read_evaluation
+from spatialflow.analysis.trials import PQTrainer
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.config import get_cfg
 from spatialflow.engine import prepare_config
@@ -53,7 +53,7 @@ def evaluate(args: argparse.Namespace, keys: dict[str, Any], folder: str) -> tup
     trainer = PQTrainer(cfg)
     trainer.resume_or_load(resume=False)
     PQTrainer.test(cfg, trainer.model)
-    result = {"contestant": "", "seed": 0, **read_evaluation(cfg)}
+    result = {"contestant": "", "seed": 0, **PQTrainer.results(cfg)}
     return result, PQTrainer.evaluation_seconds
 
 

@@ -40,7 +40,8 @@ from benchmarks.peers.contestants import (
     run_name,
 )
 from benchmarks.peers.speed import measure_speed
-from spatialflow.analysis.trials import run_in_subprocess, run_trial
+from benchmarks.peers.thresholds import ThresholdTrainer
+from spatialflow.analysis.trials import PQTrainer, run_in_subprocess, run_trial
 from spatialflow.cli.errors import errors_in_one_line
 from spatialflow.utils.console import start_logging
 
@@ -113,6 +114,7 @@ def run_all(args: argparse.Namespace) -> None:
         if skipped or (args.results / run.file).is_file():
             continue
         words = [__file__, "one", *run, "--results", args.results, "--threads", args.threads]
+        words += ["--thresholds"] if args.command == "learn" else []
         for name in FOLDERS:
             words += [f"--{name}", folders[name]] if folders[name] else []
         run_in_subprocess(run.file, [*words, "--opts", *steps, *args.opts])
@@ -125,7 +127,8 @@ def run_one(args: argparse.Namespace) -> None:
     folders = given_folders(args)
     output = ROOT / "output" / args.results.name / Path(run.file).with_suffix("")
     cfg = config(**run._asdict(), output=output, folders=folders, opts=args.opts)
-    run_trial(cfg, args.results / run.file, run._asdict())
+    kind = ThresholdTrainer if args.thresholds else PQTrainer
+    run_trial(cfg, args.results / run.file, run._asdict(), kind)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -148,6 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     one = commands.add_parser("one", parents=[common], help="do one run")
     for name, kind in (("dataset", str), ("contestant", str), ("rate", float), ("seed", int)):
         one.add_argument(name, type=kind)
+    one.add_argument("--thresholds", action="store_true", help="evaluate at several thresholds")
     speed = commands.add_parser("speed", parents=[common])
     speed.add_argument(
         "--weights",

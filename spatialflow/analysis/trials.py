@@ -53,8 +53,15 @@ class PQTrainer(Trainer):
         folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name)
         return DatasetEvaluators([PanopticEvaluator(dataset_name, folder)])
 
+    @classmethod
+    def results(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the last evaluation of a config's first test set, as :func:`read_results`."""
+        return read_results(Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], RESULTS_FILE))
 
-def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
+
+def run_trial(
+    cfg: CfgNode, target: Path, identity: dict[str, Any], kind: type[PQTrainer] = PQTrainer
+) -> None:
     """Train and evaluate once, and write the result when all is done.
 
     Args:
@@ -62,6 +69,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
         target: JSON file to write.
         identity: Fields that identify the run, such as contestant and seed. They become part of
             the result.
+        kind: Trainer, which says how to evaluate.
 
     Raises:
         ConfigError: If there is no data set to evaluate on.
@@ -71,7 +79,7 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
         raise ConfigError("DATASETS.TEST is empty: a trial counts by its PQ, on the first of them")
     start_logging(cfg.OUTPUT_DIR)
     seed_generators(cfg.SEED)
-    trainer = PQTrainer(cfg)
+    trainer = kind(cfg)
     trainer.resume_or_load(resume=False)
     start = time.perf_counter()
     try:
@@ -84,22 +92,24 @@ def run_trial(cfg: CfgNode, target: Path, identity: dict[str, Any]) -> None:
         **identity,
         **_describe(cfg, trainer),
         "seconds": round(seconds, 1),
-        "evaluation_seconds": round(PQTrainer.evaluation_seconds, 1),
-        **read_evaluation(cfg),
+        "evaluation_seconds": round(kind.evaluation_seconds, 1),
+        **kind.results(cfg),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, content, indent=None)
 
 
-def read_evaluation(cfg: CfgNode) -> dict[str, Any]:
-    """Read the last evaluation of a config's first test set, in a compact form.
+def read_results(path: Path) -> dict[str, Any]:
+    """Read the results of an evaluation in a compact form.
+
+    Args:
+        path: A ``panoptic_results.json``.
 
     Returns:
         ``PQ``, ``PQ_th`` and ``PQ_st`` in percent; ``classes`` and ``images``; ``counts``, for
         every image and class the sum of IoU and the numbers of true positives, false positives and
         false negatives.
     """
-    path = Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0], RESULTS_FILE)
     results = read_json(path, dict)
     classes = [c["id"] for c in results["per_class"]]
     nothing = {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0}

@@ -1,0 +1,145 @@
+"""Evaluate a network at several score thresholds at once, and choose one on a part of the images.
+
+A score means something else in every network and after every number of steps. A comparison at one
+threshold would measure who has got nearer to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from torch import Tensor, nn
+
+from benchmarks.peers.analysis import is_known, part_of
+from spatialflow import SpatialFlow
+from spatialflow.analysis.trials import PQTrainer, read_results
+from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
+from spatialflow.evaluation.average_precision import InstanceEvaluator
+from spatialflow.utils.files import read_json, write_json
+
+THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+FILE = "thresholds.json"
+AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+Panoptic = tuple[Tensor, list[dict[str, Any]]]
+Fuse = Callable[[dict[str, Any], float], Panoptic]
+
+
+class KeptFusion:
+    """Fusion of SpatialFlow that keeps the last image's detections and stuff labels."""
+
+    def __init__(self, fusion: Any) -> None:
+        """Keep the fusion, a dataclass with ``score_threshold``."""
+        self.fusion = fusion
+        self.last: tuple[Any, ...] = ()
+
+    def __call__(self, *of_image: Any) -> Panoptic:
+        """Fuse one image as configured."""
+        self.last = of_image
+        return self.fusion(*of_image)
+
+    def at(self, output: dict[str, Any], threshold: float) -> Panoptic:
+        """Fuse the last image again, with another threshold."""
+        return replace(self.fusion, score_threshold=threshold)(*self.last)
+
+
+def fuse_at(cfg: CfgNode, model: nn.Module) -> Fuse:
+    """Return a function from the output for an image and a threshold to its panoptic result.
+
+    The last output of the model is expected, and batches of one image.
+    """
+    if isinstance(model, SpatialFlow):
+        fusion = model.fusion.fusion if isinstance(model.fusion, KeptFusion) else model.fusion
+        model.fusion = KeptFusion(fusion)
+        return model.fusion.at
+    keys = cfg.MODEL.PANOPTIC_FPN.COMBINE
+
+    def combine(output: dict[str, Any], threshold: float) -> Panoptic:
+        labels = output["sem_seg"].argmax(dim=0)
+        limits = keys.OVERLAP_THRESH, keys.STUFF_AREA_LIMIT, threshold
+        return combine_semantic_and_instance_outputs(output["instances"], labels, *limits)
+
+    return combine
+
+
+class ThresholdEvaluator(DatasetEvaluator):
+    """Evaluator of PQ at each of :data:`THRESHOLDS`, and of AP on the images to report on."""
+
+    def __init__(self, cfg: CfgNode, dataset_name: str, fuse: Fuse) -> None:
+        """Build the evaluators.
+
+        Args:
+            cfg: Config of the run; its ``OUTPUT_DIR`` gets the results.
+            dataset_name: Name of the registered data set.
+            fuse: Function of :func:`fuse_at`.
+        """
+        self.fuse = fuse
+        self.folder = folder_of_results(cfg)
+        self.at = {t: PanopticEvaluator(dataset_name, self.folder / f"{t:g}") for t in THRESHOLDS}
+        detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
+        self.instances = InstanceEvaluator(dataset_name, str(self.folder), detections)
+        self.dataset = "scenes" if dataset_name.startswith("scenes") else "folder"
+        self.reported: list[Any] = []
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.reported = []
+        for evaluator in (*self.at.values(), self.instances):
+            evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Fuse one image at each threshold, and match its segments and its instances."""
+        for threshold, evaluator in self.at.items():
+            panoptic = self.fuse(outputs[0], threshold)
+            evaluator.process(inputs, [{"panoptic_seg": panoptic}])
+        if not is_known(self.dataset, Path(inputs[0]["file_name"]).name):
+            self.instances.process(inputs, outputs)
+            self.reported.append(inputs[0]["image_id"])
+
+    def evaluate(self) -> Any:
+        """Write the results at each threshold, and which one is best on the images to choose on."""
+        chosen_on = {}
+        for threshold, evaluator in self.at.items():
+            evaluator.evaluate()
+            found = read_results(self.folder / f"{threshold:g}" / RESULTS_FILE)
+            chosen_on[threshold] = part_of({"dataset": self.dataset, **found}, "choose")["PQ"]
+        best = max(THRESHOLDS, key=lambda t: chosen_on[t])
+        precision = self.instances.evaluate(self.reported)
+        content = {
+            "threshold": best,
+            "PQ_to_choose": {f"{t:g}": round(pq, 2) for t, pq in chosen_on.items()},
+            "precision": {
+                task: {key: round(float(values[key]), 2) for key in AP_KEYS}
+                for task, values in precision.items()
+            },
+        }
+        write_json(self.folder / FILE, content)
+        return self.at[best].evaluate()
+
+
+def folder_of_results(cfg: CfgNode) -> Path:
+    """Return the folder of the results of a run."""
+    return Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0])
+
+
+class ThresholdTrainer(PQTrainer):
+    """Trainer that evaluates at the threshold that is best on the images to choose on."""
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
+        """Evaluate at all thresholds."""
+        evaluator = ThresholdEvaluator(cfg, cfg.DATASETS.TEST[0], fuse_at(cfg, model))
+        return super().test(cfg, model, [evaluator])
+
+    @classmethod
+    def results(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return the last evaluation at the chosen threshold, and what the choice was made of."""
+        folder = folder_of_results(cfg)
+        choice = read_json(folder / FILE, dict)
+        return {**choice, **read_results(folder / f"{choice['threshold']:g}" / RESULTS_FILE)}
