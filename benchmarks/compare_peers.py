@@ -31,7 +31,8 @@ from benchmarks.peers.contestants import (
     DATASETS,
     FOLDERS,
     MAIN,
-    REFINED,
+    REFINED_FLOWS,
+    changed,
     config,
     flow_contestants,
     folder_of,
@@ -88,7 +89,9 @@ def flows(args: argparse.Namespace) -> Iterator[Run]:
 
 def learn(args: argparse.Namespace) -> Iterator[Run]:
     """Yield the runs that compare how fast the refined network learns."""
-    names = ("panoptic_fpn", *REFINED, "parallel", "spatialflow")
+    names = ("panoptic_fpn", *REFINED_FLOWS, "parallel", "spatialflow")
+    # A change is measured where it is asked for.
+    names += tuple(name for name in args.contestants or () if name in changed())
     for seed, dataset, name in itertools.product(args.seeds, args.data, names):
         for rate in args.rates:
             yield Run(dataset, name, rate, seed)

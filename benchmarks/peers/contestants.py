@@ -1,14 +1,13 @@
 """The networks that are compared, and their configs.
 
-These are Detectron2's Panoptic FPN, parallel branches, SpatialFlow, SpatialFlow less one flow, and
-the refined SpatialFlow without flows, with the human ones, and with these as gates.
+These are Detectron2's Panoptic FPN, parallel branches, SpatialFlow, SpatialFlow less one flow, the
+refined SpatialFlow without and with flows, and it with one change more or less.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -17,7 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from darts.genotype import Flow, Genotype
+from darts.genotype import Genotype
 from spatialflow.analysis.ablations import file_name, without_each_flow
 from spatialflow.config import get_cfg, load_genotype
 from spatialflow.engine import prepare_config
@@ -29,7 +28,31 @@ DATASETS = ("nuclei", "scenes", "facades")
 FOLDERS = ("nuclei", "facades")
 """Data sets that are a folder in COCO panoptic layout; scenes are generated."""
 MAIN = ("panoptic_fpn", "parallel", "spatialflow")
-REFINED = ("refined", "refined_flows", "refined_gates")
+REFINED_FLOWS = {
+    "refined": ("parallel", []),
+    "refined_flows": ("refined_flows", []),
+    "refined_zero": ("refined_flows", ["MODEL.SPATIALFLOW.FLOW_INIT", "zero"]),
+    "refined_gates": ("refined_gates", []),
+    "refined_cascade": ("task_cascade", ["MODEL.SPATIALFLOW.FLOW_INIT", "zero"]),
+    "refined_attention": ("proposal_attention", []),
+}
+"""Refined contestant → its genotype and its keys."""
+
+CHANGES: dict[str, dict[str, tuple[object, object]]] = {
+    "residual": {"MODEL.SPATIALFLOW.RESIDUAL": ("none", "rms")},
+    "regions": {"MODEL.SPATIALFLOW.REGIONS.ENABLED": (False, True)},
+    "pyramid": {"MODEL.SPATIALFLOW.POOL_FROM": ("branch", "pyramid")},
+    "P2": {
+        "MODEL.FPN.IN_FEATURES": ([], ["res2", "res3", "res4", "res5"]),
+        "MODEL.SPATIALFLOW.MASK_IN_FEATURES": (["p3", "p4", "p5"], ["p2", "p3", "p4", "p5"]),
+        "MODEL.ROI_HEADS.IN_FEATURES": (["p3", "p4", "p5"], ["p2", "p3", "p4", "p5"]),
+        "MODEL.SPATIALFLOW.MASK_CANONICAL_BOX_SIZE": (56, 224),
+    },
+    "mask convolutions": {"MODEL.ROI_MASK_HEAD.NUM_CONV": (2, 4)},
+}
+"""What refines the network: name → key → its value without and with the change."""
+
+ALONE, LESS = "parallel with ", "refined without "
 
 
 @BACKBONE_REGISTRY.register()
@@ -52,23 +75,18 @@ def flow_contestants() -> list[str]:
     return ["spatialflow", "parallel", *without_each_flow(load_genotype("spatialflow"))]
 
 
-def refined_genotypes() -> dict[str, Genotype]:
-    """Return the genotype of each refined contestant.
-
-    The human flows into the mask branch go into the region branch, too.
-    """
-    human = load_genotype("spatialflow")
-    into_regions = [
-        Flow(flow.source, "region.1", flow.port, flow.operation)
-        for flow in human.flows
-        if flow.target == "mask.1"
-    ]
-    flows = (*human.flows, *into_regions)
-    gates = tuple(replace(flow, port="gate") for flow in flows)
+def changed() -> dict[str, list[object]]:
+    """Return the contestants with one change alone, and those without one, with their keys."""
+    without = {
+        name: [item for key, (off, _) in keys.items() for item in (key, off)]
+        for name, keys in CHANGES.items()
+    }
     return {
-        "refined": load_genotype("parallel"),
-        "refined_flows": replace(human, name="refined_flows", flows=flows, provenance={}),
-        "refined_gates": replace(human, name="refined_gates", flows=gates, provenance={}),
+        **{LESS + name: off for name, off in without.items()},
+        **{
+            ALONE + name: [item for other in CHANGES if other != name for item in without[other]]
+            for name in CHANGES
+        },
     }
 
 
@@ -89,7 +107,8 @@ def genotype(contestant: str) -> Genotype | None:
         "parallel": load_genotype("parallel"),
         "spatialflow": whole,
         **without_each_flow(whole),
-        **refined_genotypes(),
+        **{name: load_genotype(flows) for name, (flows, _) in REFINED_FLOWS.items()},
+        **dict.fromkeys(changed(), load_genotype("parallel")),
     }
     if contestant not in known:
         raise ConfigError(f"contestant {contestant!r} given, one of {list(known)} expected")
@@ -110,7 +129,8 @@ def config(
 
     Args:
         dataset: One of :data:`DATASETS`.
-        contestant: One of :data:`MAIN`, :func:`flow_contestants` and :data:`REFINED`.
+        contestant: One of :data:`MAIN`, :func:`flow_contestants`, :data:`REFINED_FLOWS` and
+            :func:`changed`.
         rate: Learning rate.
         seed: Seed of the run.
         output: Folder of the run.
@@ -132,8 +152,11 @@ def config(
     if dataset in FOLDERS:
         keys["DATASETS.FOLDER.PATH"] = str(folder_of(dataset, folders))
     kind = "" if design is not None else f"_{contestant}"
-    file = HERE / f"{dataset}{'_refined' if contestant in REFINED else kind}.yaml"
-    cfg = get_cfg(file, [*(item for pair in keys.items() for item in pair), *opts])
+    if contestant in REFINED_FLOWS or contestant in changed():
+        kind = "_refined"
+    own = [*REFINED_FLOWS.get(contestant, ("", []))[1], *changed().get(contestant, [])]
+    given = [item for pair in keys.items() for item in pair]
+    cfg = get_cfg(HERE / f"{dataset}{kind}.yaml", [*given, *own, *opts])
     prepare_config(cfg)
     # Panoptic FPN reads its number of thing classes from another key.
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES

@@ -198,6 +198,7 @@ MODEL_RULES: tuple[Rule, ...] = (
     one_of("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False),
     ("MODEL.SPATIALFLOW.MASK_IN_FEATURES", LEVEL_NAMES, are_consecutive_levels),
     one_of("MODEL.SPATIALFLOW.RESIDUAL", *options.RESIDUALS),
+    one_of("MODEL.SPATIALFLOW.FLOW_INIT", *options.FLOW_INITS),
     one_of("MODEL.SPATIALFLOW.POOL_FROM", *options.POOL_SOURCES),
     *only_with("MODEL.SPATIALFLOW.REGIONS.ENABLED", True, *REGION_RULES),
     ("MODEL.SPATIALFLOW.MASK_PROPOSAL_IOU", "up to 1, above 0,", lambda v, _: 0 < v <= 1),

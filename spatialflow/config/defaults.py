@@ -70,6 +70,9 @@ def _add_refined_keys(own: CfgNode) -> None:
     # of detections are those of ROI_HEADS then, and MASK_PROPOSAL_IOU has no effect. The flow graph
     # gets a node "region.1", from which boxes are pooled.
     own.REGIONS = CfgNode({"ENABLED": False})
+    # Start of flows that are added to a node's input: "random" (as the reference), or a last layer
+    # of "zero", so that the network starts as the one without flows. Gates always start so.
+    own.FLOW_INIT = "random"
     # Add the pyramid P to the outputs of the box, cls, region and mask branches: "none", "rms" for
     # P / rms(P), "learned" for P at a learned scale, on which SOLVER.WEIGHT_DECAY acts.
     own.RESIDUAL = "none"

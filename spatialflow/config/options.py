@@ -25,6 +25,9 @@ POOL_SOURCES = ("branch", "pyramid")
 RESIDUALS = ("none", "rms", "learned")
 """Values of ``MODEL.SPATIALFLOW.RESIDUAL``."""
 
+FLOW_INITS = ("random", "zero")
+"""Values of ``MODEL.SPATIALFLOW.FLOW_INIT``."""
+
 STUFF_SOURCES = ("labels", "logits")
 """Values of ``MODEL.SPATIALFLOW.STUFF_FROM``."""
 

@@ -170,6 +170,7 @@ def genotype_parts(cfg: CfgNode) -> FlowParts:
             channels=cfg.MODEL.FPN.OUT_CHANNELS,
             topology=topology_from_config(cfg),
             norm=cfg.MODEL.RETINANET.NORM,
+            from_zero=cfg.MODEL.SPATIALFLOW.FLOW_INIT == "zero",
         )
     except GenotypeError as error:
         name = cfg.MODEL.SPATIALFLOW.GENOTYPE

@@ -93,6 +93,7 @@ class FlowGraph(nn.Module):
         channels: int = 256,
         topology: Topology | None = None,
         norm: str = "",
+        from_zero: bool = False,
     ) -> FlowGraph:
         """Build the graph that a genotype describes.
 
@@ -101,6 +102,8 @@ class FlowGraph(nn.Module):
             channels: C, the width of the pyramid and of every branch.
             topology: Branches and their order; None for SpatialFlow's branches on P3 to P7.
             norm: Norm of every node, by Detectron2's name; "" for none.
+            from_zero: Start the last layer of added flows at zero, as that of gates, so that the
+                graph starts as the one without flows (zero convolutions, arXiv 2302.05543).
 
         Raises:
             ValueError: If a flow is not an edge of the topology, an operation does not fit its
@@ -114,7 +117,11 @@ class FlowGraph(nn.Module):
         }
         flows = {
             flow: _flow_module(
-                flow, channels, genotype.name, deformable=convs[flow.target] == "deformable"
+                flow,
+                channels,
+                genotype.name,
+                deformable=convs[flow.target] == "deformable",
+                from_zero=from_zero,
             )
             for flow in genotype.flows
         }
@@ -255,8 +262,17 @@ def build_node(conv: str, channels: int, norm: str) -> nn.Module:
     return node
 
 
-def _flow_module(flow: Flow, channels: int, genotype_name: str, *, deformable: bool) -> nn.Module:
-    """Build the operation of a flow; ``deformable`` says whether its target is.
+def _flow_module(
+    flow: Flow, channels: int, genotype_name: str, *, deformable: bool, from_zero: bool
+) -> nn.Module:
+    """Build the operation of a flow.
+
+    Args:
+        flow: The flow.
+        channels: C of its source and target.
+        genotype_name: Name of its genotype, for errors.
+        deformable: Whether its target is deformable.
+        from_zero: Whether a flow that is added starts at zero.
 
     Raises:
         ValueError: If the operation does not exist or does not fit the flow's port.
@@ -274,4 +290,10 @@ def _flow_module(flow: Flow, channels: int, genotype_name: str, *, deformable: b
         raise GenotypeError(
             f"{where}: not an operation of a gate, one of {', '.join(GATE_OPERATIONS)} expected"
         )
-    return build_operation(flow.operation, channels, zero_init=flow.port == "gate")
+    zero_port = flow.port == "gate" or (from_zero and flow.port == "input")
+    if zero_port and flow.operation not in GATE_OPERATIONS:
+        raise GenotypeError(
+            f"{where}: cannot start at zero, as MODEL.SPATIALFLOW.FLOW_INIT asks; one of "
+            f"{', '.join(GATE_OPERATIONS)} expected"
+        )
+    return build_operation(flow.operation, channels, zero_init=zero_port)

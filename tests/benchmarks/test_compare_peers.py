@@ -19,9 +19,13 @@ from benchmarks.peers.analysis import (
     part_of,
 )
 from benchmarks.peers.contestants import (
+    ALONE,
+    CHANGES,
     FOLDERS,
+    LESS,
     MAIN,
-    REFINED,
+    REFINED_FLOWS,
+    changed,
     config,
     flow_contestants,
     genotype,
@@ -65,7 +69,35 @@ def test_human_flows_reach_the_regions():
     assert genotype("refined").flows == ()
 
 
-@pytest.mark.parametrize("contestant", [*MAIN, *REFINED])
+def test_changes_are_complete_and_apart(tmp_path):
+    """One change and those without the others are the same, and without all it is ``parallel``."""
+
+    def model(contestant):
+        cfg = config("scenes", contestant, rate=1e-3, seed=0, output=tmp_path / "run")
+        return flat(cfg.MODEL)
+
+    whole, plain = model("refined"), model("parallel")
+    for name, keys in CHANGES.items():
+        less, alone = model(LESS + name), model(ALONE + name)
+        assert {f"MODEL.{key}" for key in whole if whole[key] != less[key]} <= set(keys)
+        assert less["SPATIALFLOW.GENOTYPE"] == alone["SPATIALFLOW.GENOTYPE"]
+        assert all(alone[key.removeprefix("MODEL.")] == on for key, (_, on) in keys.items())
+    changed_keys = {key.removeprefix("MODEL.") for keys in CHANGES.values() for key in keys}
+    # The rest is read by the region stage alone.
+    rest = {key for key in whole if whole[key] != plain[key]} - changed_keys
+    assert {key.split(".")[0] for key in rest} <= {"ROI_BOX_HEAD", "ROI_HEADS", "RPN"}
+
+
+def flat(node, prefix=""):
+    """The values of a config by key."""
+    found = {}
+    for key, value in node.items():
+        is_node = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if is_node else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize("contestant", [*MAIN, *REFINED_FLOWS, *changed()])
 @pytest.mark.usefixtures("scenes")  # what is registered meanwhile is taken out again
 def test_contestants_learn_on_the_same_trunk(tmp_path, make_input, contestant):
     few = ["DATASETS.SCENES.TRAIN", 2, "DATASETS.SCENES.VAL", 1]
@@ -256,5 +288,5 @@ def test_images_of_folders_are_known_by_the_split_of_earlier_versions():
 
 def test_the_plan_of_learning(tmp_path, started):
     compare_peers.run_all(arguments(tmp_path, command="learn"))
-    assert {run.contestant for run in started} == {*MAIN, *REFINED}
+    assert {run.contestant for run in started} == {*MAIN, *REFINED_FLOWS}
     assert {run.rate for run in started} == set(compare_peers.RATES)

@@ -84,7 +84,7 @@ def test_every_config_builds_its_model(file):
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if f.startswith(("coco/spatialflow_r", "cit", "ade"))]
+    "file", [f for f in FILES if f.startswith(("coco/spatialflow_r", "coco/refined", "cit", "ade"))]
 )
 def test_the_rate_follows_the_batch(file):
     solver = get_cfg(file).SOLVER

@@ -296,3 +296,44 @@ def test_topologies_follow_the_config(tiny_cfg):
     assert names == ["box", "stuff", "region", "mask", "cls"]
     names = [branch.name for branch in topology_from_config(tiny_cfg()).branches]
     assert names == ["box", "stuff", "mask", "cls"]
+
+
+GENOTYPES = ("refined_flows", "refined_gates", "task_cascade", "proposal_attention")
+
+
+@pytest.mark.parametrize("genotype", GENOTYPES)
+@torch.no_grad()
+def test_flows_from_zero_start_as_no_flows(tiny_cfg, make_input, genotype):
+    """Compare all results bit by bit, and see that flows at random change them."""
+    keys = {**REFINED, **EAGER, "SEED": 3, "MODEL.SPATIALFLOW.FLOW_INIT": "zero"}
+    item = make_input(64, 96)
+
+    def logits(changes):
+        model = build_model(tiny_cfg({**keys, **changes})).eval()
+        maps = model.predict_maps(model.preprocess_image([item]))
+        return [*maps.class_logits, maps.stuff_logits, *maps.mask_features]
+
+    without = logits({"MODEL.SPATIALFLOW.GENOTYPE": "parallel"})
+    from_zero = logits({"MODEL.SPATIALFLOW.GENOTYPE": genotype})
+    assert all(torch.equal(a, b) for a, b in zip(without, from_zero, strict=True))
+    at_random = logits(
+        {"MODEL.SPATIALFLOW.GENOTYPE": genotype, "MODEL.SPATIALFLOW.FLOW_INIT": "random"}
+    )
+    added = any(flow.port == "input" for flow in load_genotype(genotype).flows)
+    changed = any(not torch.equal(a, b) for a, b in zip(without, at_random, strict=True))
+    assert changed == added
+
+
+@pytest.mark.parametrize("genotype", GENOTYPES[:3])
+def test_flows_into_regions_need_the_region_stage(build, genotype):
+    with pytest.raises(GenotypeError, match=r"MODEL\.SPATIALFLOW\.GENOTYPE: .*region\.1"):
+        build({"MODEL.SPATIALFLOW.GENOTYPE": genotype})
+
+
+def test_what_cannot_start_at_zero_is_refused(build, tmp_path):
+    path = tmp_path / "own.json"
+    Genotype("own", (Flow("box.1", "cls.1", "input", "identity"),)).save(path)
+    keys = {"MODEL.SPATIALFLOW.GENOTYPE": str(path)}
+    build(keys)
+    with pytest.raises(GenotypeError, match=r"box\.1 -> cls\.1.*FLOW_INIT.*conv_1x1"):
+        build({**keys, "MODEL.SPATIALFLOW.FLOW_INIT": "zero"})
