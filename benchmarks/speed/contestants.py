@@ -23,10 +23,22 @@ from spatialflow.config import get_cfg
 Item = dict[str, Any]
 
 PANOPTIC_FPN, PARALLEL, SPATIALFLOW = "Panoptic FPN", "parallel branches", "SpatialFlow"
-NAMES = (SPATIALFLOW, PARALLEL, PANOPTIC_FPN)
+REFINED = "refined SpatialFlow"
+NAMES = (SPATIALFLOW, PARALLEL, REFINED, PANOPTIC_FPN)
+# Contestant of SpatialFlow → its config, and its genotype.
+CONFIGS = {
+    SPATIALFLOW: ("coco/spatialflow_r50_20e.yaml", "spatialflow"),
+    PARALLEL: ("coco/spatialflow_r50_20e.yaml", "parallel"),
+    REFINED: ("coco/refined_r50_1x.yaml", "parallel"),
+}
 # Meta-architecture → layer → standard deviation of its output before the bias.
 SCALES = {
-    SpatialFlow: {"box_head.cls_score": 1.0, "box_head.bbox_pred": 0.3},
+    SpatialFlow: {
+        "box_head.cls_score": 1.0,
+        "box_head.bbox_pred": 0.3,
+        "region_head.box_predictor.cls_score": 1.0,
+        "region_head.box_predictor.bbox_pred": 1.0,
+    },
     PanopticFPN: {
         "proposal_generator.rpn_head.objectness_logits": 1.0,
         "proposal_generator.rpn_head.anchor_deltas": 0.3,
@@ -50,10 +62,10 @@ def build(name: str, opts: tuple[object, ...] = (), device: str = "cpu") -> nn.M
         cfg.merge_from_file(str(Path(__file__).with_name("panoptic_fpn.yaml")))
         cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", device])
         return build_model(cfg)
-    genotype = {PARALLEL: "parallel", SPATIALFLOW: "spatialflow"}[name]
+    file, genotype = CONFIGS[name]
     keys = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.SPATIALFLOW.GENOTYPE", genotype]
     packed = ["MODEL.SPATIALFLOW.PACK_CONVOLUTIONS", True]
-    return build_model(get_cfg("coco/spatialflow_r50_20e.yaml", [*keys, *packed, *opts]))
+    return build_model(get_cfg(file, [*keys, *packed, *opts]))
 
 
 @torch.no_grad()
@@ -76,7 +88,8 @@ def calibrated_models(
     for model in models.values():
         model.eval().backbone.bottom_up.load_state_dict(trunk, strict=False)
         for layer, deviation in SCALES[type(model)].items():
-            _scale(model, model.get_submodule(layer), deviation, item)
+            if getattr(model, layer.split(".")[0]) is not None:
+                _scale(model, model.get_submodule(layer), deviation, item)
     return models
 
 
@@ -115,17 +128,17 @@ def painted_things(output: Item) -> int:
 def _spatialflow_counter(
     model: Any, item: Item, count: int
 ) -> tuple[Callable[[float], None], Callable[[], int]]:
-    head = model.box_head
+    head = model.region_head or model.box_head
     images = model.preprocess_image([item])
     maps = model.predict_maps(images)
-    ((boxes, scores),) = head.candidates(
-        maps.anchors, maps.class_logits, maps.box_deltas, images.image_sizes
-    )
 
     def set_threshold(value: float) -> None:
         head.selection = dataclasses.replace(
             head.selection, score_threshold=value, detections=max(count, 1)
         )
+
+    set_threshold(0.0)
+    ((boxes, scores),) = model.candidates(maps, images.image_sizes)
 
     def detected() -> int:
         # NMS would be slow on so many pairs, and with random scores enough of them survive.
@@ -178,7 +191,8 @@ def _scale(model: nn.Module, layer: nn.Module, deviation: float, item: Item) -> 
     handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.flatten()))
     if isinstance(model, SpatialFlow):
         # The whole model would run NMS on all pairs, as there is no threshold yet.
-        model.predict_maps(model.preprocess_image([item]))
+        images = model.preprocess_image([item])
+        model.candidates(model.predict_maps(images), images.image_sizes)
     else:
         model([item])
     handle.remove()

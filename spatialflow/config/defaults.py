@@ -121,6 +121,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.TRUNK_MULTIPLIER = 1.0
     # Batches of IMS_PER_BATCH images whose gradients are averaged for one step.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Evaluate and save a moving average of the weights, which moves by 1 - DECAY in a step, and
+    # faster at the start; the weights that learn are kept beside it in checkpoints.
+    cfg.SOLVER.EMA = CfgNode({"ENABLED": False, "DECAY": 0.999})
     # Type of mixed precision in training if SOLVER.AMP.ENABLED: "bfloat16" or "float16".
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # Mixed precision in evaluation and prediction, with the same types.

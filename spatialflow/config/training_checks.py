@@ -105,6 +105,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ),
     *at_least(1, "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.ACCUMULATION_STEPS"),
     one_of("SOLVER.OPTIMIZER", "SGD", "AdamW"),
+    ("SOLVER.EMA.DECAY", "a number from 0 to below 1", lambda v, _: 0 <= v < 1),
     one_of("SOLVER.AMP.DTYPE", *AMP_DTYPES),
     *above_zero("SOLVER.BASE_LR"),
     *at_least(0, "SOLVER.WARMUP_ITERS", "DATALOADER.REPEAT_THRESHOLD"),

@@ -89,10 +89,12 @@ def check_run_outputs(
     check_outputs(cfg.OUTPUT_DIR, files)
     checkpoints = [path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth")]
     check_outputs(cfg.OUTPUT_DIR, [*CHECKPOINTS, *checkpoints], replaced=True)
-    check_free_space(cfg.OUTPUT_DIR, model, optimizer)
+    check_free_space(cfg.OUTPUT_DIR, model, optimizer, averaged=cfg.SOLVER.EMA.ENABLED)
 
 
-def check_free_space(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_free_space(
+    folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, *, averaged: bool = False
+) -> None:
     """Check that a checkpoint fits on the disk.
 
     Args:
@@ -100,11 +102,13 @@ def check_free_space(folder: str, model: nn.Module, optimizer: torch.optim.Optim
         model: Model of the run.
         optimizer: Its optimiser, whose state may be empty yet: one copy of the learning parameters
             for SGD with momentum, two for Adam.
+        averaged: Whether the learning weights are saved beside their average.
 
     Raises:
         ConfigError: If there is less space than a checkpoint takes.
     """
     copies = 2 if "betas" in optimizer.defaults else int(optimizer.defaults.get("momentum", 0) > 0)
+    copies += averaged
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     needed = _bytes(model.state_dict().values()) + copies * _bytes(learning)
     usage = shutil.disk_usage(folder)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spatialflow.config.options import SUPERNET
 from spatialflow.config.training_checks import check_training_config
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
+from spatialflow.engine.averaging import WeightAverage
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
 from spatialflow.engine.distributed import distributed, in_main_process
 from spatialflow.engine.hooks import (
@@ -283,6 +284,9 @@ class Trainer(DefaultTrainer):
                 f"{prefix}panoptic_seg/PQ",
             ),
         ]
+        if self.cfg.SOLVER.EMA.ENABLED:
+            # Before the hooks that look at the model after a step.
+            built.insert(0, WeightAverage(self.model, self.cfg.SOLVER.EMA.DECAY))
         return [
             Writer(hook._writers, self.max_iter) if isinstance(hook, hooks.PeriodicWriter) else hook
             for hook in built

@@ -28,6 +28,8 @@ SEARCH_RULES: tuple[Rule, ...] = (
         "'from_genotype', as SEARCH.SPACE.CHOICES searches attention,",
         lambda v, _: v == "from_genotype",
     ),
+    # Architecture and weights would be of different steps.
+    one_of("SOLVER.EMA.ENABLED", False),
     # Candidates share their scale at the start (darts/mixed.py).
     one_of("MODEL.SPATIALFLOW.FLOW_INIT", "random"),
     one_of("SEARCH.RULE", *RULES, PERTURBATION),

@@ -78,6 +78,7 @@ CASES = {
         **GROUP_NORM,
     },
     "accumulation": {"SOLVER.ACCUMULATION_STEPS": 2},
+    "average": {"SOLVER.EMA.ENABLED": True, "SOLVER.EMA.DECAY": 0.5},
     # Its sample of proposals is random.
     "regions": {**REFINED, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16},
     "batch norm": {"MODEL.RESNETS.NORM": "BN"},
