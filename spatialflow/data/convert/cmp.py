@@ -60,6 +60,8 @@ CATEGORIES = [
 _NUMBERS = {label: number for number, (label, *_) in enumerate(_CLASSES, start=1)}
 _THINGS = {category["id"] for category in CATEGORIES if category["isthing"]}
 _BACKGROUND = _NUMBERS["background"]
+_CANVAS = 1
+"""Segment id of the background, which is painted everywhere before the rectangles."""
 _PAINTED = (
     *("background", "facade", "sill", "balcony", "door", "blind"),
     *("molding", "deco", "shop", "window", "cornice", "pillar"),
@@ -143,6 +145,8 @@ def _convert(path: Path, max_size: int) -> Labelled:
     small = reduce_image(pixels, max_size)
     height, width = small.shape[:2]
     ids, classes, empty = paint(rectangles, (height, width))
+    if not (ids == _CANVAS).any():
+        del classes[_CANVAS]  # it is no rectangle that others hide
     remarks = [
         f"{xml}: {rectangle.place} has no pixel in {width} x {height} px and is left out; a larger "
         "--max-size expected"
@@ -164,9 +168,9 @@ def paint(
         (H, W) segment ids: one for each thing, and one for all rectangles of a stuff class; the
         class of each id, of hidden ones too; and the rectangles without a pixel.
     """
-    ids = np.full(size, 1, dtype=np.int32)
-    classes = {1: _BACKGROUND}
-    stuff_ids = {_BACKGROUND: 1}
+    ids = np.full(size, _CANVAS, dtype=np.int32)
+    classes = {_CANVAS: _BACKGROUND}
+    stuff_ids = {_BACKGROUND: _CANVAS}
     empty = []
     for rectangle in sorted(rectangles, key=lambda rectangle: _DEPTHS[rectangle.number]):
         top, bottom = (_edge(part, size[0]) for part in rectangle.rows)
@@ -191,7 +195,7 @@ def read_rectangles(path: Path) -> list[Rectangle]:
     """Read the rectangles of an XML.
 
     Raises:
-        DataError: If the file is missing, is no XML, or has a rectangle that makes no sense.
+        DataError: If the file is missing, is no XML, or has a rectangle that is not complete.
     """
     reason = why_no_file(path)
     if reason is not None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from PIL import Image
 from spatialflow.data.panoptic_png import segment_masks, write_panoptic_png
 from spatialflow.utils.console import report_progress
 from spatialflow.utils.errors import ConfigError, DataError
-from spatialflow.utils.files import errors_name, write_atomically, write_json
+from spatialflow.utils.files import write_atomically, write_json
 from spatialflow.utils.hold import LOCK_FILE, held
 
 JSON_FILE = "panoptic.json"
@@ -179,13 +179,7 @@ def _write_image(
     """Write an image and its PNG; return their entries in the JSON."""
     picture, ids, classes = labelled.picture, labelled.ids, labelled.classes
     name = f"{stem}.jpg" if isinstance(picture, np.ndarray) else stem + picture.suffix
-    path = work / "images" / name
-    if isinstance(picture, np.ndarray):
-        save = functools.partial(Image.fromarray(picture).save, format="JPEG", quality=JPEG_QUALITY)
-        write_atomically(path, save)
-    else:
-        with errors_name(path):
-            shutil.copyfile(picture, path)
+    write_atomically(work / "images" / name, functools.partial(_write_picture, picture))
     png = f"{stem}.png"
     write_atomically(work / "panoptic" / png, functools.partial(write_panoptic_png, ids=ids))
     segments = [
@@ -202,3 +196,11 @@ def _write_image(
     height, width = ids.shape
     image = {"id": number, "file_name": name, "height": height, "width": width}
     return image, {"image_id": number, "file_name": png, "segments_info": segments}
+
+
+def _write_picture(picture: Path | np.ndarray, file: IO[bytes]) -> None:
+    if isinstance(picture, np.ndarray):
+        Image.fromarray(picture).save(file, format="JPEG", quality=JPEG_QUALITY)
+    else:
+        with open(picture, "rb") as source:
+            shutil.copyfileobj(source, file)
