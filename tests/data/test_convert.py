@@ -147,6 +147,16 @@ def test_rectangles_become_segments(write, run):
     assert len(pairs) == len({pair[0] for pair in pairs}) == len(segments) == 9
 
 
+def test_a_class_lies_over_all_those_that_are_painted_before(write, run):
+    # Each one lies inside of the one before; the XML has the last one first.
+    boxes = [(label, 2 * n, 60 - 2 * n, 3 * n, 100 - 3 * n) for n, label in enumerate(PAINTED)]
+    _, output, *_ = run(write(rectangles=boxes[::-1]))
+    _, segments, ids = read(output)
+    classes = {segment["id"]: segment["category_id"] for segment in segments}
+    found = [classes[value] for value in ids[: 2 * len(PAINTED) : 2, WIDTH // 2]]
+    assert found == [NUMBERS[label] for label in PAINTED]
+
+
 def test_areas_and_boxes_are_those_of_the_pixels(write, run):
     _, output, *_ = run(write())
     _, segments, ids = read(output)
@@ -206,6 +216,7 @@ def test_the_result_trains(write, run, tmp_path, monkeypatch):
     [
         ([], 1, (60, 100)),
         (["--max-size", 100], 2, (60, 100)),
+        (["--max-size", 77], 1, (46, 77)),
         (["--max-size", 101], 1, (60, 100)),
         (["--max-size", 0], 8, (480, 800)),
         ([], 8, (384, 640)),
@@ -224,8 +235,8 @@ def test_large_images_are_reduced(write, run, words, side, size):
     # Antialiased: the lines of one pixel are grey, which a chosen pixel would not be.
     assert abs(np.asarray(Image.open(picture)).astype(int)[3:-3, 3:-3] - 128).max() < 64
     (pillar,) = (s for s in segments if s["category_id"] == NUMBERS["pillar"])
-    scale = size[0] / HEIGHT
-    edges = [round(value * scale) for value in (70, 5, 75, 60)]
+    rows, columns = size[0] / HEIGHT, size[1] / WIDTH
+    edges = [round(part) for part in (70 * columns, 5 * rows, 75 * columns, 60 * rows)]
     box = [edges[0], edges[1], edges[2] - edges[0], edges[3] - edges[1]]
     assert (pillar["bbox"], pillar["area"]) == (box, box[2] * box[3])
 
