@@ -80,6 +80,13 @@ def count_argument(word: str) -> int:
     return int(word)
 
 
+def size_argument(word: str) -> int:
+    """Return a size in pixels, or 0."""
+    if not (word.isdecimal() and len(word) < 10):
+        raise argparse.ArgumentTypeError(f"{word!r} given, a number from 0 on expected")
+    return int(word)
+
+
 def file_argument(word: str) -> Path:
     """Return the path of a file or a folder."""
     return Path(path_argument(word))

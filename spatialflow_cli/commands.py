@@ -11,11 +11,11 @@ from pathlib import Path
 from spatialflow_cli.arguments import (
     Group,
     Parser,
-    above_zero,
     count_argument,
     file_argument,
     path_argument,
 )
+from spatialflow_cli.data_arguments import add_check_arguments, add_convert_arguments
 
 COLUMNS = 80
 """Width of ``--help``."""
@@ -127,31 +127,6 @@ def _predict(group: Group) -> None:
         "--output", required=True, type=path_argument, metavar="FOLDER", help="folder to write to"
     )
     _pairs(group)
-
-
-def _check(group: Group) -> None:
-    group.add_argument(
-        "target",
-        nargs="?",
-        type=path_argument,
-        metavar="NAME_OR_FOLDER",
-        help="a built-in data set, or a folder with images/, panoptic/ and panoptic.json",
-    )
-    group.add_argument(
-        "--images", type=path_argument, metavar="DIR", help="the images, where they lie elsewhere"
-    )
-    group.add_argument(
-        "--json", type=path_argument, metavar="FILE", help="the JSON, where it lies elsewhere"
-    )
-    group.add_argument(
-        "--panoptic", type=path_argument, metavar="DIR", help="the PNGs, where they lie elsewhere"
-    )
-    group.add_argument(
-        "--white-level",
-        type=above_zero,
-        metavar="N",
-        help="INPUT.WHITE_LEVEL of the trainings, for images of more than 8 bits",
-    )
 
 
 def _threads(group: Group) -> None:
@@ -301,11 +276,24 @@ example:
         summary="List every problem of a COCO panoptic data set",
         usage="[NAME_OR_FOLDER] [options]",
         module="spatialflow.cli.check",
-        define=_check,
+        define=add_check_arguments,
         notes="""The exit status is 0 if there is no problem, 1 if there are some.
 
 example:
   spatialflow check my_data""",
+    ),
+    "convert": Command(
+        summary="Convert labels of another format to COCO panoptic layout",
+        usage="FORMAT FOLDER ... --output FOLDER [options]",
+        module="spatialflow.cli.convert",
+        define=add_convert_arguments,
+        notes="""cmp is the CMP Facade Database: folders of its two archives, unzipped.
+
+The result is checked as by `spatialflow check`. The exit status is 1 if
+something could not be converted, or if the checker finds a problem.
+
+example:
+  spatialflow convert cmp CMP_facade_DB_base --output facades""",
     ),
     "analyze model": Command(
         summary="Print parameters, multiply-adds and time of each part",

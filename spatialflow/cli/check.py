@@ -42,12 +42,41 @@ def _main(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    dataset = _find_dataset(args)
+    return print_problems(_find_dataset(args), white_level=args.white_level)
+
+
+def print_problems(dataset: PanopticDataset, *, white_level: float | None = None) -> int:
+    """Print one line for each problem of a data set, and a summary.
+
+    Args:
+        dataset: Data set to check; it need not be registered.
+        white_level: The value of ``INPUT.WHITE_LEVEL``.
+
+    Returns:
+        0 if there is no problem, 1 if there are some.
+    """
     report = Report()
-    for defect in find_defects(dataset, report, white_level=args.white_level):
+    for defect in find_defects(dataset, report, white_level=white_level):
         print_line(str(defect))
     print_line(report.summary())
     return 1 if report.defects else 0
+
+
+def dataset_in(root: Path, **places: str | None) -> PanopticDataset:
+    """Return the data set in a folder in COCO panoptic layout.
+
+    Args:
+        root: The folder.
+        places: Where ``images``, ``json`` and ``panoptic`` lie, if not in the folder.
+    """
+    return PanopticDataset(
+        DatasetSpec(
+            name=str(root),
+            images=os.path.abspath(places.get("images") or root / "images"),
+            annotations_json=os.path.abspath(places.get("json") or root / "panoptic.json"),
+            panoptic_root=os.path.abspath(places.get("panoptic") or root / "panoptic"),
+        )
+    )
 
 
 def _find_dataset(args: argparse.Namespace) -> PanopticDataset:
@@ -68,11 +97,4 @@ def _find_dataset(args: argparse.Namespace) -> PanopticDataset:
             raise ConfigError(
                 f"{args.target!r} is no folder and none of {', '.join(sorted(names))}"
             )
-    return PanopticDataset(
-        DatasetSpec(
-            name=str(root),
-            images=os.path.abspath(places["images"] or root / "images"),
-            annotations_json=os.path.abspath(places["json"] or root / "panoptic.json"),
-            panoptic_root=os.path.abspath(places["panoptic"] or root / "panoptic"),
-        )
-    )
+    return dataset_in(root, **places)

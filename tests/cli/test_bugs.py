@@ -29,6 +29,7 @@ PROGRAMS = {
         [*CONFIG, "--input", "a.png", "--output", "out", "TINY", "WEIGHTS"],
         "spatialflow.cli.predict.Predictor",
     ),
+    "convert": (["cmp", "a", "--output", "out"], "spatialflow.data.convert.cmp.find_sources"),
     "analyze model": ([*CONFIG, "TINY"], "spatialflow.cli.analyze_model.measure_parts"),
     "import-weights": (
         [*CONFIG, "--input", "a.pth", "--output", "out", "TINY"],
@@ -55,7 +56,7 @@ PROGRAMS = {
     "benchmarks.search_cost": ([], "benchmarks.search_cost.measure_memory"),
 }
 # No key of a config is among its arguments.
-WITHOUT_KEYS = {"benchmarks.search_cost"}
+WITHOUT_KEYS = {"convert", "benchmarks.search_cost"}
 
 
 def fail(*_, **__):

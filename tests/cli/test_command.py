@@ -29,6 +29,7 @@ ACCEPTED = {
     "evaluate": "",
     "predict": "--config-file a --input b --output c",
     "check": "a",
+    "convert": "cmp a --output b",
     "analyze model": "--config-file a",
     "import-weights": "--config-file a --input b --output c",
     "trials": "--config-file a --genotypes b",
@@ -91,6 +92,12 @@ def test_training_takes_what_detectron2_takes():
         (["search", "--eval-only"], "spatialflow search: unrecognized arguments: --eval-only"),
         (["predict"], "spatialflow predict: the following arguments are required: --config-file"),
         (["check", "a", "b\nc"], r"spatialflow check: unrecognized arguments: b\nc; try --help"),
+        (["convert", "voc", "a"], "spatialflow convert: argument FORMAT: invalid choice: 'voc' (c"),
+        (["convert", "cmp", "a"], "spatialflow convert: the following arguments are required: --o"),
+        (
+            ["convert", "cmp", "a", "--output", "b", "--max-size", "-1"],
+            "spatialflow convert: argument --max-size: '-1' given, a number from 0 on expected",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(words, line):
