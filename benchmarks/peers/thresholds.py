@@ -23,7 +23,7 @@ from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.utils.files import read_json, write_json
 
-THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 FILE = "thresholds.json"
 AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
