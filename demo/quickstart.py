@@ -27,8 +27,8 @@ from spatialflow.utils.files import check_outputs, write_atomically
 from spatialflow.utils.visualize import draw_panoptic, side_by_side
 from spatialflow_cli.arguments import Parser, path_argument
 
-SCENES_CONFIG = "generated/spatialflow.yaml"
-FOLDER_CONFIG = "Base-Small.yaml"
+SCENES_CONFIG = "generated/refined.yaml"
+FOLDER_CONFIG = "Base-Refined-Small.yaml"
 PICTURE_FILE = "predictions.png"
 
 

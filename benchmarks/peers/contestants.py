@@ -49,6 +49,8 @@ CHANGES: dict[str, dict[str, tuple[object, object]]] = {
         "MODEL.SPATIALFLOW.MASK_CANONICAL_BOX_SIZE": (56, 224),
     },
     "mask convolutions": {"MODEL.ROI_MASK_HEAD.NUM_CONV": (2, 4)},
+    "short towers": {"MODEL.RETINANET.NUM_CONVS": (4, 2)},
+    "average": {"SOLVER.EMA.ENABLED": (False, True)},
 }
 """What refines the network: name → key → its value without and with the change."""
 

@@ -305,7 +305,13 @@ GENOTYPES = ("refined_flows", "refined_gates", "task_cascade", "proposal_attenti
 @torch.no_grad()
 def test_flows_from_zero_start_as_no_flows(tiny_cfg, make_input, genotype):
     """Compare all results bit by bit, and see that flows at random change them."""
-    keys = {**REFINED, **EAGER, "SEED": 3, "MODEL.SPATIALFLOW.FLOW_INIT": "zero"}
+    keys = {
+        **REFINED,
+        **EAGER,
+        "SEED": 3,
+        "MODEL.RETINANET.NUM_CONVS": 2,
+        "MODEL.SPATIALFLOW.FLOW_INIT": "zero",
+    }
     item = make_input(64, 96)
 
     def logits(changes):
@@ -327,7 +333,7 @@ def test_flows_from_zero_start_as_no_flows(tiny_cfg, make_input, genotype):
 @pytest.mark.parametrize("genotype", GENOTYPES[:3])
 def test_flows_into_regions_need_the_region_stage(build, genotype):
     with pytest.raises(GenotypeError, match=r"MODEL\.SPATIALFLOW\.GENOTYPE: .*region\.1"):
-        build({"MODEL.SPATIALFLOW.GENOTYPE": genotype})
+        build({"MODEL.SPATIALFLOW.GENOTYPE": genotype, "MODEL.RETINANET.NUM_CONVS": 2})
 
 
 def test_what_cannot_start_at_zero_is_refused(build, tmp_path):
