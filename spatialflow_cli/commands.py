@@ -174,6 +174,18 @@ def _analyze_model(group: Group) -> None:
     _pairs(group)
 
 
+def _analyze_data(group: Group) -> None:
+    group.add_argument(
+        "folder",
+        type=path_argument,
+        metavar="FOLDER",
+        help="a folder with images/, panoptic/ and panoptic.json",
+    )
+    group.add_argument("--output", type=file_argument, metavar="FILE", help="config to write")
+    # Not all that is left: options may come after the folder.
+    group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of the data")
+
+
 def _import_weights(group: Group) -> None:
     group.add_argument(
         "--input",
@@ -318,6 +330,18 @@ detected as the config allows.
 example:
   spatialflow analyze model --config-file Base-Small.yaml --size 320 320 \
       MODEL.SPATIALFLOW.GENOTYPE output/search/genotype.json""",
+    ),
+    "analyze data": Command(
+        summary="Count a data set's segments, and propose a config for it",
+        usage="FOLDER [--output FILE] [KEY VALUE ...]",
+        module="spatialflow.cli.analyze_data",
+        define=_analyze_data,
+        notes=r"""Training images alone are looked at. Keys are those of DATASETS. A file that
+exists is not replaced.
+
+examples:
+  spatialflow analyze data my_data --output my_data.yaml
+  spatialflow analyze data my_data DATASETS.FOLDER.REMAP supercategories""",
     ),
     "import-weights": Command(
         summary="Convert a checkpoint of the authors' SpatialFlow code",
