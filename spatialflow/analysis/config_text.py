@@ -9,7 +9,7 @@ from spatialflow.analysis.data_proposal import Choice
 from spatialflow.utils.text import printable
 
 COLUMNS = 100
-"""Width up to which a reason is behind its value, not above it."""
+"""Width up to which a reason is behind its value, not in a line of its own."""
 
 
 def config_text(choices: Sequence[Choice], base: str, header: str) -> str:

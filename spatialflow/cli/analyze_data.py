@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from spatialflow.analysis.anchor_coverage import Coverage, measure_coverage
-from spatialflow.analysis.config_text import config_text
+from spatialflow.analysis.config_text import COLUMNS, config_text
 from spatialflow.analysis.data_proposal import Choice, propose
 from spatialflow.analysis.data_statistics import DataStatistics, training_statistics
 from spatialflow.cli.console import print_line
@@ -165,7 +165,7 @@ def _class_table(found: DataStatistics) -> list[str]:
         "kind",
         "segments",
         "images",
-        "√area: 5 25 50 75 95%",
+        "√area, px: 5 25 50 75 95%",
         "height/width: 5 50 95%",
     ]
     lines = _table(head, [row for _, row in rows[:MOST_CLASSES]])
@@ -183,7 +183,9 @@ def _cut(name: str) -> str:
 def _proposal_lines(choices: list[Choice], before: Coverage, after: Coverage) -> list[str]:
     lines = ["", "Proposal", ""]
     for choice in choices:
-        lines += [f"{choice.key} {_value(choice.value)}", f"    {choice.reason}"]
+        value = f"{choice.key} {_value(choice.value)}"
+        short = len(value) + len(choice.reason) + 2 <= COLUMNS
+        lines += [f"{value}  {choice.reason}"] if short else [value, f"    {choice.reason}"]
     rows = [
         [
             what,
@@ -199,7 +201,8 @@ def _proposal_lines(choices: list[Choice], before: Coverage, after: Coverage) ->
 
 
 def _value(value: object) -> str:
-    return str(value).replace("'", "")
+    """Return a value as a command line takes it, in one word."""
+    return "".join(str(value).replace("'", "").split())
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
