@@ -183,7 +183,9 @@ def _analyze_data(group: Group) -> None:
     )
     group.add_argument("--output", type=file_argument, metavar="FILE", help="config to write")
     # Not all that is left: options may come after the folder.
-    group.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of the data")
+    group.add_argument(
+        "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys of the data"
+    )
 
 
 def _import_weights(group: Group) -> None:
