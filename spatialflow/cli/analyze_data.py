@@ -29,7 +29,7 @@ BASE = "Base-Refined-Small.yaml"
 BEFORE = "Base-Small.yaml"
 MOST_CLASSES = 20
 """Rows of the table of classes; COCO has 133."""
-NAME_LETTERS = 20
+NAME_LETTERS = 14
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
