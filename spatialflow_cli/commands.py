@@ -15,7 +15,11 @@ from spatialflow_cli.arguments import (
     file_argument,
     path_argument,
 )
-from spatialflow_cli.data_arguments import add_check_arguments, add_convert_arguments
+from spatialflow_cli.data_arguments import (
+    add_analyze_arguments,
+    add_check_arguments,
+    add_convert_arguments,
+)
 
 COLUMNS = 80
 """Width of ``--help``."""
@@ -306,6 +310,18 @@ detected as the config allows.
 example:
   spatialflow analyze model --config-file Base-Small.yaml --size 320 320 \
       MODEL.SPATIALFLOW.GENOTYPE output/search/genotype.json""",
+    ),
+    "analyze data": Command(
+        summary="Count a data set's segments, and propose a config for it",
+        usage="FOLDER [--output FILE] [KEY VALUE ...]",
+        module="spatialflow.cli.analyze_data",
+        define=add_analyze_arguments,
+        notes=r"""Training images alone are looked at. Keys are those of DATASETS. A file that
+exists is not replaced.
+
+examples:
+  spatialflow analyze data my_data --output my_data.yaml
+  spatialflow analyze data my_data DATASETS.FOLDER.REMAP supercategories""",
     ),
     "import-weights": Command(
         summary="Convert a checkpoint of the authors' SpatialFlow code",

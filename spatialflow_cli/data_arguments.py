@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spatialflow_cli.arguments import Group, above_zero, path_argument, size_argument
+from spatialflow_cli.arguments import Group, above_zero, file_argument, path_argument, size_argument
 
 FORMATS = ("cmp",)
 """Formats that ``spatialflow convert`` reads; its module has their readers."""
@@ -31,6 +31,21 @@ def add_check_arguments(group: Group) -> None:
         type=above_zero,
         metavar="N",
         help="INPUT.WHITE_LEVEL of the trainings, for images of more than 8 bits",
+    )
+
+
+def add_analyze_arguments(group: Group) -> None:
+    """Add the arguments of ``spatialflow analyze data``."""
+    group.add_argument(
+        "folder",
+        type=path_argument,
+        metavar="FOLDER",
+        help="a folder with images/, panoptic/ and panoptic.json",
+    )
+    group.add_argument("--output", type=file_argument, metavar="FILE", help="config to write")
+    # Not all that is left: options may come after the folder.
+    group.add_argument(
+        "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys of the data"
     )
 
 

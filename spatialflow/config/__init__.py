@@ -3,7 +3,8 @@
 from spatialflow.config.defaults import add_spatialflow_config
 from spatialflow.config.genotypes import builtin_genotypes, genotype_of, load_genotype
 from spatialflow.config.identity import config_hash
-from spatialflow.config.loading import configs_root, find_config, get_cfg
+from spatialflow.config.loading import find_config, get_cfg
+from spatialflow.config.yaml_files import configs_root
 
 __all__ = [
     "add_spatialflow_config",

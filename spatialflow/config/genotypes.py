@@ -9,9 +9,9 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from darts.genotype import Genotype
-from spatialflow.config.loading import configs_root
 from spatialflow.config.options import ATTENTION_OPTIONS, ATTENTION_SITES, POOLED_BRANCHES
 from spatialflow.config.values import shown
+from spatialflow.config.yaml_files import configs_root
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
 

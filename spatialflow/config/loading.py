@@ -15,7 +15,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from spatialflow.config.defaults import add_spatialflow_config
 from spatialflow.config.options import SUPERNET
 from spatialflow.config.values import check_values, expand_paths, leaves, shown
-from spatialflow.config.yaml_files import check_yaml
+from spatialflow.config.yaml_files import check_yaml, configs_root, merged_with_bases
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
 
@@ -33,7 +33,7 @@ def get_cfg(
 
     Args:
         config_file: YAML file, as a path or relative to the project's ``configs`` folder; None for
-            ``Base-SpatialFlow.yaml``.
+            ``Base-SpatialFlow.yaml``. Its ``_BASE_`` may be relative to that folder, too.
         opts: KEY VALUE pairs, as on the command line. They override the file.
         absolute: Whether to make paths (:data:`~spatialflow.config.values.PATH_KEYS`) absolute; a
             hash that shall not depend on the current folder takes them as they are given.
@@ -64,7 +64,11 @@ def get_cfg(
 def _merge_file(cfg: CfgNode, path: Path) -> None:
     check_yaml(path, cfg)
     try:
-        cfg.merge_from_file(str(path), allow_unsafe=False)
+        content = merged_with_bases(path)
+        if content.get("VERSION") == cfg.VERSION:
+            cfg.merge_from_other_cfg(CfgNode(content))
+        else:  # without a version, or with an old one, that Detectron2 guesses and upgrades
+            cfg.merge_from_file(str(path), allow_unsafe=False)
     except Exception as error:  # Detectron2 has no common error for text that does not fit
         raise ConfigError(f"config {path}: {_reason(error)}") from error
 
@@ -117,13 +121,6 @@ def _search_enabled(cfg: CfgNode) -> Iterator[None]:
     enabled = cfg.SEARCH.pop("ENABLED")
     if enabled != before:
         cfg.MODEL.META_ARCHITECTURE = SUPERNET if enabled else "SpatialFlow"
-
-
-def configs_root() -> Path:
-    """Return the folder of configs: the package's if it is installed, else the repository's."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str | os.PathLike[str]) -> Path:

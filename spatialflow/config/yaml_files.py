@@ -1,4 +1,4 @@
-"""Check the text of config files before Detectron2 merges them.
+"""Check the text of config files, and merge each with the files that it is based on.
 
 Detectron2 takes whatever PyYAML builds: a key that is given twice, an alias that stands for a
 billion values, or a file that is its own base would be ignored, or end in another error.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -17,6 +18,7 @@ from spatialflow.config.values import shown
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.paths import absolute_path
 
+_URLS = ("http://", "https://")
 MOST_NODES = 100_000
 """Values of a file from which it is refused, each counted as often as aliases repeat it."""
 
@@ -35,6 +37,48 @@ def check_yaml(path: Path, cfg: CfgNode) -> None:
     _check(path, cfg, ())
 
 
+def configs_root() -> Path:
+    """Return the folder of configs: the package's if it is installed, else the repository's."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def merged_with_bases(path: Path) -> dict[str, Any]:
+    """Return the content of a config file over that of the files that it is based on.
+
+    As Detectron2 merges them, but for one thing: a base that is not beside the file may be one that
+    comes along, as for ``--config-file``. So a config in any folder can name it.
+
+    Args:
+        path: YAML file that :func:`check_yaml` has found sound.
+
+    Raises:
+        yaml.YAMLError: If a value cannot be built.
+        ValueError: If a key is a section in one file and a value in the other.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    names = content.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        if name.startswith(_URLS):
+            _merge(CfgNode.load_yaml_with_base(name, allow_unsafe=False), merged)
+        else:
+            _merge(merged_with_bases(_base_of(path, name)), merged)
+    _merge(content, merged)
+    return merged
+
+
+def _merge(content: dict[str, Any], into: dict[str, Any]) -> None:
+    for key, value in content.items():
+        if isinstance(value, dict) and key in into:
+            if not isinstance(into[key], dict):
+                raise ValueError(f"{key}: keys given, and its {BASE_KEY} has a value there")
+            _merge(value, into[key])
+        else:
+            into[key] = value
+
+
 def _check(path: Path, cfg: CfgNode, above: tuple[Path, ...]) -> None:
     real = Path(os.path.realpath(path))
     if real in above:
@@ -44,7 +88,7 @@ def _check(path: Path, cfg: CfgNode, above: tuple[Path, ...]) -> None:
         text = _Text(path)
         text.check_sections(text.root, cfg)
         for base in text.bases():
-            if not base.startswith(("http://", "https://")):
+            if not base.startswith(_URLS):
                 _check(_base_of(path, base), cfg, (*above, real))
     except RecursionError as error:
         raise ConfigError(f"config {path}: nested too deeply") from error
@@ -53,10 +97,13 @@ def _check(path: Path, cfg: CfgNode, above: tuple[Path, ...]) -> None:
 def _base_of(path: Path, base: str) -> Path:
     if base.startswith("~"):
         base = absolute_path(base, f"config {path}: {BASE_KEY}")
-    file = path.parent / base
-    if not os.path.isfile(file):
-        raise ConfigError(f"config {path}: {BASE_KEY}: no such file: {shown(str(file))}")
-    return file
+    for file in (path.parent / base, configs_root() / base):
+        if os.path.isfile(file):
+            return file
+    raise ConfigError(
+        f"config {path}: {BASE_KEY}: no such file: {shown(str(path.parent / base))}, and no such "
+        f"name in {configs_root()}"
+    )
 
 
 def _kind(node: yaml.Node) -> str:

@@ -30,6 +30,12 @@ THINGS = "things"
 THINGS_COLOR = (82, 18, 128)
 """RGB colour of label 0 ("things") in a semantic map, the same as Detectron2's."""
 
+NO_THINGS = (
+    "has no image with a thing that is not crowd; a training leaves out images without one, unless "
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+)
+"""Defect of a data set for training in which nothing is a thing."""
+
 Pair = tuple[dict, dict]
 """An image entry of a JSON, and its annotation."""
 

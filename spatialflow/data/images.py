@@ -130,6 +130,40 @@ def read_picture(
     )
 
 
+def channel_bits(path: str | os.PathLike[str]) -> int:
+    """Return the bits of a channel, from the header of an image: 8 also for fewer.
+
+    Raises:
+        DataError: If the file is missing, no regular file, or one of more than 8 bits that no
+            `INPUT.WHITE_LEVEL` makes readable.
+    """
+    path = os.fspath(path)
+
+    def read(_: bool) -> int:
+        with open_file(path, None) as file:
+            deep = _deep_pixels(file)
+        if deep is not None and not deep.readable:
+            raise DefectError([Defect(path, _refusal(deep))])
+        return 8 if deep is None else deep.bits
+
+    return read_twice(read, path, None, thorough=False)
+
+
+def largest_value(path: str | os.PathLike[str]) -> float:
+    """Return the largest value of a pixel in an image of more than 8 bits a channel.
+
+    Raises:
+        DataError: If the file cannot be decoded.
+    """
+    path = os.fspath(path)
+
+    def read(_: bool) -> float:
+        with open_file(path, None) as file:
+            return float(_values(file.read()).max())
+
+    return read_twice(read, path, None, thorough=False)
+
+
 def _read(
     path: str, format: str, listed: ListedImage | None, white_level: float | None, thorough: bool
 ) -> Picture:
@@ -256,6 +290,19 @@ def _decoded(data: bytes) -> np.ndarray | None:
         log.setLogLevel(level)
 
 
+def _values(data: bytes) -> np.ndarray:
+    """Return the values of a deep image as they are stored, (H, W) or (H, W, 3), without alpha."""
+    values = _decoded(data)
+    if values is None:
+        raise ValueError("its pixels are broken, or compressed in an unknown way")
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinity")
+    if values.ndim == 3:
+        # Channels are blue, green, red and perhaps alpha.
+        values = values[:, :, 2::-1] if values.shape[2] >= _MANY_COLORS else values[:, :, 0]
+    return values
+
+
 def _scaled(
     file: IO[bytes], path: str, deep: _Deep, listed: ListedImage | None, white_level: float
 ) -> Image.Image:
@@ -272,14 +319,7 @@ def _scaled(
         with Image.open(file, formats=("PNG",)) as picture:
             picture.load()
             exif = picture.getexif()
-    values = _decoded(data)
-    if values is None:
-        raise ValueError("its pixels are broken, or compressed in an unknown way")
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinity")
-    if values.ndim == 3:
-        # Channels are blue, green, red and perhaps alpha.
-        values = values[:, :, 2::-1] if values.shape[2] >= _MANY_COLORS else values[:, :, 0]
+    values = _values(data)
     scaled = np.clip(values.astype(np.float32) * np.float32(255 / white_level), 0, 255)
     result = Image.fromarray(np.round(scaled).astype(np.uint8))
     if exif is not None and _ORIENTATION in exif:

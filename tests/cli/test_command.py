@@ -17,7 +17,7 @@ from tests.conftest import PYTHON_PATH, ROOT, parse
 HELP = [
     ("-m spatialflow_cli", "commands:"),
     ("-m spatialflow_cli --help", "commands:"),
-    ("-m spatialflow_cli analyze --help", "analyze model"),
+    ("-m spatialflow_cli analyze --help", "analyze data"),
     *((f"-m spatialflow_cli {name} --help", f"usage: spatialflow {name}") for name in COMMANDS),
     (f"{ROOT}/train_net.py --help", "usage: train_net.py"),
     (f"{ROOT}/search_net.py --help", "usage: search_net.py"),
@@ -31,6 +31,7 @@ ACCEPTED = {
     "check": "a",
     "convert": "cmp a --output b",
     "analyze model": "--config-file a",
+    "analyze data": "a",
     "import-weights": "--config-file a --input b --output c",
     "trials": "--config-file a --genotypes b",
 }
@@ -86,7 +87,8 @@ def test_training_takes_what_detectron2_takes():
     ("words", "line"),
     [
         (["tarin"], "spatialflow: no command 'tarin', one of train, search, "),
-        (["analyze", "data"], "spatialflow: no command 'analyze data', one of analyze model exp"),
+        (["analyze", "date"], "spatialflow: no command 'analyze date', one of analyze model, ana"),
+        (["analyze", "data"], "spatialflow analyze data: the following arguments are required: F"),
         (["a\nb"], r"spatialflow: no command 'a\\nb', one of"),
         (["train", "--num-gpu", "x"], "spatialflow train: argument --num-gpus: invalid int"),
         (["search", "--eval-only"], "spatialflow search: unrecognized arguments: --eval-only"),

@@ -111,3 +111,23 @@ def test_variables_begin_at_home_and_name_themselves(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "~nobody-here/x")
         with pytest.raises(ConfigError, match=f"^{name}: "):
             path()
+
+
+def test_a_base_may_be_a_config_that_comes_along(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("_BASE_: Base-Refined-Small.yaml\nINPUT: {MIN_SIZE_TEST: 99}\n")
+    cfg = get_cfg(own)
+    expected = get_cfg("Base-Refined-Small.yaml", ["INPUT.MIN_SIZE_TEST", 99])
+    assert cfg == expected
+    # A file beside it is meant first, also by a base of that base.
+    (tmp_path / "Base-Small.yaml").write_text("SEED: 7\n")
+    assert get_cfg(own).SEED == -1
+    (tmp_path / "Base-Refined-Small.yaml").write_text("_BASE_: Base-Small.yaml\n")
+    assert get_cfg(own).SEED == 7
+
+
+def test_a_base_that_has_a_value_for_a_section_is_named(tmp_path):
+    (tmp_path / "base.yaml").write_text("OWN: 3\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nOWN: {KEY: 4}\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: OWN: keys given, and its _BASE_ has a value"):
+        get_cfg(tmp_path / "own.yaml")

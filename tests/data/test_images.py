@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from spatialflow.data import read_image
-from spatialflow.data.images import FORMATS, SUFFIXES
+from spatialflow.data.images import FORMATS, SUFFIXES, channel_bits, largest_value
 from spatialflow.utils.errors import DataError
 from spatialflow.utils.files import why_no_file
 
@@ -217,3 +217,17 @@ def test_nothing_else_reads_images():
     assert found <= READERS | {
         str(p.relative_to(ROOT)) for p in files if "tests" in p.relative_to(ROOT).parts
     }
+
+
+def test_the_bits_of_an_image_are_in_its_header(tmp_path):
+    for suffix, bits in (("png", 16), ("tiff", 16)):
+        path = tmp_path / f"deep.{suffix}"
+        cv2.imwrite(str(path), DEEP)
+        assert channel_bits(path) == bits
+        assert largest_value(path) == DEEP.max()
+    path = tmp_path / "plain.png"
+    cv2.imwrite(str(path), (DEEP >> 8).astype(np.uint8))
+    assert channel_bits(path) == 8
+    (tmp_path / "deep.pgm").write_bytes(b"P5 1 1 65535\n\0\1")
+    with pytest.raises(DataError, match="16 bits .integers., which are not read"):
+        channel_bits(tmp_path / "deep.pgm")

@@ -11,6 +11,7 @@ from pathlib import Path
 from spatialflow.data.dataset import PanopticDataset
 from spatialflow.data.dataset_spec import (
     IGNORE_LABEL,
+    NO_THINGS,
     Category,
     DatasetSpec,
     unusable_classes,
@@ -138,11 +139,7 @@ def _training_defects(
         for _, annotation in pairs
         for segment in annotation["segments_info"]
     ):
-        message = (
-            "has no image with a thing that is not crowd; a training leaves out images without "
-            "one, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
-        )
-        yield Defect(spec.annotations_json, message)
+        yield Defect(spec.annotations_json, NO_THINGS)
 
 
 def _file_defects(

@@ -1,0 +1,339 @@
+"""Values of config keys that suit a data set: pure functions from its statistics.
+
+All sizes are in pixels. The network's scale is how far the evaluation enlarges an image of median
+size; trainings vary around it. I: images, T: things.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from spatialflow.analysis.anchor_coverage import resize_factors
+from spatialflow.analysis.data_statistics import DataStatistics
+
+FINEST_STRIDE, COARSER_STRIDES = 8, (16, 32, 64, 128)
+"""Strides of P3 and of P4 to P7, the levels of anchors."""
+GRID = 3
+"""Size of a thing in strides that the anchors of a level hit: a square of d pixels, on a grid of
+stride s, has an anchor of its size with an IoU above 0.5 wherever it lies if d > 2.75 s."""
+SMALL = 0.25
+"""Quantile of things' sizes that comes to ``GRID`` strides of P3. A lower one would enlarge further
+for fewer things, and time and memory grow with the square."""
+LARGEST_SCALE = 3.0
+"""Interpolation adds no detail, and nuclei of 10 pixels need 2.5."""
+TEST_PIXELS = 600_000
+"""Highest number of pixels of an image of median size in the evaluation."""
+TRAIN_SIDE = 352
+"""Side of a crop at the network's scale, and the middle of the sizes in training."""
+UNCROPPED_SIDE = 416
+"""Shorter side at the network's scale up to which whole images are trained on: the largest size of
+a crop."""
+VARIATIONS = (0.82, 0.91, 1.0, 1.09, 1.18)
+"""Factors of the sizes in training: a step apart of 32 pixels for crops."""
+FITTING = 0.95
+"""Share of the things that have to fit into a crop, by the longer side of their boxes."""
+SMALLEST_THINGS = 0.02
+"""Quantile of things' sizes from which anchors start."""
+SMALLEST_ANCHOR = 2
+"""Least size of an anchor in strides. With 16 instead of 12 pixels on P3 the smallest quarter of
+the things gets a third more positive anchors (4.1 instead of 3.2 on nuclei, 5.7 instead of 4.3 on
+facades), and no more things are left without a good one."""
+STEP = 32
+"""Sizes of images are multiples of it: the network pads others."""
+COMMON_RATIO = 2.25
+"""Factor between the height-to-width ratios of two boxes of one area whose IoU is 0.5."""
+UNCOVERED = 0.05
+"""Share of things too wide or too tall for the ratios of the config, from which one is added."""
+EPOCHS = 20
+"""Times that a training sees each image, or a crop of it; nuclei/spatialflow.yaml has 17."""
+ITERATIONS = (1000, 5000)
+"""Fewest, of which the base's warm-up is a tenth, and most, as hours of a CPU count."""
+MARGIN = 1.5
+"""Detections for each thing of the fullest images: others may be fuller."""
+WHITES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+"""Usual values of white: of floats, and of cameras and scanners of 10, 12, 14 and 16 bits."""
+TEST_KEYS = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A proposed value.
+
+    Attributes:
+        key: Key of the config.
+        value: Its value.
+        reason: Why, in numbers of the data; one short line.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large images are for the network.
+
+    Attributes:
+        factor: Enlargement of an image of median size.
+        crop: Side of the square crop of training in original pixels; 0 for none.
+        reason: What has decided the factor.
+    """
+
+    factor: float
+    crop: int
+    reason: str
+
+
+def propose(found: DataStatistics, cfg: CfgNode) -> list[Choice]:
+    """Propose values of keys.
+
+    ``MASK_CANONICAL_BOX_SIZE`` stays the base's: it is in pixels of the network, as the strides
+    are, and the scale brings the things there. The learning rate stays, too.
+
+    Args:
+        found: Statistics of the training images, with at least one thing.
+        cfg: The config that the values change, such as ``Base-Refined-Small.yaml``.
+
+    Returns:
+        One choice for each key that is worth a line, in the order of a config file.
+    """
+    scale = choose_scale(found, cfg)
+    sizes = input_sizes(found, scale)
+    shortest, longest = (next(c.value for c in sizes if c.key == key) for key in TEST_KEYS)
+    boxes = found.thing_boxes
+    factors = resize_factors(found.image_sizes, shortest, longest)
+    if scale.crop:
+        factors = np.full(len(factors), scale.factor)
+    areas = boxes[:, 2] * boxes[:, 3]
+    at_network = np.sqrt(areas) * factors[found.image[found.is_thing]]
+    return [
+        anchor_sizes(at_network),
+        *aspect_ratios(found, cfg),
+        *stuff_area_limit(found, cfg),
+        Choice("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False, "as in the other refined configs"),
+        *sizes,
+        *white_level(found),
+        iterations(found, cfg),
+        detections(found),
+    ]
+
+
+def choose_scale(found: DataStatistics, cfg: CfgNode) -> Scale:
+    """Choose the network's scale and the crop of training.
+
+    The scale brings the 25th percentile of things' sizes to three strides of P3, 24 pixels. It is
+    at most 3, and lower where the evaluation would have more than 600,000 pixels. It makes no image
+    smaller than the base's ``INPUT.MIN_SIZE_TEST``: stuff needs context, and such images take
+    little time. Images of more than 416 pixels a side at that scale are cropped in training, unless
+    many things do not fit into a crop of 352: then the scale is what whole images of 416² pixels
+    have, as a network that sees parts of things only learns parts.
+    """
+    pixels = float(np.median(found.image_sizes.prod(axis=1)))
+    short = float(np.median(found.image_sizes.min(axis=1)))
+    small = float(np.quantile(found.thing_sizes, SMALL))
+    target = GRID * FINEST_STRIDE
+    factor, reason = target / small, f"{SMALL:.0%} of things are under {small:.1f} px"
+    reason += f", {target} px at the scale"
+    least = min(1.0, cfg.INPUT.MIN_SIZE_TEST / short)
+    if factor > LARGEST_SCALE:
+        factor, reason = LARGEST_SCALE, f"the highest; {reason.partition(',')[0]}"
+    elif factor < least:
+        factor, reason = least, f"not below the base's size; {reason.partition(',')[0]}"
+    limit = math.sqrt(TEST_PIXELS / pixels)
+    if factor > limit:
+        factor, reason = limit, f"at most {TEST_PIXELS / 1e6} Mpx; {reason.partition(',')[0]}"
+    if factor * short <= UNCROPPED_SIDE:
+        return Scale(factor, 0, reason)
+    crop = 16 * round(TRAIN_SIDE / factor / 16)
+    long_sides = found.thing_boxes[:, 2:].max(axis=1)
+    if np.quantile(long_sides, FITTING) <= crop:
+        return Scale(factor, crop, reason)
+    whole = UNCROPPED_SIDE / math.sqrt(pixels)
+    reason = f"whole images of {UNCROPPED_SIDE}² px: over {1 - FITTING:.0%} of things are longer "
+    return Scale(min(factor, whole), 0, f"{reason}than a crop of {crop} px")
+
+
+def nearest_sizes(image_sizes: np.ndarray, factor: float) -> tuple[int, int]:
+    """Return lengths of the shorter and the longer edge that bring most images near to a scale.
+
+    Training enlarges crops of all images alike, and the evaluation should, too. Detectron2 has one
+    pair of lengths, and an image gets the factor that fits both: images of one length are enlarged
+    alike by the longer edge, images of one width by the shorter.
+
+    Args:
+        image_sizes: (I, 2) height and width in pixels.
+        factor: The scale.
+
+    Returns:
+        Values of ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST``, multiples of 32.
+    """
+    edges = np.sort(image_sizes, axis=1)
+    wanted = np.quantile(edges * factor, np.linspace(0, 1, 21), axis=0) / STEP
+    lengths = [np.unique(np.maximum(np.round(side), 2)).astype(int) * STEP for side in wanted.T]
+    pairs = [(int(a), int(b)) for a in lengths[0] for b in lengths[1] if a <= b]
+    factors = {pair: resize_factors(image_sizes, *pair) for pair in pairs}
+    return min(pairs, key=lambda pair: float(np.abs(np.log(factors[pair] / factor)).mean()))
+
+
+def whole_sizes(image_sizes: np.ndarray, factor: float) -> tuple[int, int]:
+    """Return lengths of the edges that bring an image of median width to a scale.
+
+    Whole images are resized alike in training and evaluation: by the shorter edge, with room for
+    95 % of the images.
+
+    Args:
+        image_sizes: (I, 2) height and width in pixels.
+        factor: The scale.
+
+    Returns:
+        Values of ``INPUT.MIN_SIZE_TEST`` and ``INPUT.MAX_SIZE_TEST``, multiples of 32.
+    """
+    edges = np.sort(image_sizes, axis=1)
+    shortest = STEP * max(2, round(factor * float(np.median(edges[:, 0])) / STEP))
+    elongation = float(np.quantile(edges[:, 1] / edges[:, 0], 0.95))
+    return shortest, STEP * math.ceil(shortest * elongation / STEP)
+
+
+def input_sizes(found: DataStatistics, scale: Scale) -> list[Choice]:
+    """Propose the sizes of images and the crop.
+
+    Training varies around the scale of the evaluation, so that it sees things of the same sizes.
+    """
+    if scale.crop:
+        shortest, longest = nearest_sizes(found.image_sizes, scale.factor)
+    else:
+        shortest, longest = whole_sizes(found.image_sizes, scale.factor)
+    middle = scale.crop * scale.factor if scale.crop else shortest
+    train = sorted({max(64, 16 * round(middle * v / 16)) for v in VARIATIONS})
+    span = [scale.factor * train[i] / middle for i in (0, -1)]
+    choices = []
+    if scale.crop:
+        crop = [scale.crop, scale.crop]
+        reason = f"{scale.crop} px become about {round(middle)}; the crop comes before the resize"
+        choices = [
+            Choice("INPUT.CROP.ENABLED", True, "whole images at that scale take too long"),
+            Choice("INPUT.CROP.TYPE", "absolute", "in pixels of the images"),
+            Choice("INPUT.CROP.SIZE", crop, reason),
+        ]
+    # A crop is longer than wide where an image is narrower than the crop.
+    room = 2 * max(train) if scale.crop else STEP * math.ceil(longest * VARIATIONS[-1] / STEP)
+    factors = resize_factors(found.image_sizes, shortest, longest)
+    low, high = np.quantile(factors, (0.05, 0.95))
+    return [
+        *choices,
+        Choice("INPUT.MIN_SIZE_TRAIN", train, f"scales {span[0]:.2f} to {span[1]:.2f}"),
+        Choice("INPUT.MAX_SIZE_TRAIN", room, "room for long images"),
+        Choice(TEST_KEYS[0], shortest, f"scale {scale.factor:.2f}: {scale.reason}"),
+        Choice(TEST_KEYS[1], longest, f"90% of images get scales {low:.2f} to {high:.2f}"),
+    ]
+
+
+def anchor_sizes(things: np.ndarray) -> Choice:
+    """Propose three sizes for each of the levels p3 to p7.
+
+    From P4 on they are 3 strides and two steps of 2^(1/3) up to the next level: smaller things fall
+    between the anchors of so coarse a grid, and belong to the level below. P3 has the rest in equal
+    ratios: from 34 pixels, √2 below P4, down to the 2nd percentile of the things, or 2 strides.
+
+    Args:
+        things: (T,) square roots of the areas of boxes, at the network's scale.
+    """
+    low = float(np.quantile(things, SMALLEST_THINGS))
+    least, most = SMALLEST_ANCHOR * FINEST_STRIDE, GRID * FINEST_STRIDE
+    first = min(max(low, least), most)
+    last = GRID * COARSER_STRIDES[0] / math.sqrt(2)
+    finest = [round(first * (last / first) ** (step / 2)) for step in range(3)]
+    coarser = [
+        [round(GRID * stride * 2 ** (step / 3)) for step in range(3)] for stride in COARSER_STRIDES
+    ]
+    start = "there" if first == low else f"at {first} px"
+    reason = (
+        f"{SMALLEST_THINGS:.0%} of things are under {low:.0f} px at the scale; P3 starts {start}"
+    )
+    return Choice("MODEL.ANCHOR_GENERATOR.SIZES", [finest, *coarser], reason)
+
+
+def aspect_ratios(found: DataStatistics, cfg: CfgNode) -> list[Choice]:
+    """Propose further ratios of height to width, where those of the config are far from the data's.
+
+    The ratios of the config stay. A ratio of half the lowest is added if more than 5 % of the
+    things are so wide that none has an IoU of 0.5 with them, and one of twice the highest for
+    tall things. The share is a mean over classes, as PQ is.
+    """
+    ratios = found.thing_boxes[:, 3] / found.thing_boxes[:, 2]
+    labels = found.label[found.is_thing]
+    given = sorted(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS[0])
+
+    def share(outside: np.ndarray) -> float:
+        return float(np.mean([outside[labels == label].mean() for label in np.unique(labels)]))
+
+    wide, tall = share(ratios < given[0] / COMMON_RATIO), share(ratios > given[-1] * COMMON_RATIO)
+    own = [
+        *([given[0] / 2] if wide > UNCOVERED else []),
+        *given,
+        *([given[-1] * 2] if tall > UNCOVERED else []),
+    ]
+    if len(own) == len(given):
+        return []
+    reason = f"mean of classes: {wide:.0%} of things are wider, {tall:.0%} taller than others cover"
+    return [Choice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [own], reason)]
+
+
+def stuff_area_limit(found: DataStatistics, cfg: CfgNode) -> list[Choice]:
+    """Propose the least area of a stuff segment, below nearly all true ones of every class.
+
+    PQ is a mean over classes: a limit by all segments together could drop a class of small ones.
+    It is half of the 5th percentile of the class whose segments are smallest, as a predicted
+    segment may be smaller than the true one, and at most the base's.
+    """
+    base = int(cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT)
+    areas = {name: found.stuff_areas(number) for number, name in enumerate(found.stuff_classes)}
+    low = {name: float(np.quantile(a, 0.05)) for name, a in areas.items() if len(a)}
+    if not low:
+        return []
+    name = min(low, key=lambda one: low[one])
+    limit = min(base, _rounded_down(low[name] / 2))
+    reason = f"5% of {name} are under {low[name]:.0f} px of the image"
+    return [Choice("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", limit, reason)]
+
+
+def _rounded_down(value: float) -> int:
+    """Return a number with one significant digit."""
+    if value < 1:
+        return 0
+    step = 10 ** math.floor(math.log10(value))
+    return int(value // step * step)
+
+
+def white_level(found: DataStatistics) -> list[Choice]:
+    """Propose the value of white for images of more than 8 bits: the first usual one that fits."""
+    largest = found.largest_value
+    if largest is None:
+        return []
+    white = next((white for white in WHITES if largest <= white), largest)
+    return [Choice("INPUT.WHITE_LEVEL", white, f"largest value {largest:g}")]
+
+
+def iterations(found: DataStatistics, cfg: CfgNode) -> Choice:
+    """Propose the length of a training, by the number of images with a thing."""
+    images = int((found.things_per_image > 0).sum())
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    wanted = EPOCHS * images / batch
+    steps = 100 * round(min(max(wanted, ITERATIONS[0]), ITERATIONS[1]) / 100)
+    reason = f"{steps * batch / images:.0f} times {images} images with things, {batch} a step"
+    return Choice("SOLVER.MAX_ITER", steps, reason)
+
+
+def detections(found: DataStatistics) -> Choice:
+    """Propose the number of detections, with a margin over the things of nearly all images."""
+    counts = found.things_per_image
+    most, usual = int(counts.max()), float(np.quantile(counts, 0.99))
+    number = max(20, 10 * math.ceil(max(most, MARGIN * usual) / 10))
+    reason = f"99% of images have at most {usual:.0f} things, the fullest {most}"
+    return Choice("TEST.DETECTIONS_PER_IMAGE", number, reason)
