@@ -53,6 +53,8 @@ EPOCHS = 20
 """Times that a training sees each image, or a crop of it; nuclei/spatialflow.yaml has 17."""
 ITERATIONS = (1000, 5000)
 """Fewest, of which the base's warm-up is a tenth, and most, as hours of a CPU count."""
+PROPOSALS = 2
+"""Proposals for each detection: some of them are of the same thing, or of none."""
 MARGIN = 1.5
 """Detections for each thing of the fullest images: others may be fuller."""
 WHITES = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
@@ -112,15 +114,17 @@ def propose(found: DataStatistics, cfg: CfgNode) -> list[Choice]:
         factors = np.full(len(factors), scale.factor)
     areas = boxes[:, 2] * boxes[:, 3]
     at_network = np.sqrt(areas) * factors[found.image[found.is_thing]]
+    found_things = detections(found)
     return [
         anchor_sizes(at_network),
         *aspect_ratios(found, cfg),
+        *proposals(found_things.value, cfg),
         *stuff_area_limit(found, cfg),
         Choice("MODEL.SPATIALFLOW.BOX_FILL.ENABLED", False, "as in the other refined configs"),
         *sizes,
         *white_level(found),
         iterations(found, cfg),
-        detections(found),
+        found_things,
     ]
 
 
@@ -337,3 +341,17 @@ def detections(found: DataStatistics) -> Choice:
     number = max(20, 10 * math.ceil(max(most, MARGIN * usual) / 10))
     reason = f"99% of images have at most {usual:.0f} things, the fullest {most}"
     return Choice("TEST.DETECTIONS_PER_IMAGE", number, reason)
+
+
+def proposals(detections: int, cfg: CfgNode) -> list[Choice]:
+    """Propose the number of boxes that the second stage looks at, where the config's is too low.
+
+    Args:
+        detections: Proposed number of detections of an image.
+        cfg: The config that is changed.
+    """
+    key = "MODEL.RPN.POST_NMS_TOPK_TEST"
+    wanted = 100 * math.ceil(PROPOSALS * detections / 100)
+    if wanted <= cfg.MODEL.RPN.POST_NMS_TOPK_TEST:
+        return []
+    return [Choice(key, wanted, f"for {detections} detections")]

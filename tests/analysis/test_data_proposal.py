@@ -7,7 +7,7 @@ import pytest
 
 from spatialflow.analysis.anchor_coverage import measure_coverage
 from spatialflow.analysis.config_text import config_text
-from spatialflow.analysis.data_proposal import Choice, nearest_sizes, propose
+from spatialflow.analysis.data_proposal import Choice, nearest_sizes, proposals, propose
 from spatialflow.analysis.data_statistics import DataStatistics
 from spatialflow.config import get_cfg
 
@@ -189,3 +189,10 @@ def test_the_text_of_a_config(tmp_path):
     assert lines[:3] == ["# first", "# second", f"_BASE_: {BASE}"]
     assert max(map(len, lines)) <= 100
     assert lines.count("INPUT:") == lines.count("  CROP:") == 1
+
+
+def test_many_detections_need_many_proposals():
+    cfg = get_cfg("Base-Refined-Small.yaml")
+    assert not proposals(100, cfg)
+    (choice,) = proposals(280, cfg)
+    assert (choice.key, choice.value) == ("MODEL.RPN.POST_NMS_TOPK_TEST", 600)
