@@ -168,6 +168,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     tables.add_argument("--flow-results", type=Path, default=RESULTS / "flows")
     tables.add_argument("--learning-results", type=Path, default=RESULTS / "learning")
+    tables.add_argument("--curve-results", type=Path, default=RESULTS / "learning_1000")
+    tables.add_argument("--curves", type=Path, help="folder to draw learning curves into")
     for command in (*plans, one):
         command.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     args = parser.parse_args()

@@ -21,8 +21,9 @@ from spatialflow.analysis.intervals import (
 )
 from spatialflow.analysis.tables import complete, table
 from spatialflow.data.selection import in_validation_split
+from spatialflow.utils import charts
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import read_json
+from spatialflow.utils.files import read_json, write_text
 
 SPEED_FILE = "speed.json"
 
@@ -94,6 +95,28 @@ def learning_table(results: list[Result], dataset: str) -> str:
         worth, seeds = paired_difference(runs[row[0]], runs[first])
         row.append(f"{worth.cell(0, sign=True)}, {seeds} seeds")
     return table(["", "rate", *GROUPS, "seeds", "s", f"PQ over {first}"], rows)
+
+
+def learning_curves(results: list[Result], dataset: str) -> dict[str, str]:
+    """Draw the mean PQ of contestants over steps and over seconds of the CPU, as SVG by axis.
+
+    Args:
+        results: Results with a ``curve``, on the images to report on.
+        dataset: Name of the data set.
+    """
+    mine = [r for r in results if r["dataset"] == dataset]
+    chosen_on = [part_of(r, "choose") for r in mine]
+    steps: dict[str, list[charts.Point]] = {}
+    seconds: dict[str, list[charts.Point]] = {}
+    for name in dict.fromkeys(r["contestant"] for r in mine):
+        runs = results_of(mine, dataset, name, best_rate(chosen_on, dataset, name))
+        points = np.mean([r["curve"] for r in runs], axis=0)  # (evaluations, 3)
+        steps[name] = [(step, quality) for step, _, quality in points.tolist()]
+        seconds[name] = [(second, quality) for _, second, quality in points.tolist()]
+    return {
+        "steps": charts.lines(steps, x="iterations", y="PQ"),
+        "seconds": charts.lines(seconds, x="seconds of one core", y="PQ"),
+    }
 
 
 def best_rate(results: list[Result], dataset: str, contestant: str) -> float:
@@ -216,6 +239,11 @@ def report(args: argparse.Namespace) -> None:
     learned = load_results(args.learning_results)
     for dataset in sorted({r["dataset"] for r in learned}):
         tables[f"learning {dataset}"] = learning_table(learned, dataset)
+    if args.curves:
+        long = load_results(args.curve_results)
+        for dataset in sorted({r["dataset"] for r in long}):
+            for axis, svg in learning_curves(long, dataset).items():
+                write_text(args.curves / f"learning_{dataset}_{axis}.svg", svg)
     for name, content in tables.items():
         print(f"### {name}\n\n{content}\n")
     complete(args.write, tables)

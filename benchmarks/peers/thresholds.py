@@ -6,6 +6,7 @@ threshold would measure who has got nearer to it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from benchmarks.peers.analysis import is_known, part_of
+from benchmarks.peers.analysis import is_known
 from spatialflow import SpatialFlow
 from spatialflow.analysis.trials import PQTrainer, read_results
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
@@ -81,15 +83,17 @@ class ThresholdEvaluator(DatasetEvaluator):
         """
         self.fuse = fuse
         self.folder = folder_of_results(cfg)
-        self.at = {t: PanopticEvaluator(dataset_name, self.folder / f"{t:g}") for t in THRESHOLDS}
+        self.at = {t: PanopticEvaluator(dataset_name, self.folder) for t in THRESHOLDS}
         detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
         self.instances = InstanceEvaluator(dataset_name, str(self.folder), detections)
         self.dataset = "scenes" if dataset_name.startswith("scenes") else "folder"
         self.reported: list[Any] = []
+        # Image names by whether choices are made on them.
+        self.names: dict[bool, set[str]] = {True: set(), False: set()}
 
     def reset(self) -> None:
         """Forget all images."""
-        self.reported = []
+        self.reported, self.names = [], {True: set(), False: set()}
         for evaluator in (*self.at.values(), self.instances):
             evaluator.reset()
 
@@ -98,21 +102,21 @@ class ThresholdEvaluator(DatasetEvaluator):
         for threshold, evaluator in self.at.items():
             panoptic = self.fuse(outputs[0], threshold)
             evaluator.process(inputs, [{"panoptic_seg": panoptic}])
-        if not is_known(self.dataset, Path(inputs[0]["file_name"]).name):
+        name = Path(inputs[0]["file_name"]).name
+        known = is_known(self.dataset, name)
+        self.names[known].add(name)
+        if not known:
             self.instances.process(inputs, outputs)
             self.reported.append(inputs[0]["image_id"])
 
     def evaluate(self) -> Any:
         """Write the results at each threshold, and which one is best on the images to choose on."""
-        chosen_on = {}
-        for threshold, evaluator in self.at.items():
-            evaluator.evaluate()
-            found = read_results(self.folder / f"{threshold:g}" / RESULTS_FILE)
-            chosen_on[threshold] = part_of({"dataset": self.dataset, **found}, "choose")["PQ"]
+        chosen_on = {t: evaluator.quality(self.names[True]) for t, evaluator in self.at.items()}
         best = max(THRESHOLDS, key=lambda t: chosen_on[t])
         precision = self.instances.evaluate(self.reported)
         content = {
             "threshold": best,
+            "PQ_reported": self.at[best].quality(self.names[False]),
             "PQ_to_choose": {f"{t:g}": round(pq, 2) for t, pq in chosen_on.items()},
             "precision": {
                 task: {key: round(float(values[key]), 2) for key in AP_KEYS}
@@ -129,17 +133,40 @@ def folder_of_results(cfg: CfgNode) -> Path:
 
 
 class ThresholdTrainer(PQTrainer):
-    """Trainer that evaluates at the threshold that is best on the images to choose on."""
+    """Trainer that evaluates at the threshold that is best on the images to choose on.
+
+    Attributes:
+        curve: Iterations, seconds of the CPU for them, and PQ on the images to report on, of every
+            evaluation.
+    """
+
+    curve: list[tuple[int, float, float]]
+    _began = 0.0
+    _evaluating = 0.0
+
+    def train(self) -> Any:
+        """Train, and keep the curve."""
+        cls = type(self)
+        cls.curve, cls._began, cls._evaluating = [], time.process_time(), 0.0
+        return super().train()
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
         """Evaluate at all thresholds."""
+        start = time.process_time()
         evaluator = ThresholdEvaluator(cfg, cfg.DATASETS.TEST[0], fuse_at(cfg, model))
-        return super().test(cfg, model, [evaluator])
+        results = super().test(cfg, model, [evaluator])
+        quality = read_json(folder_of_results(cfg) / FILE, dict)["PQ_reported"]
+        trained = start - cls._began - cls._evaluating
+        # At the very end the storage is one step ahead.
+        done = min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+        cls.curve.append((done, round(trained, 1), round(quality, 2)))
+        cls._evaluating += time.process_time() - start
+        return results
 
     @classmethod
     def results(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Return the last evaluation at the chosen threshold, and what the choice was made of."""
+        """Return the last evaluation at the chosen threshold, what it was chosen by, the curve."""
         folder = folder_of_results(cfg)
         choice = read_json(folder / FILE, dict)
-        return {**choice, **read_results(folder / f"{choice['threshold']:g}" / RESULTS_FILE)}
+        return {**choice, "curve": cls.curve, **read_results(folder / RESULTS_FILE)}

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,16 @@ class PanopticEvaluator(DatasetEvaluator):
                 category_id = known[category_id]
             converted.append({"id": segment["id"], "category_id": category_id})
         return ids, converted
+
+    def quality(self, file_names: Container[str]) -> float:
+        """Return PQ in percent of some of the images that this process has matched so far.
+
+        Args:
+            file_names: Names of the images, as in the JSON. NaN if none of them has a segment.
+        """
+        records = [r for r in self._records.values() if r["file_name"] in file_names]
+        value = summarize(records, self._categories)["summary"]["PQ"]
+        return math.nan if value is None else float(value)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Gather the counts of all ranks, log the tables and write the JSON.
