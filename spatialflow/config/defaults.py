@@ -70,6 +70,9 @@ def _add_refined_keys(own: CfgNode) -> None:
     # of detections are those of ROI_HEADS then, and MASK_PROPOSAL_IOU has no effect. The flow graph
     # gets a node "region.1", from which boxes are pooled.
     own.REGIONS = CfgNode({"ENABLED": False})
+    # Which anchors learn a ground truth: those above MODEL.RETINANET.IOU_THRESHOLDS and its best
+    # one ("iou", as the reference), or those above its own threshold ("atss", arXiv 1912.02424).
+    own.ASSIGNMENT = "iou"
     # Start of flows that are added to a node's input: "random" (as the reference), or a last layer
     # of "zero", so that the network starts as the one without flows. Gates always start so.
     own.FLOW_INIT = "random"

@@ -25,6 +25,9 @@ POOL_SOURCES = ("branch", "pyramid")
 RESIDUALS = ("none", "rms", "learned")
 """Values of ``MODEL.SPATIALFLOW.RESIDUAL``."""
 
+ASSIGNMENTS = ("iou", "atss")
+"""Values of ``MODEL.SPATIALFLOW.ASSIGNMENT``."""
+
 FLOW_INITS = ("random", "zero")
 """Values of ``MODEL.SPATIALFLOW.FLOW_INIT``."""
 

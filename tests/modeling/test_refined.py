@@ -40,6 +40,7 @@ KEYS = {
     "rms": {"MODEL.SPATIALFLOW.RESIDUAL": "rms"},
     "learned": {"MODEL.SPATIALFLOW.RESIDUAL": "learned"},
     "pyramid": {"MODEL.SPATIALFLOW.POOL_FROM": "pyramid"},
+    "atss": {"MODEL.SPATIALFLOW.ASSIGNMENT": "atss"},
     "all": REFINED,
 }
 EAGER = {**DENSE_EAGER, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, batched_nms, cat
+from detectron2.layers import ShapeSpec, cat
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
@@ -23,59 +22,11 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from spatialflow.modeling.heads.adaptive_matching import match_adaptively
 from spatialflow.modeling.heads.anchor_matching import match_anchors
+from spatialflow.modeling.heads.selection import BoxSelection
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import full_precision
-
-
-@dataclass(frozen=True, slots=True)
-class BoxSelection:
-    """Thresholds and limits for the selection of detections from raw predictions.
-
-    Attributes:
-        score_threshold: Score that a pair of box and class must exceed.
-        candidates: Largest number of anchors per level that enter NMS, ranked by their best class.
-        nms_threshold: IoU above which NMS suppresses a box of the same class.
-        detections: Largest number of detections per image.
-    """
-
-    score_threshold: float
-    candidates: int
-    nms_threshold: float
-    detections: int
-
-    def select_all(
-        self, candidates: list[tuple[Boxes, Tensor]], image_sizes: list[tuple[int, int]]
-    ) -> list[Instances]:
-        """Select the detections of each image, as :meth:`select` does of one."""
-        return [
-            self.select(boxes, scores, size)
-            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
-        ]
-
-    @torch.no_grad()
-    def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
-        """Select detections from the candidates of one image, by score and NMS per class.
-
-        Args:
-            boxes: Candidate boxes.
-            scores: Score of each class for each box, (boxes, K).
-            image_size: (height, width) of the image without padding.
-
-        Returns:
-            ``pred_boxes``, ``scores`` and ``pred_classes``, best score first.
-        """
-        index, classes = (scores > self.score_threshold).nonzero(as_tuple=True)
-        pair_scores = scores[index, classes]
-        keep = batched_nms(boxes.tensor[index], pair_scores, classes, self.nms_threshold)[
-            : self.detections
-        ]
-        return Instances(
-            image_size,
-            pred_boxes=boxes[index[keep]],
-            scores=pair_scores[keep],
-            pred_classes=classes[keep],
-        )
 
 
 class DenseBoxHead(nn.Module):
@@ -99,6 +50,7 @@ class DenseBoxHead(nn.Module):
         focal_gamma: float = 2.0,
         prior_probability: float = 0.01,
         smooth_l1_beta: float = 0.0,
+        assignment: str = "iou",
     ) -> None:
         """Build the predictors.
 
@@ -115,6 +67,8 @@ class DenseBoxHead(nn.Module):
             focal_gamma: γ of the focal loss (arXiv 1708.02002, eq. 5).
             prior_probability: Score of every class before training, π in arXiv 1708.02002.
             smooth_l1_beta: Error at which the box loss turns from quadratic to linear; 0 for L1.
+            assignment: ``iou`` for the thresholds of ``anchor_matcher``, ``atss`` for
+                :func:`match_adaptively`.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -126,6 +80,7 @@ class DenseBoxHead(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.smooth_l1_beta = smooth_l1_beta
+        self.assignment = assignment
         num_anchors = anchor_generator.num_cell_anchors[0]
         self.cls_score = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.bbox_pred = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
@@ -164,6 +119,7 @@ class DenseBoxHead(nn.Module):
             "focal_gamma": keys.FOCAL_LOSS_GAMMA,
             "prior_probability": keys.PRIOR_PROB,
             "smooth_l1_beta": keys.SMOOTH_L1_LOSS_BETA,
+            "assignment": cfg.MODEL.SPATIALFLOW.ASSIGNMENT,
         }
 
     def forward(
@@ -203,8 +159,7 @@ class DenseBoxHead(nn.Module):
             ``loss_cls`` and ``loss_box``, scalars in float32.
         """
         all_deltas = full_precision(cat([permute_to_N_HWA_K(x, 4) for x in deltas], dim=1))
-        boxes = Boxes.cat(anchors)
-        assigned = [self._assign(boxes, image) for image in targets]
+        assigned = [self._assign(anchors, image) for image in targets]
         classes = torch.stack([pair[0] for pair in assigned])  # (N, R)
         target_deltas = torch.stack([pair[1] for pair in assigned])  # (N, R, 4)
 
@@ -245,17 +200,23 @@ class DenseBoxHead(nn.Module):
         )
 
     @torch.no_grad()
-    def _assign(self, anchors: Boxes, image: Instances) -> tuple[Tensor, Tensor]:
+    def _assign(self, levels: list[Boxes], image: Instances) -> tuple[Tensor, Tensor]:
         """Return the target class (R,) and deltas (R, 4) of each anchor of one image.
 
         A class of K is background, -1 is ignored.
         """
+        anchors = Boxes.cat(levels)
         if len(image) == 0:
             background = torch.full(
                 (len(anchors),), self.num_classes, dtype=torch.int64, device=anchors.device
             )
             return background, torch.zeros_like(anchors.tensor)
-        matches, labels = match_anchors(pairwise_iou(image.gt_boxes, anchors), self.anchor_matcher)
+        iou = pairwise_iou(image.gt_boxes, anchors)
+        if self.assignment == "atss":
+            count = self.anchor_generator.num_cell_anchors[0]
+            matches, labels = match_adaptively(image.gt_boxes, levels, iou, count)
+        else:
+            matches, labels = match_anchors(iou, self.anchor_matcher)
         classes = image.gt_classes[matches]
         classes[labels == 0] = self.num_classes
         classes[labels == -1] = -1

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from spatialflow.modeling.heads.boxes import BoxSelection
+from spatialflow.modeling.heads.selection import BoxSelection
 from spatialflow.utils.precision import full_precision
 
 
