@@ -80,6 +80,7 @@ def test_the_command_works_outside_the_repository(spatialflow, scenes_root, tmp_
     assert "Everything that is needed works." in spatialflow("doctor")
     assert spatialflow("check", scenes_root).strip().endswith("no problem")
 
+    spatialflow("analyze", "data", scenes_root, "--output", "own.yaml")
     keys = TINY_RUN | {
         "DATASETS.FOLDER.PATH": scenes_root,
         "DATASETS.FOLDER.VAL_FRACTION": 0.5,
@@ -87,12 +88,13 @@ def test_the_command_works_outside_the_repository(spatialflow, scenes_root, tmp_
         "DATASETS.TEST": "('folder_val',)",
         "SOLVER.IMS_PER_BATCH": 1,
         "SOLVER.MAX_ITER": 2,
+        "MODEL.RESNETS.OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']",
         # Without much training all scores are low: let some become segments.
-        "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,
     }
     pairs = [item for pair in keys.items() for item in pair]
-    spatialflow("train", "--config-file", "Base-Small.yaml", *pairs, "OUTPUT_DIR", "run")
+    spatialflow("train", "--config-file", "own.yaml", *pairs, "OUTPUT_DIR", "run")
     results = json.loads((here / "run" / "results.json").read_text())
 
     trained = ["--config-file", "run/config.yaml"]
