@@ -50,6 +50,11 @@ CHANGES: dict[str, dict[str, tuple[object, object]]] = {
     },
     "mask convolutions": {"MODEL.ROI_MASK_HEAD.NUM_CONV": (2, 4)},
     "short towers": {"MODEL.RETINANET.NUM_CONVS": (4, 2)},
+    "ATSS": {"MODEL.SPATIALFLOW.ASSIGNMENT": ("iou", "atss")},
+    "DIoU": {
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1", "diou"),
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": (1.0, 4.0),
+    },
     "average": {"SOLVER.EMA.ENABLED": (False, True)},
 }
 """What refines the network: name → key → its value without and with the change."""
