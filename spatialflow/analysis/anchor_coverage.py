@@ -17,7 +17,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, pairwise_iou
 
 from spatialflow.analysis.data_statistics import DataStatistics, evenly
-from spatialflow.modeling.heads.anchor_matching import match_anchors
+from spatialflow.modeling.heads.adaptive_matching import match_by
 from spatialflow.utils.console import report_progress
 
 MOST_IMAGES = 32
@@ -92,9 +92,16 @@ def measure_coverage(found: DataStatistics, cfg: CfgNode, what: str) -> Coverage
         scale = np.array([width / size[1], height / size[0]])
         corners = np.concatenate((own[:, :2] * scale, (own[:, :2] + own[:, 2:]) * scale), axis=1)
         maps = [torch.zeros(1, 1, -(-height // s), -(-width // s)) for s in strides]
-        anchors = Boxes.cat(generator(maps))
-        iou = pairwise_iou(Boxes(torch.from_numpy(corners).float()), anchors)
-        matches, labels = match_anchors(iou, matcher)
+        truth, levels = Boxes(torch.from_numpy(corners).float()), generator(maps)
+        iou = pairwise_iou(truth, Boxes.cat(levels))
+        matches, labels = match_by(
+            cfg.MODEL.SPATIALFLOW.ASSIGNMENT,
+            truth,
+            levels,
+            iou,
+            matcher=matcher,
+            anchors_per_position=generator.num_cell_anchors[0],
+        )
         counts.append(torch.bincount(matches[labels == 1], minlength=len(own)).numpy())
         overlaps.append(iou.amax(dim=1).numpy())
         areas.append(own[:, 2] * own[:, 3])

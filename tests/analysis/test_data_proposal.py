@@ -142,6 +142,8 @@ def test_coverage_counts_as_training_does():
     sizes = [[32] * 3, [64] * 3, [128] * 3, [256] * 3, [512] * 3]
     pairs = ["MODEL.ANCHOR_GENERATOR.SIZES", sizes, "INPUT.MIN_SIZE_TEST", 256]
     pairs += ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[1.0]]]
+    adaptive = get_cfg(BASE, pairs)
+    pairs += ["MODEL.SPATIALFLOW.ASSIGNMENT", "iou"]
     boxes = np.array([[112, 112, 32, 32], [0, 0, 4, 4]], float)
     found = statistics([(0, 32, 32), (0, 4, 4)], sizes=[(256, 256)])
     found.box[:] = boxes
@@ -153,6 +155,10 @@ def test_coverage_counts_as_training_does():
     assert cover.positives == (3 * 5 + 3 * 9) / 2
     assert cover.small_positives == 3 * 9
     assert cover.missed == cover.small_missed / 2 == 0.5
+    # By its own threshold the first keeps three of its level, at the middle and at two positions
+    # beside it, and the second has no anchor with its centre inside: one is left to it.
+    own = measure_coverage(found, adaptive, "anchors")
+    assert (own.positives, own.small_positives, own.missed) == ((3 * 3 + 1) / 2, 1, 0.5)
     # At half the scale the first has its best anchors only, too.
     half = measure_coverage(found, get_cfg(BASE, [*pairs, "INPUT.MIN_SIZE_TEST", 128]), "anchors")
     assert half.missed == 1

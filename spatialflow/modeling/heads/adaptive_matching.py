@@ -9,12 +9,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes
 from torch import Tensor
+
+from spatialflow.modeling.heads.anchor_matching import match_anchors
 
 POSITIONS = 3
 """Positions of each level whose anchors are candidates for a ground truth; the paper has 9, with
 one anchor at each."""
+
+
+def match_by(
+    assignment: str,
+    truth: Boxes,
+    anchors: Sequence[Boxes],
+    iou: Tensor,
+    *,
+    matcher: Matcher,
+    anchors_per_position: int,
+) -> tuple[Tensor, Tensor]:
+    """Assign anchors to ground truth by ``MODEL.SPATIALFLOW.ASSIGNMENT``.
+
+    Args:
+        assignment: ``iou`` for the thresholds of ``matcher``, ``atss`` for a threshold of each
+            ground truth.
+        truth: M ground-truth boxes, M at least 1.
+        anchors: Anchors of each level, by position.
+        iou: IoU of ground truth and anchors, (M, R).
+        matcher: IoU thresholds of positive and negative anchors.
+        anchors_per_position: A.
+
+    Returns:
+        Index of the ground truth of each anchor, and label of each anchor (1 positive, 0 negative,
+        -1 ignored), both (R,).
+    """
+    if assignment == "atss":
+        return match_adaptively(truth, anchors, iou, anchors_per_position)
+    return match_anchors(iou, matcher)
 
 
 def match_adaptively(

@@ -22,8 +22,7 @@ from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spatialflow.modeling.heads.adaptive_matching import match_adaptively
-from spatialflow.modeling.heads.anchor_matching import match_anchors
+from spatialflow.modeling.heads.adaptive_matching import match_by
 from spatialflow.modeling.heads.selection import BoxSelection
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import full_precision
@@ -60,15 +59,14 @@ class DenseBoxHead(nn.Module):
             anchor_generator: Detectron2's generator, with A anchors on every level.
             box2box_transform: Encoding of boxes as deltas to anchors.
             anchor_matcher: IoU thresholds of positive and negative anchors, without low-quality
-                matches, which :func:`match_anchors` adds by the reference's rule.
+                matches, which :func:`match_by` adds by the reference's rule.
             selection: Thresholds and limits for the selection of detections.
             normalizer: Denominator of both losses, from the number of positive anchors.
             focal_alpha: α of the focal loss (arXiv 1708.02002, eq. 5).
             focal_gamma: γ of the focal loss (arXiv 1708.02002, eq. 5).
             prior_probability: Score of every class before training, π in arXiv 1708.02002.
             smooth_l1_beta: Error at which the box loss turns from quadratic to linear; 0 for L1.
-            assignment: ``iou`` for the thresholds of ``anchor_matcher``, ``atss`` for
-                :func:`match_adaptively`.
+            assignment: How anchors are assigned, ``iou`` or ``atss``, as :func:`match_by` has it.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -211,12 +209,14 @@ class DenseBoxHead(nn.Module):
                 (len(anchors),), self.num_classes, dtype=torch.int64, device=anchors.device
             )
             return background, torch.zeros_like(anchors.tensor)
-        iou = pairwise_iou(image.gt_boxes, anchors)
-        if self.assignment == "atss":
-            count = self.anchor_generator.num_cell_anchors[0]
-            matches, labels = match_adaptively(image.gt_boxes, levels, iou, count)
-        else:
-            matches, labels = match_anchors(iou, self.anchor_matcher)
+        matches, labels = match_by(
+            self.assignment,
+            image.gt_boxes,
+            levels,
+            pairwise_iou(image.gt_boxes, anchors),
+            matcher=self.anchor_matcher,
+            anchors_per_position=self.anchor_generator.num_cell_anchors[0],
+        )
         classes = image.gt_classes[matches]
         classes[labels == 0] = self.num_classes
         classes[labels == -1] = -1
