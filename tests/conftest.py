@@ -45,6 +45,8 @@ TINY = {
 TINY_RUN = {
     **TINY,
     "MODEL.SPATIALFLOW.TRUNK": "resnet",
+    # The refined configs read res2.
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.RETINANET.NORM": "",
     "MODEL.RETINANET.NUM_CLASSES": -1,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": -1,

@@ -88,7 +88,6 @@ def test_the_command_works_outside_the_repository(spatialflow, scenes_root, tmp_
         "DATASETS.TEST": "('folder_val',)",
         "SOLVER.IMS_PER_BATCH": 1,
         "SOLVER.MAX_ITER": 2,
-        "MODEL.RESNETS.OUT_FEATURES": "['res2', 'res3', 'res4', 'res5']",
         # Without much training all scores are low: let some become segments.
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
         "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": 0.0,

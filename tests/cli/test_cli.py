@@ -129,6 +129,8 @@ def tiny_options(tmp_path):
         "MODEL.BACKBONE.FREEZE_AT": 0,
         "MODEL.RESNETS.DEPTH": 18,
         "MODEL.RESNETS.NORM": "GN",
+        # The refined configs read res2.
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
