@@ -110,6 +110,9 @@ def learning_curves(results: list[Result], dataset: str) -> dict[str, str]:
     seconds: dict[str, list[charts.Point]] = {}
     for name in dict.fromkeys(r["contestant"] for r in mine):
         runs = results_of(mine, dataset, name, best_rate(chosen_on, dataset, name))
+        steps_of = {tuple(step for step, *_ in r["curve"]) for r in runs}
+        if len(steps_of) > 1:
+            raise ConfigError(f"{name} on {dataset}: curves at the same steps expected: {steps_of}")
         points = np.mean([r["curve"] for r in runs], axis=0)  # (evaluations, 3)
         steps[name] = [(step, quality) for step, _, quality in points.tolist()]
         seconds[name] = [(second, quality) for _, second, quality in points.tolist()]

@@ -6,6 +6,7 @@ threshold would measure who has got nearer to it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from spatialflow import SpatialFlow
 from spatialflow.analysis.trials import PQTrainer, read_results
 from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
 from spatialflow.evaluation.average_precision import InstanceEvaluator
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import read_json, write_json
 
 THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
@@ -113,6 +115,8 @@ class ThresholdEvaluator(DatasetEvaluator):
         """Write the results at each threshold, and which one is best on the images to choose on."""
         chosen_on = {t: evaluator.quality(self.names[True]) for t, evaluator in self.at.items()}
         best = max(THRESHOLDS, key=lambda t: chosen_on[t])
+        if math.isnan(chosen_on[best]):
+            raise ConfigError(f"{self.dataset}: no segment in the images to choose on")
         precision = self.instances.evaluate(self.reported)
         content = {
             "threshold": best,

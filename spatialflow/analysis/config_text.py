@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from typing import Any
+
+import yaml
 
 from spatialflow.analysis.data_proposal import Choice
 from spatialflow.utils.text import printable
@@ -29,8 +33,7 @@ def config_text(choices: Sequence[Choice], base: str, header: str) -> str:
             shared += 1
         lines += [f"{'  ' * i}{sections[i]}:" for i in range(shared, len(sections))]
         indent = "  " * len(sections)
-        # JSON is YAML, with quotes where a text needs them.
-        line = f"{indent}{name}: {json.dumps(choice.value)}"
+        line = f"{indent}{name}: {_yaml(choice.value)}"
         reason = f"# {printable(choice.reason)}" if choice.reason else ""
         if len(line) + len(reason) + 2 <= COLUMNS or not reason:
             lines.append(f"{line}  {reason}".rstrip())
@@ -38,3 +41,10 @@ def config_text(choices: Sequence[Choice], base: str, header: str) -> str:
             lines += [f"{indent}{reason}", line]
         before = sections
     return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    """Return a value in one line of YAML; texts are in quotes."""
+    if isinstance(value, str):
+        return yaml.safe_dump(value, default_style='"', width=math.inf).strip()
+    return json.dumps(value)

@@ -79,6 +79,8 @@ def _config(folder: str, opts: list[str]) -> CfgNode:
         raise ConfigError(
             f"{shown(folder)} is no folder; one with images/, panoptic/ and panoptic.json expected"
         )
+    if "DATASETS.FOLDER.PATH" in opts[::2]:
+        raise ConfigError("DATASETS.FOLDER.PATH given, but FOLDER is it; other keys expected")
     others = [key for key in opts[::2] if not key.startswith("DATASETS.")]
     if others:
         raise ConfigError(

@@ -97,12 +97,15 @@ def _check(path: Path, cfg: CfgNode, above: tuple[Path, ...]) -> None:
 def _base_of(path: Path, base: str) -> Path:
     if base.startswith("~"):
         base = absolute_path(base, f"config {path}: {BASE_KEY}")
-    for file in (path.parent / base, configs_root() / base):
-        if os.path.isfile(file):
-            return file
+    beside, along = path.parent / base, configs_root() / base
+    # A file may have the name of the one that comes along, and be based on it.
+    if os.path.isfile(beside) and not (os.path.isfile(along) and os.path.samefile(beside, path)):
+        return beside
+    if os.path.isfile(along):
+        return along
     raise ConfigError(
-        f"config {path}: {BASE_KEY}: no such file: {shown(str(path.parent / base))}, and no such "
-        f"name in {configs_root()}"
+        f"config {path}: {BASE_KEY}: no such file: {shown(str(beside))}, and no such name in "
+        f"{configs_root()}"
     )
 
 

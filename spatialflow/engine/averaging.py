@@ -24,44 +24,56 @@ class WeightAverage(HookBase):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Keep the tensors to average.
+        """Keep the model.
 
         Args:
             model: Model of the training.
             decay: Largest share of the old average in the new one, from 0 to below 1.
         """
-        inner = model.module if isinstance(model, DistributedDataParallel) else model
-        saved = inner.state_dict()
-        buffers = {
-            name: x for name, x in inner.named_buffers() if x.is_floating_point() and name in saved
-        }
-        learning = {name: p.data for name, p in inner.named_parameters() if p.requires_grad}
         self.decay = decay
         self.steps = 0
-        self._in_model: dict[str, Tensor] = {**learning, **buffers}
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
         # The other one of the two: within a step the average, between steps the learning weights.
         self._aside: dict[str, Tensor] | None = None
+        self._in_step = False
+
+    def _in_model(self) -> dict[str, Tensor]:
+        """Return the model's tensors to average by name, anew as PreciseBN replaces buffers."""
+        saved = self._model.state_dict()
+        named = [
+            *((name, p.data) for name, p in self._model.named_parameters() if p.requires_grad),
+            *self._model.named_buffers(),
+        ]
+        return {name: x for name, x in named if x.is_floating_point() and name in saved}
 
     def before_step(self) -> None:
         """Put the learning weights into the model."""
         if self._aside is None:
-            self._aside = {name: x.clone() for name, x in self._in_model.items()}
+            self._aside = {name: x.clone() for name, x in self._in_model().items()}
         else:
             self._swap()
+        self._in_step = True
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the average, and put it into the model."""
         assert self._aside is not None
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self._aside.values()), list(self._in_model.values()), 1 - decay)
+        torch._foreach_lerp_(list(self._aside.values()), list(self._in_model().values()), 1 - decay)
         self.steps += 1
         self._swap()
+        self._in_step = False
+
+    def after_train(self) -> None:
+        """Put the average into the model, also where a step has failed."""
+        if self._in_step:
+            self._swap()
+            self._in_step = False
 
     @torch.no_grad()
     def _swap(self) -> None:
         assert self._aside is not None
-        one, other = list(self._in_model.values()), list(self._aside.values())
+        one, other = list(self._in_model().values()), list(self._aside.values())
         kept = [x.clone() for x in one]
         torch._foreach_copy_(one, other)
         torch._foreach_copy_(other, kept)
@@ -79,16 +91,15 @@ class WeightAverage(HookBase):
         self.steps, learning = state_dict["steps"], state_dict["learning"]
         if not learning:
             return
+        own = self._in_model()
         wrong = [
             name
-            for name in {**learning, **self._in_model}
-            if name not in learning
-            or name not in self._in_model
-            or learning[name].shape != self._in_model[name].shape
+            for name in {**learning, **own}
+            if name not in learning or name not in own or learning[name].shape != own[name].shape
         ]
         if wrong:
             raise CheckpointError(
                 f"SOLVER.EMA: the learning weights of the checkpoint do not have {wrong[0]} as "
                 "this model has it; the config of the run that is resumed expected"
             )
-        self._aside = {name: learning[name].clone().to(x) for name, x in self._in_model.items()}
+        self._aside = {name: learning[name].clone().to(x) for name, x in own.items()}

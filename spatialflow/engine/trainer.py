@@ -248,6 +248,21 @@ class Trainer(DefaultTrainer):
         if resumes and self.start_iter == self.max_iter:
             logger.info("its iterations are done; a larger SOLVER.MAX_ITER goes on")
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of a run.
+
+        Raises:
+            ConfigError: If it has an average of the weights, which would be taken for the weights
+                that learn.
+        """
+        averaged = WeightAverage.__qualname__ in state_dict.get("hooks", {})
+        if averaged and not self.cfg.SOLVER.EMA.ENABLED:
+            raise ConfigError(
+                "SOLVER.EMA.ENABLED: False given, but the run that is resumed averages its "
+                "weights; True expected, or a new training with this file as MODEL.WEIGHTS"
+            )
+        super().load_state_dict(state_dict)
+
     def _check_frozen_trunk(self) -> None:
         """Check that a new training does not keep random weights in its trunk for ever."""
         if has_pretrained_trunk(self.cfg) or self.starting_weights(self.cfg):

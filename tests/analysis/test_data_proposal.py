@@ -183,7 +183,7 @@ def test_the_text_of_a_config(tmp_path):
         Choice("INPUT.CROP.ENABLED", True, "why"),
         Choice("INPUT.CROP.SIZE", [5, 5], "x" * 90),
         Choice("INPUT.MIN_SIZE_TEST", 64, "two\nlines"),
-        Choice("DATASETS.FOLDER.PATH", 'a: "b" # {c}\n', ""),
+        Choice("DATASETS.FOLDER.PATH", 'a: "b" # {c}\n\x7f \U0001f600', ""),
         Choice("SEED", 3, ""),
     ]
     path.write_text(config_text(values, BASE, "first\nsecond"))

@@ -136,6 +136,7 @@ def test_data_that_the_checker_refuses_are_the_same_line(
         (["absent"], "'absent' is no folder; one with images/, panoptic/ and panoptic.json"),
         (["DATA", "SEED", "3"], "SEED given, keys of DATASETS expected; the file that --output"),
         (["DATA", "DATASETS.FOLDER.REMAP", "x"], "DATASETS.FOLDER.REMAP: 'x' given"),
+        (["DATA", "DATASETS.FOLDER.PATH", "x"], "DATASETS.FOLDER.PATH given, but FOLDER is it"),
         (["DATA", "more"], "more given, keys of DATASETS expected"),
     ],
 )

@@ -41,6 +41,12 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, line):
     assert str(raised.value).startswith(f"config {path}")
 
 
+def test_a_file_may_have_the_name_of_its_base(tmp_path):
+    (tmp_path / "Base-Small.yaml").write_text("_BASE_: Base-Small.yaml\nSEED: 5")
+    cfg = get_cfg(tmp_path / "Base-Small.yaml")
+    assert (cfg.SEED, cfg.MODEL.FPN.OUT_CHANNELS) == (5, 64)
+
+
 def test_aliases_that_a_saved_config_has_are_read(tmp_path):
     (tmp_path / "base.yaml").write_text("TEST: {AUG: {MIN_SIZES: &s [3, 4]}}\nSEED: 5")
     (tmp_path / "x.yaml").write_text("_BASE_: [base.yaml]\nINPUT: {MIN_SIZE_TRAIN: &s [8, 9]}\n")

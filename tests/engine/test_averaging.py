@@ -45,6 +45,38 @@ def test_the_average_by_hand():
     assert "1.num_batches_tracked" not in hook.state_dict()["learning"]
 
 
+def test_buffers_that_are_replaced_are_averaged():
+    """PreciseBN gives norms new tensors."""
+    model = small()
+    hook = WeightAverage(model, 0.0)
+    step(hook, model, 1.0)
+    model[1].running_mean = torch.full((3,), 7.0)
+    step(hook, model, 1.0)
+    assert torch.equal(model[1].running_mean, torch.full((3,), 2.0))
+    hook.before_step()
+    assert torch.equal(model[1].running_mean, torch.full((3,), 2.0))
+
+
+def test_a_step_that_fails_leaves_the_average():
+    model = small()
+    hook = WeightAverage(model, 0.15)
+    step(hook, model, 1.0)
+    average = model[0].weight.clone()
+    learning = hook.state_dict()["learning"]["0.weight"].clone()
+    hook.before_step()
+    assert torch.equal(model[0].weight, learning)
+    hook.after_train()
+    assert torch.equal(model[0].weight, average)
+    assert torch.equal(hook.state_dict()["learning"]["0.weight"], learning)
+
+
+def test_a_run_that_averages_goes_on_averaging(scenes_cfg):
+    keys = {"SOLVER.MAX_ITER": 1, "DATASETS.TEST": ()}
+    Trainer(scenes_cfg({**keys, "SOLVER.EMA.ENABLED": True})).train()
+    with pytest.raises(CheckpointError, match=r"SOLVER\.EMA\.ENABLED: False given"):
+        Trainer(scenes_cfg({**keys, "SOLVER.MAX_ITER": 2})).resume_or_load()
+
+
 def test_a_state_of_another_model_is_refused():
     hook = WeightAverage(small(), 0.9)
     step(hook, model := small(), 0.0)

@@ -55,7 +55,7 @@ def by_hand(truth, levels, count):
             if inside and iou[i, j] >= threshold:
                 positive.append((j, float(iou[i, j])))
         if not positive and iou[i].max() > 0:
-            positive = [(int(iou[i].argmax()), 2.0)]
+            positive = [(int(iou[i].argmax()), 1 + float(iou[i].max()))]
         for j, value in positive:
             if value > highest.get(j, -1.0):
                 owner[j], highest[j] = i, value
@@ -87,3 +87,12 @@ def test_fewer_positions_than_candidates():
     truth = Boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]]))
     iou = pairwise_iou(truth, Boxes.cat(levels))
     assert match_adaptively(truth, levels, iou, 1)[1].tolist() == [1, 0]
+
+
+def test_of_two_without_a_candidate_the_nearer_one_gets_the_anchor():
+    levels = anchors_of()
+    truth = Boxes(torch.tensor([[64.5, 64.5, 66.0, 66.0], [66.0, 64.5, 69.0, 67.0]]))
+    iou = pairwise_iou(truth, Boxes.cat(levels))
+    assert iou[0].argmax() == iou[1].argmax()
+    matches, labels = match_adaptively(truth, levels, iou, 2)
+    assert matches[labels == 1].tolist() == [int(iou.amax(dim=1).argmax())]

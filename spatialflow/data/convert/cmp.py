@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from spatialflow.data.convert.writer import Labelled, Source, reduce_image
+from spatialflow.data.convert.writer import WORK_FOLDER, Labelled, Source, reduce_image
 from spatialflow.data.images import read_image
 from spatialflow.data.validation.decoding import open_file, read_twice
 from spatialflow.data.validation.defects import Defect, DefectError
@@ -103,7 +103,12 @@ def find_sources(folders: Sequence[Path], max_size: int) -> list[Source]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; that of an unzipped archive expected")
-        files = {path.with_suffix("") for path in folder.rglob("cmp_*") if path.suffix in SUFFIXES}
+        files = {
+            path.with_suffix("")
+            for path in folder.rglob("cmp_*")
+            # An interrupted conversion may have left its files in a folder inside.
+            if path.suffix in SUFFIXES and WORK_FOLDER not in path.parts
+        }
         if not files:
             raise ConfigError(
                 f"{folder}: no file cmp_*.xml in it; the folder of CMP_facade_DB_base.zip or "

@@ -92,7 +92,7 @@ def reduce_image(pixels: np.ndarray, max_size: int) -> np.ndarray:
 def write_dataset(
     output: Path, categories: Sequence[dict[str, Any]], sources: Sequence[Source]
 ) -> Result:
-    """Write images/, panoptic/ and panoptic.json; the output gets all of them, or nothing.
+    """Write images/, panoptic/ and panoptic.json; without the last the others are not complete.
 
     An image's id is its place among the names of all sources, so that it does not depend on their
     order, nor on images that fail.

@@ -57,8 +57,9 @@ def match_adaptively(
     Candidates of a ground truth are the anchors at the positions of each level that are nearest to
     its centre. Those whose IoU reaches the mean and the standard deviation of all candidates
     together are positive, if their centre is inside the ground truth. An anchor of several belongs
-    to the one with the highest IoU. Unlike in the paper, a ground truth that would get none gets
-    the anchor with the highest IoU, as long as they overlap.
+    to the one with the highest IoU. Unlike in the paper, a ground truth without a positive
+    candidate claims the anchor with the highest IoU, before those with candidates. It gets none
+    where another one of them overlaps this anchor more.
 
     Args:
         truth: M ground-truth boxes, M at least 1.
@@ -73,7 +74,8 @@ def match_adaptively(
     centers = Boxes.cat(list(anchors)).get_centers()  # (R, 2)
     candidates = _nearest(truth, centers, [len(level) for level in anchors], anchors_per_position)
     own = iou.gather(1, candidates)  # (M, C)
-    threshold = own.mean(dim=1) + own.std(dim=1)
+    # A single candidate has no deviation, and is above no threshold.
+    threshold = own.mean(dim=1) + own.std(dim=1, correction=min(1, own.shape[1] - 1))
     low, high = truth.tensor[:, None, :2], truth.tensor[:, None, 2:]
     inside = ((centers[candidates] > low) & (centers[candidates] < high)).all(dim=-1)
     positive = (own >= threshold[:, None]) & inside
@@ -81,7 +83,7 @@ def match_adaptively(
     # Ground truth without a positive candidate claims its best anchor.
     left = ~positive.any(dim=1) & (iou.amax(dim=1) > 0)
     best = iou.argmax(dim=1, keepdim=True)
-    claims = torch.where(left[:, None], claims.scatter(1, best, 2.0), claims)
+    claims = torch.where(left[:, None], claims.scatter(1, best, 1 + iou.gather(1, best)), claims)
     highest, matches = claims.max(dim=0)
     return matches, (highest >= 0).to(torch.int8)
 
@@ -94,8 +96,11 @@ def _nearest(
     found, first = [], 0
     for count in levels:
         positions = centers[first : first + count : anchors_per_position]
-        distance = torch.cdist(truth.get_centers(), positions)
-        # Equal distances are frequent on a grid; the order among them must not depend on a device.
+        # Equal distances are frequent on a grid; the order among them must not depend on a device,
+        # nor on a matrix product, by which PyTorch computes many distances.
+        distance = torch.cdist(
+            truth.get_centers(), positions, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         nearest = distance.sort(dim=1, stable=True).indices[:, :POSITIONS]
         found.append(first + (nearest[..., None] * anchors_per_position + at_position).flatten(1))
         first += count
