@@ -208,6 +208,8 @@ READS = re.compile(
 READERS = {"spatialflow/data/images.py", "spatialflow/data/validation/file_rules.py"}
 # Panoptic PNGs that passed the reader of file_rules; Detectron2's pipeline, to be compared with.
 READERS |= {"spatialflow/evaluation/evaluator.py", "benchmarks/speed/data.py"}
+# Palette images of labels, whose pixels are classes.
+READERS |= {"spatialflow/data/convert/cmp.py"}
 
 
 def test_nothing_else_reads_images():
