@@ -154,6 +154,10 @@ def insistent(number: int, count: int) -> int:
     return (number, signal.SIGTERM, signal.SIGKILL)[min(count, 3) - 1]
 
 
+_END = b"\0"
+"""What is sent after the last signal, whose numbers begin with 1."""
+
+
 @contextlib.contextmanager
 def signals_for_children() -> Iterator[PassedOn]:
     """Pass SIGINT and SIGTERM on to the child processes, for whose end this process waits.
@@ -178,14 +182,17 @@ def signals_for_children() -> Iterator[PassedOn]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        # A forked child that lives on has a copy of the sender, so closing it ends nothing.
+        with contextlib.suppress(BlockingIOError):
+            sender.send(_END)
         sender.close()
         thread.join()
         receiver.close()
 
 
 def _pass_on(receiver: socket.socket, passed_on: PassedOn) -> None:
-    """Send the signals whose numbers are received to all children, until the other end closes."""
-    while numbers := receiver.recv(1):
+    """Send the signals whose numbers are received to all children, until the end is sent."""
+    while (numbers := receiver.recv(1)) not in (b"", _END):
         number = passed_on.note(numbers[0]) if numbers[0] in STOP_SIGNALS else None
         for child in multiprocessing.active_children():
             if child.pid and number is not None:

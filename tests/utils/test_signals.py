@@ -94,7 +94,8 @@ def _child(ready):
     try:
         with StopSignals():
             ready.put(True)
-            signal.pause()
+            while True:  # a pause() would not notice a signal just before it
+                time.sleep(0.05)
     except Stopped as stop:
         os._exit(stop.signum)
 
@@ -145,3 +146,23 @@ def test_a_second_signal_ends_a_child_that_has_not_begun(monkeypatch):
 def test_signals_to_a_child_become_more_urgent():
     sent = [insistent(signal.SIGINT, count) for count in (1, 2, 3, 4)]
     assert sent == [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL]
+
+
+def _deaf():
+    """Live on through every signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_child_that_lives_on_holds_nobody_up():
+    child = multiprocessing.get_context("fork").Process(target=_deaf)
+    try:
+        with signals_for_children():
+            child.start()
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
