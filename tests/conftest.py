@@ -162,19 +162,34 @@ def scenes_root(tmp_path_factory):
 
 
 @pytest.fixture
-def scenes(scenes_root, tmp_path, monkeypatch):
-    """The name of that data set, registered as long as the test runs."""
+def own_data(tmp_path, monkeypatch):
+    """A cache of the test's own; what is registered meanwhile is taken out again."""
     monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
     before = set(DatasetCatalog) | set(MetadataCatalog)
+    yield
+    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
+        unregister(name)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data; without one the test is skipped."""
+    folder = os.environ.get("SPATIALFLOW_TEST_DATA")
+    if not folder:
+        pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real panoptic data")
+    return Path(folder)
+
+
+@pytest.fixture
+def scenes(scenes_root, own_data):
+    """The name of that data set, registered as long as the test runs."""
     register_panoptic(
         "tiny_scenes",
         scenes_root / "images",
         scenes_root / "panoptic.json",
         scenes_root / "panoptic",
     )
-    yield "tiny_scenes"
-    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
-        unregister(name)
+    return "tiny_scenes"
 
 
 @pytest.fixture

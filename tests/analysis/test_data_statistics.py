@@ -5,13 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from spatialflow.analysis import data_statistics
 from spatialflow.analysis.data_proposal import propose
 from spatialflow.analysis.data_statistics import count, evenly, training_statistics
 from spatialflow.config import get_cfg
-from spatialflow.data import unregister
 from spatialflow.data.panoptic_png import write_panoptic_png
 from spatialflow.data.selection import in_validation_split
 from spatialflow.engine import prepare_config
@@ -24,13 +22,7 @@ CATEGORIES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def clean_catalogs(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
-    before = set(DatasetCatalog) | set(MetadataCatalog)
-    yield
-    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
-        unregister(name)
+pytestmark = pytest.mark.usefixtures("own_data")
 
 
 @pytest.fixture

@@ -3,25 +3,16 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from spatialflow.config import get_cfg
-from spatialflow.data import unregister
 from spatialflow_cli.main import main
 
 HALF = ["DATASETS.FOLDER.VAL_FRACTION", "0.5"]
 
 
-@pytest.fixture(autouse=True)
-def clean_catalogs(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
-    before = set(DatasetCatalog) | set(MetadataCatalog)
-    yield
-    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
-        unregister(name)
+pytestmark = pytest.mark.usefixtures("own_data")
 
 
 @pytest.fixture
@@ -33,14 +24,6 @@ def analyze(capsys):
         return capsys.readouterr().out
 
     return run
-
-
-@pytest.fixture
-def real_data():
-    folder = os.environ.get("SPATIALFLOW_TEST_DATA")
-    if not folder:
-        pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real panoptic data")
-    return Path(folder)
 
 
 def test_the_page_fits_and_repeats(analyze, scenes_root):

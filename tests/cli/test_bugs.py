@@ -5,12 +5,10 @@ import importlib
 import sys
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from benchmarks.speed.report import run_benchmark
 from benchmarks.speed.targets import search_rows
 from spatialflow.cli.errors import USER_ERRORS
-from spatialflow.data import unregister
 from spatialflow.utils.errors import ConfigError
 from spatialflow_cli.commands import COMMANDS
 from spatialflow_cli.main import main
@@ -64,10 +62,9 @@ def fail(*_, **__):
 
 
 @pytest.fixture
-def start(monkeypatch, tmp_path):
+def start(monkeypatch, tmp_path, own_data):
     """Returns a function that runs a program in this process, with more arguments."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SPATIALFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(ROOT / "demo"))
     (tmp_path / "model.pth").touch()
     tiny = [item for pair in (TINY_RUN | {"OUTPUT_DIR": "run"}).items() for item in pair]
@@ -82,10 +79,7 @@ def start(monkeypatch, tmp_path):
         else:
             importlib.import_module(program).main()
 
-    before = set(DatasetCatalog) | set(MetadataCatalog)
-    yield run
-    for name in (set(DatasetCatalog) | set(MetadataCatalog)) - before:
-        unregister(name)
+    return run
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -1,7 +1,6 @@
 """Small panoptic data sets for the tests of this folder."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +103,3 @@ def register_folder():
         return name
 
     return register
-
-
-@pytest.fixture
-def real_data():
-    """Return the folder of real data; skip the test if there is none."""
-    folder = os.environ.get("SPATIALFLOW_TEST_DATA")
-    if not folder:
-        pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real panoptic data")
-    return Path(folder)

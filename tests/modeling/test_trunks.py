@@ -2,10 +2,8 @@
 
 import importlib.util
 import logging
-import os
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,14 +219,6 @@ def test_efficientnet_lite_recognises_real_images(image, imagenet_class, size, r
         probabilities = classify(trunk(tensor), dict(LITE_WEIGHTS[size].load()))[0]
     assert int(probabilities.argmax()) == imagenet_class
     assert float(probabilities.max()) > 0.5
-
-
-@pytest.fixture
-def real_data():
-    folder = os.environ.get("SPATIALFLOW_TEST_DATA")
-    if not folder:
-        pytest.skip("SPATIALFLOW_TEST_DATA names no folder of real images")
-    return Path(folder)
 
 
 # --- Weights of timm -----------------------------------------------------------------------------
