@@ -93,13 +93,15 @@ def measure_coverage(found: DataStatistics, cfg: CfgNode, what: str) -> Coverage
         corners = np.concatenate((own[:, :2] * scale, (own[:, :2] + own[:, 2:]) * scale), axis=1)
         maps = [torch.zeros(1, 1, -(-height // s), -(-width // s)) for s in strides]
         truth, levels = Boxes(torch.from_numpy(corners).float()), generator(maps)
-        iou = pairwise_iou(truth, Boxes.cat(levels))
+        anchors = Boxes.cat(levels)
+        iou = pairwise_iou(truth, anchors)
         matches, labels = match_by(
             cfg.MODEL.SPATIALFLOW.ASSIGNMENT,
             truth,
-            levels,
+            anchors,
             iou,
             matcher=matcher,
+            levels=[len(level) for level in levels],
             anchors_per_position=generator.num_cell_anchors[0],
         )
         counts.append(torch.bincount(matches[labels == 1], minlength=len(own)).numpy())

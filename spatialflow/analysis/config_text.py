@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from spatialflow.analysis.data_proposal import Choice
 from spatialflow.utils.text import printable
 
 COLUMNS = 100
 """Width up to which a reason is behind its value, not in a line of its own."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A proposed value.
+
+    Attributes:
+        key: Key of the config.
+        value: Its value.
+        reason: Why, in numbers of the data; one short line.
+    """
+
+    key: str
+    value: Any
+    reason: str
 
 
 def config_text(choices: Sequence[Choice], base: str, header: str) -> str:

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from spatialflow.analysis.anchor_coverage import Coverage, measure_coverage
-from spatialflow.analysis.config_text import COLUMNS, config_text
-from spatialflow.analysis.data_proposal import Choice, propose
+from spatialflow.analysis.config_text import COLUMNS, Choice, config_text
+from spatialflow.analysis.data_proposal import propose
 from spatialflow.analysis.data_statistics import DataStatistics, training_statistics
 from spatialflow.cli.console import print_line
 from spatialflow.cli.errors import errors_in_one_line

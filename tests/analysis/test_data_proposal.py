@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from spatialflow.analysis.anchor_coverage import measure_coverage
-from spatialflow.analysis.config_text import config_text
-from spatialflow.analysis.data_proposal import Choice, nearest_sizes, proposals, propose
+from spatialflow.analysis.config_text import Choice, config_text
+from spatialflow.analysis.data_proposal import proposals, propose
 from spatialflow.analysis.data_statistics import DataStatistics
+from spatialflow.analysis.size_proposal import nearest_sizes
 from spatialflow.config import get_cfg
 
 BASE = "Base-Refined-Small.yaml"
