@@ -8,13 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spatialflow_cli.arguments import (
-    Group,
-    Parser,
-    count_argument,
-    file_argument,
-    path_argument,
-)
+from spatialflow_cli.arguments import Group, Parser, count_argument, file_argument, path_argument
 from spatialflow_cli.data_arguments import (
     add_analyze_arguments,
     add_check_arguments,

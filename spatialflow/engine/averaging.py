@@ -9,7 +9,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spatialflow.utils.errors import CheckpointError
+from spatialflow.utils.errors import CheckpointError, ConfigError
 
 
 class WeightAverage(HookBase):
@@ -30,21 +30,22 @@ class WeightAverage(HookBase):
             model: Model of the training.
             decay: Largest share of the old average in the new one, from 0 to below 1.
         """
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        saved = inner.state_dict()
         self.decay = decay
         self.steps = 0
-        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        self._model = inner
+        self._learning = {name: p.data for name, p in inner.named_parameters() if p.requires_grad}
+        self._buffers = [
+            name for name, x in inner.named_buffers() if x.is_floating_point() and name in saved
+        ]
         # The other one of the two: within a step the average, between steps the learning weights.
         self._aside: dict[str, Tensor] | None = None
         self._in_step = False
 
     def _in_model(self) -> dict[str, Tensor]:
-        """Return the model's tensors to average by name, anew as PreciseBN replaces buffers."""
-        saved = self._model.state_dict()
-        named = [
-            *((name, p.data) for name, p in self._model.named_parameters() if p.requires_grad),
-            *self._model.named_buffers(),
-        ]
-        return {name: x for name, x in named if x.is_floating_point() and name in saved}
+        """Return the model's tensors to average by name; PreciseBN replaces those of buffers."""
+        return self._learning | {name: self._model.get_buffer(name) for name in self._buffers}
 
     def before_step(self) -> None:
         """Put the learning weights into the model."""
@@ -103,3 +104,22 @@ class WeightAverage(HookBase):
                 "this model has it; the config of the run that is resumed expected"
             )
         self._aside = {name: learning[name].clone().to(x) for name, x in own.items()}
+
+
+def check_averaged(state_dict: dict[str, Any], *, enabled: bool) -> None:
+    """Check that a run goes on with averaged weights if it began so.
+
+    Without the hook its average would be taken for the weights that learn.
+
+    Args:
+        state_dict: State of a trainer, from a checkpoint.
+        enabled: Value of ``SOLVER.EMA.ENABLED``.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    if WeightAverage.__qualname__ in state_dict.get("hooks", {}) and not enabled:
+        raise ConfigError(
+            "SOLVER.EMA.ENABLED: False given, but the run that is resumed averages its weights; "
+            "True expected, or a new training with this file as MODEL.WEIGHTS"
+        )

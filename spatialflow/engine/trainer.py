@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spatialflow.config.options import SUPERNET
 from spatialflow.config.training_checks import check_training_config
 from spatialflow.data.loader import EvaluationLoader, TrainLoader, build_train_loader
-from spatialflow.engine.averaging import WeightAverage
+from spatialflow.engine.averaging import WeightAverage, check_averaged
 from spatialflow.engine.checkpoint import Checkpointer, frozen_trunk
 from spatialflow.engine.distributed import distributed, in_main_process
 from spatialflow.engine.hooks import (
@@ -249,18 +249,8 @@ class Trainer(DefaultTrainer):
             logger.info("its iterations are done; a larger SOLVER.MAX_ITER goes on")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of a run.
-
-        Raises:
-            ConfigError: If it has an average of the weights, which would be taken for the weights
-                that learn.
-        """
-        averaged = WeightAverage.__qualname__ in state_dict.get("hooks", {})
-        if averaged and not self.cfg.SOLVER.EMA.ENABLED:
-            raise ConfigError(
-                "SOLVER.EMA.ENABLED: False given, but the run that is resumed averages its "
-                "weights; True expected, or a new training with this file as MODEL.WEIGHTS"
-            )
+        """Restore the state of a run."""
+        check_averaged(state_dict, enabled=self.cfg.SOLVER.EMA.ENABLED)
         super().load_state_dict(state_dict)
 
     def _check_frozen_trunk(self) -> None:

@@ -286,14 +286,12 @@ def _flow_module(
                 f"{where}: an offset port needs a deformable target; choice "
                 f"'{flow.target}.conv': 'deformable' expected"
             )
-    if flow.port == "gate" and flow.operation not in GATE_OPERATIONS:
-        raise GenotypeError(
-            f"{where}: not an operation of a gate, one of {', '.join(GATE_OPERATIONS)} expected"
+    zero = flow.port == "gate" or (from_zero and flow.port == "input")
+    if zero and flow.operation not in GATE_OPERATIONS:
+        why = (
+            "not an operation of a gate"
+            if flow.port == "gate"
+            else "cannot start at zero, as MODEL.SPATIALFLOW.FLOW_INIT asks"
         )
-    zero_port = flow.port == "gate" or (from_zero and flow.port == "input")
-    if zero_port and flow.operation not in GATE_OPERATIONS:
-        raise GenotypeError(
-            f"{where}: cannot start at zero, as MODEL.SPATIALFLOW.FLOW_INIT asks; one of "
-            f"{', '.join(GATE_OPERATIONS)} expected"
-        )
-    return build_operation(flow.operation, channels, zero_init=zero_port)
+        raise GenotypeError(f"{where}: {why}, one of {', '.join(GATE_OPERATIONS)} expected")
+    return build_operation(flow.operation, channels, zero_init=zero)

@@ -23,6 +23,13 @@ def anchors_of(sizes=(1.5, 3.0)):
     return levels
 
 
+def matched(truth, levels, count):
+    """Return what is matched: the index of the ground truth, and the label, of each anchor."""
+    anchors = Boxes.cat(levels)
+    iou = pairwise_iou(truth, anchors)
+    return match_adaptively(truth, anchors, iou, [len(level) for level in levels], count)
+
+
 def random_truth(count, seed):
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator) * 70
@@ -65,8 +72,7 @@ def by_hand(truth, levels, count):
 @pytest.mark.parametrize("seed", range(20))
 def test_as_by_hand(seed):
     levels, truth = anchors_of(), random_truth(1 + seed % 7, seed)
-    iou = pairwise_iou(truth, Boxes.cat(levels))
-    matches, labels = match_adaptively(truth, levels, iou, 2)
+    matches, labels = matched(truth, levels, 2)
     found = {j: int(matches[j]) for j in (labels == 1).nonzero()[:, 0].tolist()}
     assert found == by_hand(truth, levels, 2)
     assert set(labels.tolist()) <= {0, 1}
@@ -77,7 +83,7 @@ def test_every_thing_that_overlaps_an_anchor_learns():
     levels = anchors_of()
     truth = Boxes(torch.tensor([[2.0, 2.0, 4.0, 4.0], [500.0, 500.0, 510.0, 510.0]]))
     iou = pairwise_iou(truth, Boxes.cat(levels))
-    matches, labels = match_adaptively(truth, levels, iou, 2)
+    matches, labels = matched(truth, levels, 2)
     assert matches[labels == 1].tolist() == [0]
     assert int(iou[0].argmax()) == int((labels == 1).nonzero())
 
@@ -85,8 +91,7 @@ def test_every_thing_that_overlaps_an_anchor_learns():
 def test_fewer_positions_than_candidates():
     levels = [Boxes(torch.tensor([[0.0, 0.0, 8.0, 8.0]])), Boxes(torch.tensor([[0.0, 0, 16, 16]]))]
     truth = Boxes(torch.tensor([[0.0, 0.0, 9.0, 9.0]]))
-    iou = pairwise_iou(truth, Boxes.cat(levels))
-    assert match_adaptively(truth, levels, iou, 1)[1].tolist() == [1, 0]
+    assert matched(truth, levels, 1)[1].tolist() == [1, 0]
 
 
 def test_of_two_without_a_candidate_the_nearer_one_gets_the_anchor():
@@ -94,5 +99,5 @@ def test_of_two_without_a_candidate_the_nearer_one_gets_the_anchor():
     truth = Boxes(torch.tensor([[64.5, 64.5, 66.0, 66.0], [66.0, 64.5, 69.0, 67.0]]))
     iou = pairwise_iou(truth, Boxes.cat(levels))
     assert iou[0].argmax() == iou[1].argmax()
-    matches, labels = match_adaptively(truth, levels, iou, 2)
+    matches, labels = matched(truth, levels, 2)
     assert matches[labels == 1].tolist() == [int(iou.amax(dim=1).argmax())]

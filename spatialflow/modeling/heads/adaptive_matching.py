@@ -23,10 +23,11 @@ one anchor at each."""
 def match_by(
     assignment: str,
     truth: Boxes,
-    anchors: Sequence[Boxes],
+    anchors: Boxes,
     iou: Tensor,
     *,
     matcher: Matcher,
+    levels: Sequence[int],
     anchors_per_position: int,
 ) -> tuple[Tensor, Tensor]:
     """Assign anchors to ground truth by ``MODEL.SPATIALFLOW.ASSIGNMENT``.
@@ -35,9 +36,10 @@ def match_by(
         assignment: ``iou`` for the thresholds of ``matcher``, ``atss`` for a threshold of each
             ground truth.
         truth: M ground-truth boxes, M at least 1.
-        anchors: Anchors of each level, by position.
+        anchors: R anchors of all levels, by position.
         iou: IoU of ground truth and anchors, (M, R).
         matcher: IoU thresholds of positive and negative anchors.
+        levels: Number of anchors of each level.
         anchors_per_position: A.
 
     Returns:
@@ -45,12 +47,16 @@ def match_by(
         -1 ignored), both (R,).
     """
     if assignment == "atss":
-        return match_adaptively(truth, anchors, iou, anchors_per_position)
+        return match_adaptively(truth, anchors, iou, levels, anchors_per_position)
     return match_anchors(iou, matcher)
 
 
 def match_adaptively(
-    truth: Boxes, anchors: Sequence[Boxes], iou: Tensor, anchors_per_position: int
+    truth: Boxes,
+    anchors: Boxes,
+    iou: Tensor,
+    levels: Sequence[int],
+    anchors_per_position: int,
 ) -> tuple[Tensor, Tensor]:
     """Assign anchors to ground truth by a threshold of IoU that each ground truth has for itself.
 
@@ -63,16 +69,17 @@ def match_adaptively(
 
     Args:
         truth: M ground-truth boxes, M at least 1.
-        anchors: Anchors of each level, by position.
+        anchors: R anchors of all levels, by position.
         iou: IoU of ground truth and anchors, (M, R).
+        levels: Number of anchors of each level.
         anchors_per_position: A.
 
     Returns:
         Index of the ground truth of each anchor, and label of each anchor (1 positive, 0 negative),
         both (R,).
     """
-    centers = Boxes.cat(list(anchors)).get_centers()  # (R, 2)
-    candidates = _nearest(truth, centers, [len(level) for level in anchors], anchors_per_position)
+    centers = anchors.get_centers()  # (R, 2)
+    candidates = _nearest(truth, centers, levels, anchors_per_position)
     own = iou.gather(1, candidates)  # (M, C)
     # A single candidate has no deviation, and is above no threshold.
     threshold = own.mean(dim=1) + own.std(dim=1, correction=min(1, own.shape[1] - 1))

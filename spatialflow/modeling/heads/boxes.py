@@ -157,14 +157,15 @@ class DenseBoxHead(nn.Module):
             ``loss_cls`` and ``loss_box``, scalars in float32.
         """
         all_deltas = full_precision(cat([permute_to_N_HWA_K(x, 4) for x in deltas], dim=1))
-        assigned = [self._assign(anchors, image) for image in targets]
+        boxes, levels = Boxes.cat(anchors), [len(level) for level in anchors]
+        assigned = [self._assign(boxes, levels, image) for image in targets]
         classes = torch.stack([pair[0] for pair in assigned])  # (N, R)
         target_deltas = torch.stack([pair[1] for pair in assigned])  # (N, R, 4)
 
         positive = (classes >= 0) & (classes != self.num_classes)
         # The reference counts at least 1 per image.
         normalizer = self.normalizer(positive.sum(dim=1).clamp(min=1).sum())
-        level_classes = classes.split([len(level) for level in anchors], dim=1)
+        level_classes = classes.split(levels, dim=1)
         # The focal loss would keep more memory for the backward pass than the network itself, so
         # the backward pass computes it again.
         loss_cls = sum(
@@ -198,12 +199,11 @@ class DenseBoxHead(nn.Module):
         )
 
     @torch.no_grad()
-    def _assign(self, levels: list[Boxes], image: Instances) -> tuple[Tensor, Tensor]:
+    def _assign(self, anchors: Boxes, levels: list[int], image: Instances) -> tuple[Tensor, Tensor]:
         """Return the target class (R,) and deltas (R, 4) of each anchor of one image.
 
         A class of K is background, -1 is ignored.
         """
-        anchors = Boxes.cat(levels)
         if len(image) == 0:
             background = torch.full(
                 (len(anchors),), self.num_classes, dtype=torch.int64, device=anchors.device
@@ -212,9 +212,10 @@ class DenseBoxHead(nn.Module):
         matches, labels = match_by(
             self.assignment,
             image.gt_boxes,
-            levels,
+            anchors,
             pairwise_iou(image.gt_boxes, anchors),
             matcher=self.anchor_matcher,
+            levels=levels,
             anchors_per_position=self.anchor_generator.num_cell_anchors[0],
         )
         classes = image.gt_classes[matches]
