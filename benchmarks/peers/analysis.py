@@ -75,7 +75,7 @@ def learning_table(results: list[Result], dataset: str) -> str:
     """Return a Markdown table of how well the networks learn, each beside Panoptic FPN.
 
     A learning rate is the better one on the images to choose on, by the seeds that both have;
-    all figures are of the other images.
+    all figures are of the other images. Seconds are of training alone, of one core.
     """
     mine = [r for r in results if r["dataset"] == dataset]
     chosen_on, reported = ([part_of(r, part) for r in mine] for part in ("choose", "report"))
@@ -84,7 +84,7 @@ def learning_table(results: list[Result], dataset: str) -> str:
         rate = best_rate(chosen_on, dataset, name)
         runs[name] = results_of(reported, dataset, name, rate)
         sampled = ResampledPQ(runs[name])
-        seconds = f"{np.mean([r['seconds'] for r in runs[name]]):.0f}"
+        seconds = f"{np.mean([r['curve'][-1][1] for r in runs[name]]):.0f}"
         cells = [sampled.cell(group) for group in range(3)]
         rows.append([name, f"{rate:g}", *cells, str(len(runs[name])), seconds])
     first = MAIN[0]

@@ -82,6 +82,11 @@ def flow_contestants() -> list[str]:
     return ["spatialflow", "parallel", *without_each_flow(load_genotype("spatialflow"))]
 
 
+def refined() -> dict[str, list[object]]:
+    """Return the contestants on the refined configs, with their keys."""
+    return {**{name: keys for name, (_, keys) in REFINED_FLOWS.items()}, **changed()}
+
+
 def changed() -> dict[str, list[object]]:
     """Return the contestants with one change alone, and those without one, with their keys."""
     without = {
@@ -158,12 +163,10 @@ def config(
         keys["MODEL.SPATIALFLOW.GENOTYPE"] = str(path)
     if dataset in FOLDERS:
         keys["DATASETS.FOLDER.PATH"] = str(folder_of(dataset, folders))
-    kind = "" if design is not None else f"_{contestant}"
-    if contestant in REFINED_FLOWS or contestant in changed():
-        kind = "_refined"
-    own = [*REFINED_FLOWS.get(contestant, ("", []))[1], *changed().get(contestant, [])]
+    own = refined().get(contestant)
+    kind = "_panoptic_fpn" if design is None else "" if own is None else "_refined"
     given = [item for pair in keys.items() for item in pair]
-    cfg = get_cfg(HERE / f"{dataset}{kind}.yaml", [*given, *own, *opts])
+    cfg = get_cfg(HERE / f"{dataset}{kind}.yaml", [*given, *(own or []), *opts])
     prepare_config(cfg)
     # Panoptic FPN reads its number of thing classes from another key.
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES

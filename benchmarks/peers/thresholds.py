@@ -6,9 +6,10 @@ threshold would measure who has got nearer to it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,12 @@ from torch import Tensor, nn
 
 from benchmarks.peers.analysis import is_known
 from spatialflow import SpatialFlow
-from spatialflow.analysis.trials import PQTrainer, read_results
-from spatialflow.evaluation import RESULTS_FILE, PanopticEvaluator
+from spatialflow.analysis.trials import PQTrainer
+from spatialflow.evaluation import PanopticEvaluator
 from spatialflow.evaluation.average_precision import InstanceEvaluator
 from spatialflow.utils.errors import ConfigError
-from spatialflow.utils.files import read_json, write_json
 
 THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
-FILE = "thresholds.json"
 AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 Panoptic = tuple[Tensor, list[dict[str, Any]]]
@@ -48,20 +47,17 @@ class KeptFusion:
         self.last = of_image
         return self.fusion(*of_image)
 
-    def at(self, output: dict[str, Any], threshold: float) -> Panoptic:
+    def at(self, _: dict[str, Any], threshold: float) -> Panoptic:
         """Fuse the last image again, with another threshold."""
         return replace(self.fusion, score_threshold=threshold)(*self.last)
 
 
-def fuse_at(cfg: CfgNode, model: nn.Module) -> Fuse:
-    """Return a function from the output for an image and a threshold to its panoptic result.
+@contextlib.contextmanager
+def fusing(cfg: CfgNode, model: nn.Module) -> Iterator[Fuse]:
+    """Yield a function from the output for an image and a threshold to its panoptic result.
 
     The last output of the model is expected, and batches of one image.
     """
-    if isinstance(model, SpatialFlow):
-        fusion = model.fusion.fusion if isinstance(model.fusion, KeptFusion) else model.fusion
-        model.fusion = KeptFusion(fusion)
-        return model.fusion.at
     keys = cfg.MODEL.PANOPTIC_FPN.COMBINE
 
     def combine(output: dict[str, Any], threshold: float) -> Panoptic:
@@ -69,7 +65,14 @@ def fuse_at(cfg: CfgNode, model: nn.Module) -> Fuse:
         limits = keys.OVERLAP_THRESH, keys.STUFF_AREA_LIMIT, threshold
         return combine_semantic_and_instance_outputs(output["instances"], labels, *limits)
 
-    return combine
+    if not isinstance(model, SpatialFlow):
+        yield combine
+        return
+    model.fusion = KeptFusion(model.fusion)
+    try:
+        yield model.fusion.at
+    finally:
+        model.fusion = model.fusion.fusion
 
 
 class ThresholdEvaluator(DatasetEvaluator):
@@ -81,17 +84,18 @@ class ThresholdEvaluator(DatasetEvaluator):
         Args:
             cfg: Config of the run; its ``OUTPUT_DIR`` gets the results.
             dataset_name: Name of the registered data set.
-            fuse: Function of :func:`fuse_at`.
+            fuse: Function of :func:`fusing`.
         """
+        folder = Path(cfg.OUTPUT_DIR, "inference", dataset_name)
         self.fuse = fuse
-        self.folder = folder_of_results(cfg)
-        self.at = {t: PanopticEvaluator(dataset_name, self.folder) for t in THRESHOLDS}
+        self.at = {t: PanopticEvaluator(dataset_name, folder) for t in THRESHOLDS}
         detections = max(cfg.TEST.DETECTIONS_PER_IMAGE, 100)
-        self.instances = InstanceEvaluator(dataset_name, str(self.folder), detections)
+        self.instances = InstanceEvaluator(dataset_name, str(folder), detections)
         self.dataset = "scenes" if dataset_name.startswith("scenes") else "folder"
         self.reported: list[Any] = []
         # Image names by whether choices are made on them.
         self.names: dict[bool, set[str]] = {True: set(), False: set()}
+        self.choice: dict[str, Any] = {}
 
     def reset(self) -> None:
         """Forget all images."""
@@ -112,13 +116,13 @@ class ThresholdEvaluator(DatasetEvaluator):
             self.reported.append(inputs[0]["image_id"])
 
     def evaluate(self) -> Any:
-        """Write the results at each threshold, and which one is best on the images to choose on."""
+        """Choose the threshold that is best on the images to choose on, and write its results."""
         chosen_on = {t: evaluator.quality(self.names[True]) for t, evaluator in self.at.items()}
         best = max(THRESHOLDS, key=lambda t: chosen_on[t])
         if math.isnan(chosen_on[best]):
             raise ConfigError(f"{self.dataset}: no segment in the images to choose on")
         precision = self.instances.evaluate(self.reported)
-        content = {
+        self.choice = {
             "threshold": best,
             "PQ_reported": self.at[best].quality(self.names[False]),
             "PQ_to_choose": {f"{t:g}": round(pq, 2) for t, pq in chosen_on.items()},
@@ -127,23 +131,19 @@ class ThresholdEvaluator(DatasetEvaluator):
                 for task, values in precision.items()
             },
         }
-        write_json(self.folder / FILE, content)
         return self.at[best].evaluate()
-
-
-def folder_of_results(cfg: CfgNode) -> Path:
-    """Return the folder of the results of a run."""
-    return Path(cfg.OUTPUT_DIR, "inference", cfg.DATASETS.TEST[0])
 
 
 class ThresholdTrainer(PQTrainer):
     """Trainer that evaluates at the threshold that is best on the images to choose on.
 
     Attributes:
+        choice: The threshold of the last evaluation, and what it was chosen by.
         curve: Iterations, seconds of the CPU for them, and PQ on the images to report on, of every
             evaluation.
     """
 
+    choice: dict[str, Any]
     curve: list[tuple[int, float, float]]
     _began = 0.0
     _evaluating = 0.0
@@ -158,9 +158,10 @@ class ThresholdTrainer(PQTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Any:
         """Evaluate at all thresholds."""
         start = time.process_time()
-        evaluator = ThresholdEvaluator(cfg, cfg.DATASETS.TEST[0], fuse_at(cfg, model))
-        results = super().test(cfg, model, [evaluator])
-        quality = read_json(folder_of_results(cfg) / FILE, dict)["PQ_reported"]
+        with fusing(cfg, model) as fuse:
+            evaluator = ThresholdEvaluator(cfg, cfg.DATASETS.TEST[0], fuse)
+            results = super().test(cfg, model, [evaluator])
+        cls.choice, quality = evaluator.choice, evaluator.choice["PQ_reported"]
         trained = start - cls._began - cls._evaluating
         # At the very end the storage is one step ahead.
         done = min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
@@ -171,6 +172,4 @@ class ThresholdTrainer(PQTrainer):
     @classmethod
     def results(cls, cfg: CfgNode) -> dict[str, Any]:
         """Return the last evaluation at the chosen threshold, what it was chosen by, the curve."""
-        folder = folder_of_results(cfg)
-        choice = read_json(folder / FILE, dict)
-        return {**choice, "curve": cls.curve, **read_results(folder / RESULTS_FILE)}
+        return {**cls.choice, "curve": cls.curve, **super().results(cfg)}

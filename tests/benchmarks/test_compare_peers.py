@@ -259,7 +259,7 @@ def of_images(contestant, seed, rate, worse=()):
     counts = np.array(random_counts(seed, images=80))
     counts[list(worse), :, 0] *= 0.5
     made = result(contestant, seed, counts.tolist(), rate)
-    return {**made, "images": [f"{i:06d}.png" for i in range(80)]}
+    return {**made, "images": [f"{i:06d}.png" for i in range(80)], "curve": [(200, 30.0, 50.0)]}
 
 
 def test_rates_are_chosen_on_one_part_and_figures_are_of_the_other():
