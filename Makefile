@@ -15,6 +15,8 @@ DATA ?=
 # The same of nuclei, for `make bench-targets`, and its threads.
 NUCLEI ?=
 THREADS ?= 1
+# More arguments for `make bench-gpu`.
+ARGS ?=
 
 SUPPORTED := "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
 BIN := .venv/bin
@@ -27,7 +29,7 @@ INSTALL_INPUTS := pyproject.toml requirements/detectron2.txt requirements/mobile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install same-python demo search-demo test soak lint bench bench-targets clean
+.PHONY: help install same-python demo search-demo test soak lint bench bench-targets bench-gpu clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -73,6 +75,10 @@ bench: $(INSTALLED)  ## Measure speed: inference, training, data, fusion, scale 
 bench-targets: $(INSTALLED)  ## Measure every target of speed in one run (DATA=… COCO images, NUCLEI=…)
 	@test -n "$(DATA)" && test -n "$(NUCLEI)" || { echo "make bench-targets DATA=… NUCLEI=…: two folders in COCO panoptic layout" >&2; exit 1; }
 	@$(BIN)/python $(QUIET) -m benchmarks.speed.targets --data "$(DATA)" --nuclei "$(NUCLEI)" --threads $(THREADS)
+
+bench-gpu: $(INSTALLED)  ## Measure one GPU, and compare it with the CPU (8 minutes; ARGS="--device cpu …" for a dry run)
+	@$(BIN)/python $(QUIET) -m benchmarks.speed.gpu --threads $(THREADS) $(ARGS)
+	@$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
 clean:  ## Remove caches and build results (.venv and what training wrote stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,7 +14,7 @@ import gc
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ITERATIONS = 2
 
 
-def step_of(name: str, folder: Path) -> Callable[[], None]:
+def step_of(
+    name: str, folder: Path, changes: Mapping[str, Any] | None = None
+) -> Callable[[], None]:
     """Build a trainer, and return a function that does one iteration.
 
     Args:
         name: One of :data:`VARIANTS`. For a search, an iteration has an architecture step.
         folder: Folder for outputs.
+        changes: More keys, and their values.
     """
     keys = {
         **VARIANTS[name],
+        **(changes or {}),
         "MODEL.META_ARCHITECTURE": "SpatialFlow" if name == HUMAN else SUPERNET,
         "SEARCH.WARMUP": 0.0,
         "DATASETS.TEST": (),

@@ -70,13 +70,14 @@ def parse(command, words):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect the long forms of tests, unless -m asks for them."""
-    if "soak" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("soak")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    """Deselect the long forms of tests, and those that need a GPU, unless -m asks for them."""
+    for marker in ("soak", "gpu"):
+        if marker in config.option.markexpr:
+            continue
+        left = [item for item in items if item.get_closest_marker(marker)]
+        if left:
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 @pytest.hookimpl(wrapper=True)

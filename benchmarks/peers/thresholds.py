@@ -16,7 +16,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from spatialflow import SpatialFlow
 from spatialflow.analysis.trials import PQTrainer
 from spatialflow.evaluation import PanopticEvaluator
 from spatialflow.evaluation.average_precision import InstanceEvaluator
+from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.utils.errors import ConfigError
 
 THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
@@ -60,10 +60,16 @@ def fusing(cfg: CfgNode, model: nn.Module) -> Iterator[Fuse]:
     """
     keys = cfg.MODEL.PANOPTIC_FPN.COMBINE
 
+    last: list[Any] = [None, None]  # the output for an image, and its stuff labels
+
     def combine(output: dict[str, Any], threshold: float) -> Panoptic:
-        labels = output["sem_seg"].argmax(dim=0)
-        limits = keys.OVERLAP_THRESH, keys.STUFF_AREA_LIMIT, threshold
-        return combine_semantic_and_instance_outputs(output["instances"], labels, *limits)
+        if last[0] is not output:
+            last[:] = output, output["sem_seg"].argmax(dim=0)
+        # It gives what Detectron2's function gives, in a fraction of the time.
+        fusion = PanopticFusion(
+            threshold, keys.OVERLAP_THRESH, keys.STUFF_AREA_LIMIT, False, box_fill_threshold=0.0
+        )
+        return fusion(output["instances"], last[1])
 
     if not isinstance(model, SpatialFlow):
         yield combine

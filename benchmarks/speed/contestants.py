@@ -138,13 +138,13 @@ def _spatialflow_counter(
         )
 
     set_threshold(0.0)
-    ((boxes, scores),) = model.candidates(maps, images.image_sizes)
+    (candidates,) = model.candidates(maps, images.image_sizes)
 
     def detected() -> int:
         # NMS would be slow on so many pairs, and with random scores enough of them survive.
-        if int((scores > head.selection.score_threshold).sum()) > 20 * count:
+        if int((candidates.scores > head.selection.score_threshold).sum()) > 20 * count:
             return count
-        return len(head.selection.select(boxes, scores, images.image_sizes[0]))
+        return len(head.selection.select(candidates, images.image_sizes[0]))
 
     return set_threshold, detected
 

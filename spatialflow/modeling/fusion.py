@@ -70,7 +70,7 @@ class PanopticFusion:
             image = runs.image(ids)
             corners = _whole_pixels(instances.pred_boxes.tensor, stuff_labels.shape)
             present |= self._fill_boxes(image, segments, corners, detections)
-            fused = torch.from_numpy(image).to(stuff_labels.device)
+            fused = torch.from_numpy(image).to(stuff_labels.device, non_blocking=True)
         else:
             fused = runs.image_on_device(ids)
         return fused, [info for info in segments if info["id"] in present]
@@ -137,7 +137,7 @@ class PanopticFusion:
         return filled
 
 
-def _whole_pixels(boxes: Tensor, size: tuple[int, int]) -> list[list[int]]:
+def _whole_pixels(boxes: Tensor, size: torch.Size) -> list[list[int]]:
     """Return the corners of boxes (M, 4) in whole pixels inside of an image of a size (H, W)."""
     height, width = size
     return boxes.cpu().long().clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist()

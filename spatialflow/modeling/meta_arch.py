@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,16 +22,18 @@ from spatialflow.modeling.flow_graph import FlowGraph
 from spatialflow.modeling.fusion import PanopticFusion
 from spatialflow.modeling.heads import (
     BoxSelection,
+    Candidates,
     DenseBoxHead,
     ProposalMaskHead,
     RegionHead,
     StuffHead,
+    detections_at_size,
     resize_logits,
 )
+from spatialflow.modeling.image_batch import check_images, of_one_size
 from spatialflow.modeling.layers.residual import PyramidResidual
-from spatialflow.utils.errors import ConfigError, NonFiniteError
+from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.precision import autocast
-from spatialflow.utils.text import printable
 
 
 class PredictionMaps(NamedTuple):
@@ -178,8 +179,20 @@ class SpatialFlow(nn.Module):
         return self.losses(maps, self.propose(maps, images.image_sizes), batched_inputs)
 
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the results of each image, as :meth:`forward` does at inference."""
-        images = self.preprocess_image(batched_inputs)
+        """Return the results of each image, as :meth:`forward` does at inference.
+
+        Images of one size after padding run together, others one size after another. Group norm
+        sees the padding: beside a larger image, an image would get another result.
+        """
+        check_images(batched_inputs)
+        results: dict[int, dict[str, Any]] = {}
+        for indices in of_one_size(batched_inputs, self.backbone.size_divisibility):
+            found = self._inference_of_one_size([batched_inputs[i] for i in indices])
+            results.update(zip(indices, found, strict=True))
+        return [results[i] for i in range(len(batched_inputs))]
+
+    def _inference_of_one_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        images = self._padded(batched_inputs)
         maps = self.predict_maps(images)
         detections = self.detect(maps, images.image_sizes)
         detections = self.mask_head(maps.mask_features, detections)
@@ -205,7 +218,7 @@ class SpatialFlow(nn.Module):
             [branches["cls"][level] for level in branches["box"]], list(branches["box"].values())
         )
         return PredictionMaps(
-            self.box_head.anchor_generator(class_logits),
+            self.box_head.anchors(class_logits),
             class_logits,
             box_deltas,
             list(branches["mask"].values()),
@@ -231,15 +244,12 @@ class SpatialFlow(nn.Module):
 
     def candidates(
         self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]
-    ) -> list[tuple[Boxes, Tensor]]:
-        """Return the boxes of each image that :meth:`detect` selects from, and their scores.
+    ) -> list[Candidates]:
+        """Return what :meth:`detect` selects from, in pixels of the network's input.
 
         Args:
             maps: Predictions from :meth:`predict_maps`.
             image_sizes: (h, w) of each image.
-
-        Returns:
-            For each image boxes in pixels of the network's input, and their scores (boxes, K).
         """
         if self.region_head is None:
             return self._dense_candidates(maps, image_sizes)
@@ -257,11 +267,12 @@ class SpatialFlow(nn.Module):
             maps: Predictions from :meth:`predict_maps`.
             image_sizes: (h, w) of each image.
         """
-        return self.selection.select_all(self.candidates(maps, image_sizes), image_sizes)
+        each = zip(self.candidates(maps, image_sizes), image_sizes, strict=True)
+        return [self.selection.select(candidates, size) for candidates, size in each]
 
     def _dense_candidates(
         self, maps: PredictionMaps, image_sizes: list[tuple[int, int]]
-    ) -> list[tuple[Boxes, Tensor]]:
+    ) -> list[Candidates]:
         return self.box_head.candidates(
             maps.anchors, maps.class_logits, maps.box_deltas, image_sizes
         )
@@ -305,12 +316,12 @@ class SpatialFlow(nn.Module):
             NonFiniteError: If an image contains NaN or infinity at inference.
             ValueError: If the batch is empty, or an image has no pixels.
         """
-        if not batched_inputs:
-            raise ValueError("a batch of one or more images expected, none given")
-        for i, item in enumerate(batched_inputs):
-            self._check_image(item, f"image {i} of the batch")
+        check_images(batched_inputs, finite=not self.training)
+        return self._padded(batched_inputs)
+
+    def _padded(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         # Also of images in float64, as Detectron2 reads the format YUV-BT.601.
-        images = [item["image"].to(self.pixel_mean) for item in batched_inputs]
+        images = [item["image"].to(self.pixel_mean, non_blocking=True) for item in batched_inputs]
         padded = ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in images],
             self.backbone.size_divisibility,
@@ -322,14 +333,6 @@ class SpatialFlow(nn.Module):
         if not self.training:
             padded.tensor = padded.tensor.contiguous(memory_format=torch.channels_last)
         return padded
-
-    def _check_image(self, item: dict[str, Any], position: str) -> None:
-        image, name = item["image"], printable(str(item.get("file_name", position)))
-        if image.numel() == 0:
-            raise ValueError(f"{name}: an image of shape {tuple(image.shape)} has no pixels")
-        # Bytes are finite. In training the check would make the CPU wait for the GPU.
-        if not self.training and image.is_floating_point() and not image.isfinite().all():
-            raise NonFiniteError(f"{name}: the image holds NaN or infinity")
 
     def postprocess(
         self,
@@ -356,7 +359,7 @@ class SpatialFlow(nn.Module):
             labels = F.interpolate(cropped[None, None].float(), size, mode="nearest")[0, 0].long()
         else:
             labels = sem_seg.argmax(dim=0)
-        instances = detector_postprocess(detections, *size)
+        instances = detections_at_size(detections, size)
         return {
             "instances": instances,
             "sem_seg": sem_seg,

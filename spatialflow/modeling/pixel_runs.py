@@ -53,7 +53,7 @@ class PixelRuns:
 
     def image_on_device(self, values: np.ndarray) -> Tensor:
         """Return an image (H, W) from one value a run (R,), on the device of the labels."""
-        there = torch.from_numpy(values).to(self._lengths.device)
+        there = torch.from_numpy(values).to(self._lengths.device, non_blocking=True)
         pixels = self._size.numel()
         return there.repeat_interleave(self._lengths, output_size=pixels).view(self._size)
 

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from spatialflow.data.augmentation import ResizeShortestEdge
 from spatialflow.data.images import read_image
-from spatialflow.modeling.heads import resize_logits
+from spatialflow.modeling.heads import candidates_inside, detections_at_size, resize_logits
 from spatialflow.modeling.meta_arch import SpatialFlow
 from spatialflow.utils.errors import ConfigError
 
@@ -109,18 +108,18 @@ class TestTimeAugmentation(nn.Module):
             images = self.model.preprocess_image([view])
             maps = self.model.predict_maps(images)
             ((view_boxes, view_scores),) = self.model.candidates(maps, images.image_sizes)
-            boxes.append(_transform_boxes(view_boxes.tensor, view["transforms"].inverse()))
+            back = _transform_boxes(view_boxes.flatten(0, 1), view["transforms"].inverse())
+            boxes.append(back.view_as(view_boxes))
             scores.append(view_scores)
             mask_features.append(maps.mask_features)
             (logits,) = self.model.stuff_head.upsample(maps.stuff_logits)
             logits = resize_logits(logits, images.image_sizes[0], size)
             stuff_logits.append(logits.flip(-1) if _is_mirrored(view) else logits)
-        candidates = Boxes(torch.cat(boxes))
-        candidates.clip(size)
-        detections = self.model.selection.select(candidates, torch.cat(scores), size)
+        candidates = candidates_inside(torch.cat(boxes), torch.cat(scores), size)
+        detections = self.model.selection.select(candidates, size)
         detections.pred_masks = self._mean_masks(detections, views, mask_features)
         sem_seg = torch.stack(stuff_logits).mean(dim=0)
-        instances = detector_postprocess(detections, *size)
+        instances = detections_at_size(detections, size)
         return {
             "instances": instances,
             "sem_seg": sem_seg,

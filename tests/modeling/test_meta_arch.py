@@ -232,6 +232,20 @@ def test_evaluation_repeats_itself_and_needs_no_batch(build, make_input):
     assert torch.equal(model(batch)[0]["sem_seg"], model(batch)[0]["sem_seg"])
 
 
+@torch.no_grad()
+def test_a_batch_gives_what_single_images_give(build, make_input):
+    """Group norm sees the padding of an image, which a larger one beside it would change."""
+    model = build({**EAGER, "MODEL.RETINANET.NORM": "GN"}).eval()
+    sizes = [(64, 96), (100, 130), (60, 90), (40, 200)]
+    batch = [make_input(*size, seed=i) for i, size in enumerate(sizes)]
+    for item, together in zip(batch, model(batch), strict=True):
+        (alone,) = model([item])
+        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-4)
+        assert torch.equal(together["panoptic_seg"][0], alone["panoptic_seg"][0])
+        boxes = (x["instances"].pred_boxes.tensor for x in (together, alone))
+        torch.testing.assert_close(*boxes, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("stuff_from", "resized"), [("labels", "nearest"), ("logits", "bilinear")])
 def test_where_the_fusions_stuff_comes_from(build, make_input, stuff_from, resized):
     """Check labels in blocks of 2 × 2 at twice the size, and a finer border from logits."""

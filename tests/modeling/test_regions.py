@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from spatialflow.modeling.heads import RegionHead
+from spatialflow.modeling.heads import Candidates, RegionHead
 
 CLASSES, SIZE = 3, (64, 96)
 SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3, 4, 5)}
@@ -47,7 +47,7 @@ def truth(*boxes):
 def test_proposals_suppress_each_other_whatever_their_class(build):
     boxes = torch.tensor([[0, 0, 20, 20], [1, 0, 21, 20], [40, 40, 60, 60], [5, 5, 5, 30]]).float()
     scores = torch.tensor([[0.2, 0.1, 0], [0, 0.9, 0], [0.3, 0, 0], [1, 0, 0]])
-    (proposals,) = build().propose([(Boxes(boxes), scores)], [SIZE])
+    (proposals,) = build().propose([Candidates(boxes[:, None], scores)], [SIZE])
     # The box without a width is left out, and the first one overlaps a better one.
     torch.testing.assert_close(proposals.proposal_boxes.tensor, boxes[[1, 2]])
     torch.testing.assert_close(proposals.objectness_logits.sigmoid(), torch.tensor([0.9, 0.3]))
@@ -57,9 +57,9 @@ def test_proposals_suppress_each_other_whatever_their_class(build):
 def test_proposals_are_limited(build, training, count):
     head = build({"MODEL.RPN.POST_NMS_TOPK_TRAIN": 5, "MODEL.RPN.POST_NMS_TOPK_TEST": 3})
     left = torch.arange(8.0) * 10
-    boxes = Boxes(torch.stack([left, left * 0, left + 8, left * 0 + 8], dim=1))
+    boxes = torch.stack([left, left * 0, left + 8, left * 0 + 8], dim=1)[:, None]
     scores = torch.rand(8, CLASSES)
-    (proposals,) = head.train(training).propose([(boxes, scores)], [SIZE])
+    (proposals,) = head.train(training).propose([Candidates(boxes, scores)], [SIZE])
     best = scores.amax(dim=1).sort(descending=True).values[:count]
     torch.testing.assert_close(proposals.objectness_logits.sigmoid(), best)
 
@@ -94,8 +94,8 @@ def test_an_image_without_objects_has_finite_losses(build, features, boxes):
     assert len(objects) == 0
 
 
-def test_candidates_are_boxes_of_one_class_inside_the_image(build, features):
-    head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.2}).eval()
+def test_candidates_are_boxes_of_classes_inside_the_image(build, features):
+    head = build().eval()
     predictor = head.box_predictor
     torch.nn.init.zeros_(predictor.cls_score.weight)
     predictor.cls_score.bias.data.copy_(torch.tensor([2.0, 0.0, 2.0, 0.0]))
@@ -104,40 +104,43 @@ def test_candidates_are_boxes_of_one_class_inside_the_image(build, features):
     predictor.bbox_pred.bias.data[8] = 0.5 * predictor.box2box_transform.weights[0]
     proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[60.0, 10, 90, 40]])))
     ((boxes, scores),) = head.candidates(features, [proposals])
-    torch.testing.assert_close(boxes.tensor, torch.tensor([[60.0, 10, 90, 40], [75, 10, 96, 40]]))
-    share = torch.tensor([2.0, 0, 2, 0]).softmax(0)[0].item()
-    torch.testing.assert_close(scores, torch.tensor([[share, 0, 0], [0, 0, share]]))
+    here, moved = [60.0, 10, 90, 40], [75.0, 10, 96, 40]
+    torch.testing.assert_close(boxes, torch.tensor([[here, here, moved]]))
+    torch.testing.assert_close(scores, torch.tensor([[2.0, 0, 2, 0]]).softmax(1)[:, :3])
 
 
 @torch.no_grad()
 def test_an_image_without_proposals_has_no_candidates(build, features):
-    head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}).eval()
+    head = build().eval()
     two = {name: x.repeat(2, 1, 1, 1) for name, x in features.items()}
-    one = (Boxes(torch.tensor([[1.0, 2, 30, 40]])), torch.tensor([[0.5, 0, 0]]))
-    none = (Boxes(torch.zeros(0, 4)), torch.zeros(0, CLASSES))
+    one = Candidates(torch.tensor([[[1.0, 2, 30, 40]]]), torch.tensor([[0.5, 0, 0]]))
+    none = Candidates(torch.zeros(0, 1, 4), torch.zeros(0, CLASSES))
     proposals = head.propose([one, none], [SIZE, SIZE])
-    (boxes, _), (no_boxes, no_scores) = head.candidates(two, proposals)
-    assert (len(boxes), len(no_boxes), no_scores.shape) == (CLASSES, 0, (0, CLASSES))
-    ((no_boxes, no_scores),) = head.candidates(features, head.propose([none], [SIZE]))
-    assert (len(no_boxes), no_scores.shape) == (0, (0, CLASSES))
+    some, nothing = head.candidates(two, proposals)
+    assert [len(x) for x in (*some, *nothing)] == [1, 1, 0, 0]
+    assert len(head.selection.select(nothing, SIZE)) == 0
+    (nothing,) = head.candidates(features, head.propose([none], [SIZE]))
+    assert len(head.selection.select(nothing, SIZE)) == 0
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
 @torch.no_grad()
 def test_boxes_may_be_those_of_all_classes(build, features, agnostic):
-    keys = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}
+    keys = {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "MODEL.ROI_HEADS.NMS_THRESH_TEST": 1.0}
     head = build({**keys, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": agnostic}).eval()
     torch.nn.init.normal_(head.box_predictor.bbox_pred.weight, std=1.0)
     proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[20.0, 10, 60, 40]])))
-    ((boxes, scores),) = head.candidates(features, [proposals])
-    assert scores.shape == (CLASSES, CLASSES)
-    assert (len(boxes.tensor.unique(dim=0)) == 1) == agnostic
+    (candidates,) = head.candidates(features, [proposals])
+    found = head.selection.select(candidates, SIZE)
+    assert sorted(found.pred_classes.tolist()) == list(range(CLASSES))
+    assert (len(found.pred_boxes.tensor.unique(dim=0)) == 1) == agnostic
 
 
 def test_boxes_that_are_not_finite_are_left_out(build, features):
     head = build({"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0}).eval()
     head.box_predictor.bbox_pred.bias.data[:4] = float("nan")
     proposals = Instances(SIZE, proposal_boxes=Boxes(torch.tensor([[60.0, 10, 90, 40]])))
-    ((boxes, scores),) = head.candidates(features, [proposals])
-    assert boxes.tensor.isfinite().all()
-    assert scores.argmax(dim=1).tolist() == [1, 2]
+    (candidates,) = head.candidates(features, [proposals])
+    found = head.selection.select(candidates, SIZE)
+    assert found.pred_boxes.tensor.isfinite().all()
+    assert sorted(found.pred_classes.tolist()) == [1, 2]

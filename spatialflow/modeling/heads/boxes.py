@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spatialflow.modeling.heads.adaptive_matching import match_by
-from spatialflow.modeling.heads.selection import BoxSelection
+from spatialflow.modeling.heads.selection import BoxSelection, Candidates, candidates_inside
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import full_precision
+
+SHAPES_KEPT = 16
 
 
 class DenseBoxHead(nn.Module):
@@ -71,6 +73,7 @@ class DenseBoxHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.anchor_generator = anchor_generator
+        self._anchors: dict[tuple[object, ...], list[Boxes]] = {}  # the last used one is the last
         self.box2box_transform = box2box_transform
         self.anchor_matcher = anchor_matcher
         self.selection = selection
@@ -137,6 +140,21 @@ class DenseBoxHead(nn.Module):
             [self.cls_score(x) for x in cls_features],
             [self.bbox_pred(x) for x in box_features],
         )
+
+    def anchors(self, maps: list[Tensor]) -> list[Boxes]:
+        """Return the anchors of each level, H · W · A boxes, which are not to be changed.
+
+        Those of the last shapes are kept, as making them takes a tenth of a GPU's time.
+
+        Args:
+            maps: One map per level, (N, any, H, W).
+        """
+        shape = (maps[0].device, *(x.shape[-2:] for x in maps))
+        anchors = self._anchors.pop(shape, None) or self.anchor_generator(maps)
+        self._anchors[shape] = anchors
+        if len(self._anchors) > SHAPES_KEPT:
+            self._anchors.pop(next(iter(self._anchors)))
+        return anchors
 
     def losses(
         self,
@@ -247,8 +265,8 @@ class DenseBoxHead(nn.Module):
             For each image ``pred_boxes``, ``scores`` and ``pred_classes``, best score first, in
             pixels of the network's input.
         """
-        candidates = self.candidates(anchors, logits, deltas, image_sizes)
-        return self.selection.select_all(candidates, image_sizes)
+        each = zip(self.candidates(anchors, logits, deltas, image_sizes), image_sizes, strict=True)
+        return [self.selection.select(candidates, size) for candidates, size in each]
 
     @torch.no_grad()
     def candidates(
@@ -257,8 +275,8 @@ class DenseBoxHead(nn.Module):
         logits: list[Tensor],
         deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
-    ) -> list[tuple[Boxes, Tensor]]:
-        """Return the boxes and scores of the best anchors of each level.
+    ) -> list[Candidates]:
+        """Return the boxes and scores of the best anchors of each level, of all images at once.
 
         Args:
             anchors: Anchors of each level, H · W · A boxes.
@@ -267,41 +285,25 @@ class DenseBoxHead(nn.Module):
             image_sizes: (height, width) of each image without padding.
 
         Returns:
-            For each image its candidate boxes, clipped to the image, and their scores (boxes, K).
+            For each image P candidates, one box for all classes.
         """
-        level_scores = [permute_to_N_HWA_K(x, self.num_classes).float().sigmoid() for x in logits]
-        level_deltas = [permute_to_N_HWA_K(x, 4).float() for x in deltas]
-        return [
-            self._candidates(
-                anchors,
-                [scores[i] for scores in level_scores],
-                [level[i] for level in level_deltas],
-                size,
-            )
-            for i, size in enumerate(image_sizes)
-        ]
-
-    def _candidates(
-        self,
-        anchors: list[Boxes],
-        level_scores: list[Tensor],
-        level_deltas: list[Tensor],
-        image_size: tuple[int, int],
-    ) -> tuple[Boxes, Tensor]:
-        """Return the candidates of one image, from scores (H·W·A, K) and deltas of each level."""
-        kept_boxes, kept_scores = [], []
-        for level_anchors, scores, deltas in zip(anchors, level_scores, level_deltas, strict=True):
-            best = scores.amax(dim=1)
-            kept = best.topk(min(self.selection.candidates, len(best))).indices
+        kept = []
+        for level_anchors, level_logits, level_deltas in zip(anchors, logits, deltas, strict=True):
+            of_classes = permute_to_N_HWA_K(level_logits, self.num_classes)
+            # The order of logits is the order of scores.
+            best = of_classes.amax(dim=2).float()
+            index = best.topk(min(self.selection.candidates, best.shape[1]), dim=1).indices
             # topk orders equal scores differently on each device, and NMS keeps that order.
-            kept = kept.sort().values
-            kept_scores.append(scores[kept])
-            kept_boxes.append(
-                self.box2box_transform.apply_deltas(deltas[kept], level_anchors.tensor[kept])
+            rows = index.sort(dim=1).values[..., None]  # (N, candidates of the level, 1)
+            kept.append(
+                (
+                    level_anchors.tensor[rows[..., 0]],
+                    of_classes.gather(1, rows.expand(-1, -1, self.num_classes)),
+                    permute_to_N_HWA_K(level_deltas, 4).gather(1, rows.expand(-1, -1, 4)),
+                )
             )
-        boxes, scores = Boxes(cat(kept_boxes)), cat(kept_scores)
-        # The trainer reports a model that diverges. Without this, clip() fails an assertion first.
-        finite = boxes.tensor.isfinite().all(dim=1)
-        boxes, scores = boxes[finite], scores[finite]
-        boxes.clip(image_size)
-        return boxes, scores
+        # (N, P, 4), (N, P, K), (N, P, 4)
+        bases, scores, offsets = (cat(parts, dim=1).float() for parts in zip(*kept, strict=True))
+        boxes = self.box2box_transform.apply_deltas(offsets.flatten(0, 1), bases.flatten(0, 1))
+        each = zip(boxes.view(*bases.shape[:2], 1, 4), scores.sigmoid(), image_sizes, strict=True)
+        return [candidates_inside(*of_image) for of_image in each]

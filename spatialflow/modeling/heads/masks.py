@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, paste_masks_in_image
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spatialflow.modeling.layers.norms import norm_builder
+from spatialflow.modeling.layers.pooling import RegionPooler
 from spatialflow.modeling.losses import LossNormalizer
 from spatialflow.utils.precision import full_precision
 
@@ -38,7 +39,7 @@ class ProposalMaskHead(nn.Module):
         self,
         *,
         fcn: MaskRCNNConvUpsampleHead,
-        pooler: ROIPooler,
+        pooler: RegionPooler,
         proposal_iou: float,
         normalizer: LossNormalizer,
     ) -> None:
@@ -78,7 +79,7 @@ class ProposalMaskHead(nn.Module):
                 conv_dims=[keys.CONV_DIM] * (keys.NUM_CONV + 1),
                 conv_norm=norm_builder(keys.NORM),
             ),
-            "pooler": ROIPooler(
+            "pooler": RegionPooler(
                 output_size=resolution,
                 scales=[1.0 / shape.stride for shape in shapes],
                 sampling_ratio=keys.POOLER_SAMPLING_RATIO,
@@ -177,3 +178,29 @@ class ProposalMaskHead(nn.Module):
             gt_classes=targets.gt_classes[matches],
             gt_masks=targets.gt_masks[matches],
         )
+
+
+def detections_at_size(detections: Instances, size: tuple[int, int]) -> Instances:
+    """Return an image's detections at another size, with masks of the whole image.
+
+    It is Detectron2's ``detector_postprocess``, which makes the CPU wait for a GPU once a field.
+
+    Args:
+        detections: ``pred_boxes``, ``pred_masks`` (M, 1, 28, 28) and other fields; they stay as
+            they are.
+        size: (height, width) of the results.
+
+    Returns:
+        The detections whose boxes are not empty at that size, with ``pred_masks`` (M, height,
+        width) in bool.
+    """
+    (height, width), (old_height, old_width) = size, detections.image_size
+    boxes = detections.pred_boxes.clone()
+    boxes.scale(width / old_width, height / old_height)
+    x, y = boxes.tensor[:, 0::2].clamp(0, width), boxes.tensor[:, 1::2].clamp(0, height)
+    boxes = Boxes(torch.stack([x, y], dim=-1).flatten(1))
+    kept = boxes.nonempty().nonzero()[:, 0]
+    resized = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[kept]
+    paste = retry_if_cuda_oom(paste_masks_in_image)
+    resized.pred_masks = paste(resized.pred_masks[:, 0], resized.pred_boxes, size).bool()
+    return resized

@@ -15,9 +15,14 @@ from detectron2.layers import ShapeSpec, nms
 from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torch.nn import functional as F
 
-from spatialflow.modeling.heads.selection import BoxSelection
+from spatialflow.modeling.heads.selection import (
+    NO_SCORE,
+    BoxSelection,
+    Candidates,
+    candidates_inside,
+)
+from spatialflow.modeling.layers.pooling import RegionPooler
 from spatialflow.utils.precision import full_precision
 
 
@@ -68,8 +73,10 @@ class RegionHead(StandardROIHeads):
         # Masks are predicted by a head of our own.
         cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
         keys = cfg.MODEL.ROI_HEADS
+        parts = super().from_config(cfg, input_shape)
+        parts["box_pooler"].__class__ = RegionPooler
         return {
-            **super().from_config(cfg, input_shape),
+            **parts,
             "proposal_nms_threshold": cfg.MODEL.RPN.NMS_THRESH,
             "proposals_train": cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN,
             "proposals_test": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
@@ -83,12 +90,12 @@ class RegionHead(StandardROIHeads):
 
     @torch.no_grad()
     def propose(
-        self, candidates: list[tuple[Boxes, Tensor]], image_sizes: list[tuple[int, int]]
+        self, candidates: list[Candidates], image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
         """Select proposals by the score of their best class.
 
         Args:
-            candidates: Boxes of each image, and their scores (boxes, K).
+            candidates: Candidates of each image, with one box for all classes.
             image_sizes: (height, width) of each image without padding.
 
         Returns:
@@ -97,12 +104,14 @@ class RegionHead(StandardROIHeads):
         count = self.proposals_train if self.training else self.proposals_test
         proposals = []
         for (boxes, scores), size in zip(candidates, image_sizes, strict=True):
-            filled = boxes.nonempty()
-            boxes, best = boxes[filled], scores[filled].amax(dim=1)
-            keep = nms(boxes.tensor, best, self.proposal_nms_threshold)[:count]
+            each = Boxes(boxes[:, 0])
+            # Empty boxes suppress no others. Taking them out twice would be two waits for a GPU.
+            best = scores.amax(dim=1).masked_fill(~each.nonempty(), NO_SCORE)
+            keep = nms(each.tensor, best, self.proposal_nms_threshold)
+            keep = keep[best[keep] > NO_SCORE][:count]
             proposals.append(
                 Instances(
-                    size, proposal_boxes=boxes[keep], objectness_logits=best[keep].logit(eps=1e-6)
+                    size, proposal_boxes=each[keep], objectness_logits=best[keep].logit(eps=1e-6)
                 )
             )
         return proposals
@@ -132,16 +141,15 @@ class RegionHead(StandardROIHeads):
     @torch.no_grad()
     def candidates(
         self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[tuple[Boxes, Tensor]]:
-        """Return the boxes of the classes whose score exceeds the threshold, and their scores.
+    ) -> list[Candidates]:
+        """Return the boxes and the scores of each proposal.
 
         Args:
             features: Level of the region branch → (N, C, H, W).
             proposals: From :meth:`propose`.
 
         Returns:
-            For each image boxes, clipped to the image, and their scores (boxes, K), which are 0 for
-            other classes than the box's own.
+            For each image as many candidates as it has proposals.
         """
         levels = _full_precision(features)
         maps = [levels[name] for name in self.box_in_features]
@@ -149,17 +157,12 @@ class RegionHead(StandardROIHeads):
         predictions = self.box_predictor(self.box_head(pooled))
         all_boxes = self.box_predictor.predict_boxes(predictions, proposals)
         all_scores = self.box_predictor.predict_probs(predictions, proposals)
-        candidates = []
-        for boxes, scores, image in zip(all_boxes, all_scores, proposals, strict=True):
-            of_classes = scores[:, :-1]
-            # A box that is not finite belongs to a model that diverges, which the trainer reports.
-            each = boxes.view(len(boxes), boxes.shape[1] // 4, 4).expand(-1, self.num_classes, 4)
-            kept = (of_classes > self.selection.score_threshold) & each.isfinite().all(dim=-1)
-            clipped = Boxes(each[kept])
-            clipped.clip(image.image_size)
-            own = F.one_hot(kept.nonzero()[:, 1], self.num_classes)
-            candidates.append((clipped, own * of_classes[kept][:, None]))
-        return candidates
+        return [
+            candidates_inside(
+                boxes.view(len(boxes), boxes.shape[1] // 4, 4), scores[:, :-1], image.image_size
+            )
+            for boxes, scores, image in zip(all_boxes, all_scores, proposals, strict=True)
+        ]
 
 
 def _full_precision(features: Mapping[str, Tensor]) -> dict[str, Tensor]:

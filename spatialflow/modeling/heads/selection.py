@@ -1,13 +1,51 @@
-"""Selection of detections from boxes and scores, of either box stage."""
+"""Selection of detections from boxes and scores, of either box stage.
+
+Shape legend: P candidate boxes of an image, K thing classes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+
+NO_SCORE = -1.0
+"""Score of what is no box: it is below every threshold."""
+
+
+class Candidates(NamedTuple):
+    """What the detections of an image are selected from.
+
+    Attributes:
+        boxes: Box of each candidate for each class, (P, K, 4), or one for all classes, (P, 1, 4).
+        scores: Score of each class, (P, K).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+def candidates_inside(boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Candidates:
+    """Return candidates that are clipped to their image.
+
+    A box that is not finite belongs to a model that diverges, which the trainer reports. It gets no
+    score here, as taking it out would make the CPU wait for a GPU.
+
+    Args:
+        boxes: (P, K, 4) or (P, 1, 4).
+        scores: (P, K).
+        image_size: (height, width) of the image without padding.
+    """
+    finite = boxes.isfinite().all(dim=-1)
+    boxes = boxes.masked_fill(~finite[..., None], 0)
+    height, width = image_size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    clipped = torch.stack([x, y], dim=-1).flatten(-2)
+    return Candidates(clipped, scores.masked_fill(~finite, NO_SCORE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +64,25 @@ class BoxSelection:
     nms_threshold: float
     detections: int
 
-    def select_all(
-        self, candidates: list[tuple[Boxes, Tensor]], image_sizes: list[tuple[int, int]]
-    ) -> list[Instances]:
-        """Select the detections of each image, as :meth:`select` does of one."""
-        return [
-            self.select(boxes, scores, size)
-            for (boxes, scores), size in zip(candidates, image_sizes, strict=True)
-        ]
-
     @torch.no_grad()
-    def select(self, boxes: Boxes, scores: Tensor, image_size: tuple[int, int]) -> Instances:
+    def select(self, candidates: Candidates, image_size: tuple[int, int]) -> Instances:
         """Select detections from the candidates of one image, by score and NMS per class.
 
         Args:
-            boxes: Candidate boxes.
-            scores: Score of each class for each box, (boxes, K).
+            candidates: Candidates inside the image.
             image_size: (height, width) of the image without padding.
 
         Returns:
             ``pred_boxes``, ``scores`` and ``pred_classes``, best score first.
         """
-        index, classes = (scores > self.score_threshold).nonzero(as_tuple=True)
-        pair_scores = scores[index, classes]
-        keep = batched_nms(boxes.tensor[index], pair_scores, classes, self.nms_threshold)[
-            : self.detections
-        ]
+        boxes, scores = candidates
+        index, classes = (scores > self.score_threshold).nonzero().unbind(dim=1)
+        boxes = boxes.expand(-1, scores.shape[1], -1)[index, classes]
+        scores = scores[index, classes]
+        keep = batched_nms(boxes, scores, classes, self.nms_threshold)[: self.detections]
         return Instances(
             image_size,
-            pred_boxes=boxes[index[keep]],
-            scores=pair_scores[keep],
+            pred_boxes=Boxes(boxes[keep]),
+            scores=scores[keep],
             pred_classes=classes[keep],
         )
