@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, nms
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from spatialflow.modeling.heads import Candidates, RegionHead
+from spatialflow.modeling.heads.selection import first_of_nms
 
 CLASSES, SIZE = 3, (64, 96)
 SHAPES = {f"p{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3, 4, 5)}
@@ -62,6 +63,17 @@ def test_proposals_are_limited(build, training, count):
     (proposals,) = head.train(training).propose([Candidates(boxes, scores)], [SIZE])
     best = scores.amax(dim=1).sort(descending=True).values[:count]
     torch.testing.assert_close(proposals.objectness_logits.sigmoid(), best)
+
+
+@pytest.mark.parametrize("spread", [20, 400])
+@pytest.mark.parametrize("count", [1, 10, 60, 500])
+def test_the_first_of_nms_are_the_first_of_all(spread, count):
+    """Few boxes are kept where they are crowded, so that the first half of the search fails."""
+    corners = torch.rand(300, 2) * spread
+    boxes = torch.cat([corners, corners + 10 + torch.rand(300, 2) * 20], dim=1)
+    scores = (torch.rand(300) * 50).round() / 50  # with equal ones
+    found = first_of_nms(boxes, scores, 0.3, count)
+    assert torch.equal(found, nms(boxes, scores, 0.3)[:count])
 
 
 def test_objects_are_those_that_overlap_the_truth(build, features):

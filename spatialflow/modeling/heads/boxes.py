@@ -18,13 +18,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from fvcore.nn import sigmoid_focal_loss, smooth_l1_loss
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from spatialflow.modeling.heads.adaptive_matching import match_by
 from spatialflow.modeling.heads.selection import BoxSelection, Candidates, candidates_inside
-from spatialflow.modeling.losses import LossNormalizer
+from spatialflow.modeling.losses import LossNormalizer, focal_loss
 from spatialflow.utils.precision import full_precision
 
 SHAPES_KEPT = 16
@@ -183,18 +182,13 @@ class DenseBoxHead(nn.Module):
         positive = (classes >= 0) & (classes != self.num_classes)
         # The reference counts at least 1 per image.
         normalizer = self.normalizer(positive.sum(dim=1).clamp(min=1).sum())
-        level_classes = classes.split(levels, dim=1)
-        # The focal loss would keep more memory for the backward pass than the network itself, so
-        # the backward pass computes it again.
         loss_cls = sum(
-            checkpoint(self._focal, *pair, use_reentrant=False, preserve_rng_state=False)
-            for pair in zip(logits, level_classes, strict=True)
+            self._focal(*pair) for pair in zip(logits, classes.split(levels, dim=1), strict=True)
         )
+        # Others are compared with themselves, as choosing the positive ones is a wait for a GPU.
+        target_deltas = torch.where(positive[..., None], target_deltas, all_deltas.detach())
         loss_box = smooth_l1_loss(
-            all_deltas[positive],
-            target_deltas[positive],
-            beta=self.smooth_l1_beta,
-            reduction="sum",
+            all_deltas, target_deltas, beta=self.smooth_l1_beta, reduction="sum"
         )
         return {"loss_cls": loss_cls / normalizer, "loss_box": loss_box / normalizer}
 
@@ -205,15 +199,14 @@ class DenseBoxHead(nn.Module):
             logits: Class logits of the level, (N, A·K, H, W).
             classes: Class of each of its anchors, (N, H·W·A); K background, -1 ignored.
         """
-        valid = classes >= 0
-        logits = full_precision(permute_to_N_HWA_K(logits, self.num_classes))[valid]
-        one_hot = classes[valid][:, None] == torch.arange(self.num_classes, device=logits.device)
-        return sigmoid_focal_loss(
-            logits,
-            one_hot.to(logits),
+        count, _, height, width = logits.shape
+        of_position = classes.view(count, height, width, -1).permute(0, 3, 1, 2)
+        return focal_loss(
+            logits.view(count, -1, self.num_classes, height, width),
+            of_position[:, :, None],
+            dim=2,
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
-            reduction="sum",
         )
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, nms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
@@ -21,6 +21,7 @@ from spatialflow.modeling.heads.selection import (
     BoxSelection,
     Candidates,
     candidates_inside,
+    first_of_nms,
 )
 from spatialflow.modeling.layers.pooling import RegionPooler
 from spatialflow.utils.precision import full_precision
@@ -107,8 +108,8 @@ class RegionHead(StandardROIHeads):
             each = Boxes(boxes[:, 0])
             # Empty boxes suppress no others. Taking them out twice would be two waits for a GPU.
             best = scores.amax(dim=1).masked_fill(~each.nonempty(), NO_SCORE)
-            keep = nms(each.tensor, best, self.proposal_nms_threshold)
-            keep = keep[best[keep] > NO_SCORE][:count]
+            keep = first_of_nms(each.tensor, best, self.proposal_nms_threshold, count)
+            keep = keep[best[keep] > NO_SCORE]
             proposals.append(
                 Instances(
                     size, proposal_boxes=each[keep], objectness_logits=best[keep].logit(eps=1e-6)

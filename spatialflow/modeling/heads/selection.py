@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from detectron2.layers import batched_nms
+from detectron2.layers import batched_nms, nms
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -46,6 +46,28 @@ def candidates_inside(boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     clipped = torch.stack([x, y], dim=-1).flatten(-2)
     return Candidates(clipped, scores.masked_fill(~finite, NO_SCORE))
+
+
+def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
+    """Return the first boxes that NMS keeps, by index, best score first.
+
+    A box suppresses only those after it. On a CPU the search ends where enough are kept, as the
+    time of NMS grows with the square of the boxes; a GPU compares all at once.
+
+    Args:
+        boxes: (P, 4).
+        scores: (P,).
+        threshold: IoU above which a box suppresses another one.
+        count: Largest number of boxes to return.
+    """
+    if boxes.device.type != "cpu" or len(boxes) <= 2 * count:
+        return nms(boxes, scores, threshold)[:count]
+    order = scores.argsort(descending=True, stable=True)
+    best = order[: 2 * count]
+    keep = nms(boxes[best], scores[best], threshold)
+    if len(keep) < count:
+        best, keep = order, nms(boxes[order], scores[order], threshold)
+    return best[keep[:count]]
 
 
 @dataclass(frozen=True, slots=True)
