@@ -1,10 +1,12 @@
-"""Predict the panoptic segmentation of single images with Detectron2's predictor."""
+"""Predict the panoptic segmentation of images with Detectron2's predictor."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from torch import nn
@@ -50,31 +52,50 @@ class Predictor(DefaultPredictor):
             size = 0  # leaves an image as it is
         self.aug = ResizeShortestEdge(size, cfg.INPUT.MAX_SIZE_TEST)
 
-    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """Predict one image.
+    @overload
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]: ...
+
+    @overload
+    def __call__(self, original_image: Sequence[np.ndarray]) -> list[dict[str, Any]]: ...
+
+    def __call__(
+        self, original_image: np.ndarray | Sequence[np.ndarray]
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Predict one image, or several as one batch.
 
         Args:
             original_image: (H, W, 3) uint8, in the order blue, green, red, such as
-                ``spatialflow.data.read_image(path, "BGR")``.
+                ``spatialflow.data.read_image(path, "BGR")``; or a list of them. Their sizes may
+                differ.
 
         Returns:
-            ``instances``, ``sem_seg`` and ``panoptic_seg``, as the model returns them.
+            ``instances``, ``sem_seg`` and ``panoptic_seg``, as the model returns them; for a list
+            of images a list. An image in a list gets what it gets alone, up to rounding.
 
         Raises:
-            ValueError: If the image is something else. Grey levels, an alpha channel or deeper
+            ValueError: If an image is something else. Grey levels, an alpha channel or deeper
                 pixels would give a result that means nothing.
         """
-        found = type(original_image).__name__
-        if isinstance(original_image, np.ndarray):
-            found = f"{original_image.dtype} of shape {original_image.shape}"
-            height, width, channels = (*original_image.shape, 0, 0, 0)[:3]
-            if (
-                original_image.dtype == np.uint8
-                and original_image.ndim == channels == 3
-                and height * width > 0
-            ):
-                return super().__call__(original_image)
-        raise ValueError(
-            f"an image of (H, W, 3) uint8 in the order BGR expected, {found} given; "
-            'spatialflow.data.read_image(path, "BGR") reads one'
-        )
+        several = isinstance(original_image, list | tuple)
+        items = [self._input(image) for image in (original_image if several else [original_image])]
+        with torch.no_grad():
+            found: list[dict[str, Any]] = self.model(items) if items else []
+        return found if several else found[0]
+
+    def _input(self, image: Any) -> dict[str, Any]:
+        """Return the input of the model for one image, as Detectron2's predictor makes it."""
+        found = type(image).__name__
+        if isinstance(image, np.ndarray):
+            found = f"{image.dtype} of shape {image.shape}"
+        height, width, channels = (*getattr(image, "shape", ()), 0, 0, 0)[:3]
+        is_image = isinstance(image, np.ndarray) and image.ndim == channels == 3
+        if not (is_image and image.dtype == np.uint8 and height * width > 0):
+            raise ValueError(
+                f"an image of (H, W, 3) uint8 in the order BGR expected, {found} given; "
+                'spatialflow.data.read_image(path, "BGR") reads one'
+            )
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = self.aug.get_transform(image).apply_image(image)
+        pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": pixels, "height": height, "width": width}
