@@ -51,15 +51,19 @@ CHANGES: dict[str, dict[str, tuple[object, object]]] = {
     "mask convolutions": {"MODEL.ROI_MASK_HEAD.NUM_CONV": (2, 4)},
     "short towers": {"MODEL.RETINANET.NUM_CONVS": (4, 2)},
     "ATSS": {"MODEL.SPATIALFLOW.ASSIGNMENT": ("iou", "atss")},
-    "DIoU": {
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1", "diou"),
-        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": (1.0, 4.0),
-    },
     "average": {"SOLVER.EMA.ENABLED": (False, True)},
 }
 """What refines the network: name → key → its value without and with the change."""
 
-ALONE, LESS = "parallel with ", "refined without "
+TRIED: dict[str, dict[str, object]] = {
+    "DIoU": {
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "diou",
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": 4.0,
+    },
+}
+"""What was tried on the refined network and not kept: name → key → its value."""
+
+ALONE, LESS, MORE = "parallel with ", "refined without ", "refined with "
 
 
 @BACKBONE_REGISTRY.register()
@@ -88,7 +92,7 @@ def refined() -> dict[str, list[object]]:
 
 
 def changed() -> dict[str, list[object]]:
-    """Return the contestants with one change alone, and those without one, with their keys."""
+    """Return the contestants with one change alone, without one, and with one more, with keys."""
     without = {
         name: [item for key, (off, _) in keys.items() for item in (key, off)]
         for name, keys in CHANGES.items()
@@ -98,6 +102,10 @@ def changed() -> dict[str, list[object]]:
         **{
             ALONE + name: [item for other in CHANGES if other != name for item in without[other]]
             for name in CHANGES
+        },
+        **{
+            MORE + name: [item for pair in keys.items() for item in pair]
+            for name, keys in TRIED.items()
         },
     }
 
