@@ -28,7 +28,6 @@ import spatialflow  # noqa: F401  # isort: skip  # before PyTorch, for its threa
 import cv2
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -48,6 +47,7 @@ from spatialflow.analysis.memory import MIB
 from spatialflow.analysis.tables import complete, program_parser, table
 from spatialflow.analysis.timing import time_in_turn
 from spatialflow.cli.errors import errors_in_one_line
+from spatialflow.data import read_image
 from spatialflow.utils.errors import ConfigError
 from spatialflow.utils.files import write_json
 from spatialflow.utils.precision import autocast

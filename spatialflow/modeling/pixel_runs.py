@@ -69,6 +69,8 @@ def pack(sets: Tensor) -> Tensor:
     """
     packed = sets.new_zeros((-(-len(sets) // BYTE), sets.shape[1]), dtype=torch.uint8)
     for bit in range(min(BYTE, len(sets))):
-        every_eighth = sets[bit::BYTE].view(torch.uint8)
+        every_eighth = sets[bit::BYTE]
+        if not torch.jit.is_tracing():  # which has no such view; it halves the time
+            every_eighth = every_eighth.view(torch.uint8)
         packed[: len(every_eighth)].add_(every_eighth, alpha=2**bit)
     return packed

@@ -202,5 +202,6 @@ def detections_at_size(detections: Instances, size: tuple[int, int]) -> Instance
     kept = boxes.nonempty().nonzero()[:, 0]
     resized = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[kept]
     paste = retry_if_cuda_oom(paste_masks_in_image)
-    resized.pred_masks = paste(resized.pred_masks[:, 0], resized.pred_boxes, size).bool()
+    boxes_there = resized.pred_boxes.tensor  # tracing takes no Boxes
+    resized.pred_masks = paste(resized.pred_masks[:, 0], boxes_there, size).bool()
     return resized
