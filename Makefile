@@ -76,7 +76,7 @@ bench-targets: $(INSTALLED)  ## Measure every target of speed in one run (DATA=�
 	@test -n "$(DATA)" && test -n "$(NUCLEI)" || { echo "make bench-targets DATA=… NUCLEI=…: two folders in COCO panoptic layout" >&2; exit 1; }
 	@$(BIN)/python $(QUIET) -m benchmarks.speed.targets --data "$(DATA)" --nuclei "$(NUCLEI)" --threads $(THREADS)
 
-bench-gpu: $(INSTALLED)  ## Measure one GPU, and compare it with the CPU (8 minutes; ARGS="--device cpu …" for a dry run)
+bench-gpu: $(INSTALLED)  ## Measure one GPU, and compare it with the CPU (ARGS="--device cpu …" for a dry run)
 	@$(BIN)/python $(QUIET) -m benchmarks.speed.gpu --threads $(THREADS) $(ARGS)
 	@$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 

@@ -103,7 +103,7 @@ class GPUBenchmark:
         """Measure images a second by the number of images in a batch."""
         works = {
             f"{name}, batch of {count}": inferring(
-                lambda model=model, count=count: model([self.item] * count), self.device
+                lambda model=model, count=count: model([self.item] * count)
             )
             for name, model in self.models.items()
             for count in BATCHES
@@ -154,9 +154,7 @@ class GPUBenchmark:
     def _in_precisions(self, work: Callable[[nn.Module], Work]) -> dict[str, Work]:
         """Return ``work`` for each network and precision, without gradients."""
         return {
-            f"{name}, {precision}": under_autocast(
-                inferring(work(model), self.device), self.device, dtype
-            )
+            f"{name}, {precision}": under_autocast(inferring(work(model)), self.device, dtype)
             for name, model in self.models.items()
             for precision, dtype in PRECISIONS.items()
         }
@@ -183,7 +181,7 @@ class GPUBenchmark:
         return rows
 
 
-def inferring(work: Work, device: torch.device) -> Work:
+def inferring(work: Work) -> Work:
     """Return a function that calls another one without gradients."""
 
     @torch.no_grad()

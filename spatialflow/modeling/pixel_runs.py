@@ -32,7 +32,7 @@ class PixelRuns:
             masks: (M, H, W) bool, on the device of the labels.
         """
         self._size = labels.shape
-        flat, cover = labels.flatten(), pack(masks.flatten(1))
+        flat, cover = labels.flatten(), _pack(masks.flatten(1))
         begins = torch.ones_like(flat, dtype=torch.bool)
         torch.ne(flat[1:], flat[:-1], out=begins[1:])
         for eight in cover:
@@ -58,7 +58,7 @@ class PixelRuns:
         return there.repeat_interleave(self._lengths, output_size=pixels).view(self._size)
 
 
-def pack(sets: Tensor) -> Tensor:
+def _pack(sets: Tensor) -> Tensor:
     """Return the bits of sets in bytes, the first one in the lowest bit.
 
     Args:

@@ -20,6 +20,7 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spatialflow.modeling.heads.selection import clipped
 from spatialflow.modeling.layers.norms import norm_builder
 from spatialflow.modeling.layers.pooling import RegionPooler
 from spatialflow.modeling.losses import LossNormalizer
@@ -197,8 +198,7 @@ def detections_at_size(detections: Instances, size: tuple[int, int]) -> Instance
     (height, width), (old_height, old_width) = size, detections.image_size
     boxes = detections.pred_boxes.clone()
     boxes.scale(width / old_width, height / old_height)
-    x, y = boxes.tensor[:, 0::2].clamp(0, width), boxes.tensor[:, 1::2].clamp(0, height)
-    boxes = Boxes(torch.stack([x, y], dim=-1).flatten(1))
+    boxes = Boxes(clipped(boxes.tensor, size))
     kept = boxes.nonempty().nonzero()[:, 0]
     resized = Instances(size, **{**detections.get_fields(), "pred_boxes": boxes})[kept]
     paste = retry_if_cuda_oom(paste_masks_in_image)

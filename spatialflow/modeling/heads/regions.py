@@ -75,6 +75,7 @@ class RegionHead(StandardROIHeads):
         cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = False
         keys = cfg.MODEL.ROI_HEADS
         parts = super().from_config(cfg, input_shape)
+        # Detectron2 has no key for the class; this one has no state of its own.
         parts["box_pooler"].__class__ = RegionPooler
         return {
             **parts,

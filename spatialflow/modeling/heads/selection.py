@@ -29,6 +29,16 @@ class Candidates(NamedTuple):
     scores: Tensor
 
 
+def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes (..., 4) inside of an image of a size (height, width).
+
+    Detectron2's ``Boxes.clip`` first asks a GPU whether all are finite, and waits for the answer.
+    """
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], dim=-1).flatten(-2)
+
+
 def candidates_inside(boxes: Tensor, scores: Tensor, image_size: tuple[int, int]) -> Candidates:
     """Return candidates that are clipped to their image.
 
@@ -41,11 +51,8 @@ def candidates_inside(boxes: Tensor, scores: Tensor, image_size: tuple[int, int]
         image_size: (height, width) of the image without padding.
     """
     finite = boxes.isfinite().all(dim=-1)
-    boxes = boxes.masked_fill(~finite[..., None], 0)
-    height, width = image_size
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    clipped = torch.stack([x, y], dim=-1).flatten(-2)
-    return Candidates(clipped, scores.masked_fill(~finite, NO_SCORE))
+    inside = clipped(boxes.masked_fill(~finite[..., None], 0), image_size)
+    return Candidates(inside, scores.masked_fill(~finite, NO_SCORE))
 
 
 def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) -> Tensor:
@@ -60,14 +67,12 @@ def first_of_nms(boxes: Tensor, scores: Tensor, threshold: float, count: int) ->
         threshold: IoU above which a box suppresses another one.
         count: Largest number of boxes to return.
     """
-    if boxes.device.type != "cpu" or len(boxes) <= 2 * count:
-        return nms(boxes, scores, threshold)[:count]
-    order = scores.argsort(descending=True, stable=True)
-    best = order[: 2 * count]
-    keep = nms(boxes[best], scores[best], threshold)
-    if len(keep) < count:
-        best, keep = order, nms(boxes[order], scores[order], threshold)
-    return best[keep[:count]]
+    if boxes.device.type == "cpu" and len(boxes) > 2 * count:
+        best = scores.argsort(descending=True, stable=True)[: 2 * count]
+        keep = nms(boxes[best], scores[best], threshold)
+        if len(keep) >= count:
+            return best[keep[:count]]
+    return nms(boxes, scores, threshold)[:count]
 
 
 @dataclass(frozen=True, slots=True)
